@@ -1,0 +1,44 @@
+"""Importing the library is cheap: the heavy and the optional packages load only when used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OPTIONAL = {"cupy", "numba", "matplotlib", "click", "rich"}
+
+
+def loaded_by(module: str, cwd: Path) -> set[str]:
+    """Top-level names that a fresh interpreter has newly loaded after `import module`."""
+    program = f"""
+import json, sys
+before = set(sys.modules)
+import {module}
+assert {module}.__file__, "a namespace package: __init__.py is missing"
+print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - before}})))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("tinygrad_rnn", OPTIONAL | {"numpy"}),
+        ("tinygrad_rnn.config", OPTIONAL | {"numpy"}),
+        ("tinygrad_rnn.engine", OPTIONAL),
+    ],
+)
+def test_import_loads_nothing_heavy(module: str, unwanted: set[str], tmp_path: Path) -> None:
+    loaded = loaded_by(module, tmp_path)
+    assert "tinygrad_rnn" in loaded
+    assert not loaded & unwanted
+
+
+def test_the_probe_sees_what_an_import_loads(tmp_path: Path) -> None:
+    assert "numpy" in loaded_by("safetensors.numpy", tmp_path)
