@@ -1,0 +1,121 @@
+"""Arrays and where they live: the one file that names cupy.
+
+Ops call NumPy's functions; an array that is not NumPy's (CuPy's, or the guard arrays of the tests)
+takes the call over through ``__array_ufunc__`` and ``__array_function__``. So the owner of the data
+decides, and only creation (`Device.xp`), copies between devices and scatter-add need this module.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.errors import DeviceError
+
+Array = Any  # numpy.ndarray, cupy.ndarray, or a guard array in tests
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where arrays are created: its name as the user writes it, and its array module."""
+
+    name: str
+    xp: types.ModuleType
+
+
+def select(name: str) -> Device:
+    """The device that `name` (``auto``, ``cpu``, ``cuda`` or ``cuda:N``) means, checked to be there.
+
+    Raises DeviceError for an unknown name, or for ``cuda`` without CuPy or without a GPU.
+    """
+    if name == "auto":
+        return select("cuda") if _gpu_count() > 0 else select("cpu")
+    if name == "cpu":
+        return Device("cpu", np)
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise DeviceError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if importlib.util.find_spec("cupy") is None:
+        raise DeviceError(f"device {name!r}: CuPy is not installed; pip install 'tinygrad_rnn[cuda12]', or use cpu")
+    count = _gpu_count()
+    index = int(number or 0)
+    if index >= count:
+        raise DeviceError(f"device {name!r}: this machine shows {count} CUDA device(s); use cpu")
+    import cupy
+
+    cupy.cuda.Device(index).use()
+    return Device(f"cuda:{index}", cupy)
+
+
+def _gpu_count() -> int:
+    if importlib.util.find_spec("cupy") is None:
+        return 0
+    try:
+        import cupy
+
+        return int(cupy.cuda.runtime.getDeviceCount())
+    except Exception:  # a CuPy without a driver fails in many ways at import and at the first call; all mean "no GPU"
+        return 0
+
+
+def namespace(array: Array) -> Any:
+    """The module that owns `array`: numpy, cupy, or what the array's ``__array_namespace__`` says."""
+    if isinstance(array, np.ndarray | np.generic):
+        return np
+    if type(array).__module__.partition(".")[0] == "cupy":
+        import cupy
+
+        return cupy
+    return array.__array_namespace__()
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array of some backend (not a Python or NumPy scalar, not a list)."""
+    return isinstance(value, np.ndarray) or (hasattr(value, "__array_ufunc__") and hasattr(value, "dtype")
+                                             and not isinstance(value, np.generic))
+
+
+def to_host(array: Array) -> np.ndarray[Any, Any]:
+    """A NumPy array with the content of `array`; the copy between devices is explicit here and nowhere else."""
+    if isinstance(array, np.ndarray):
+        return array
+    if isinstance(array, np.generic):
+        return np.asarray(array)
+    return np.asarray(array.get())
+
+
+def from_host(array: np.ndarray[Any, Any], xp: Any) -> Array:
+    """`array` on the device whose module is `xp`; no copy when that is NumPy."""
+    return array if xp is np else xp.asarray(array)
+
+
+def scatter_add(buffer: Array, index: Any, values: Array) -> None:
+    """``buffer[index] += values`` in place; entries that `index` names several times add up."""
+    if not _has_arrays(index):
+        buffer[index] += values  # slices name every entry once
+        return
+    if isinstance(buffer, np.ndarray) and isinstance(index, np.ndarray) and index.dtype != bool and buffer.ndim > 1:
+        _add_rows(buffer, index.reshape(-1), values.reshape(-1, *buffer.shape[1:]))
+        return
+    np.add.at(buffer, index, values)
+
+
+def _has_arrays(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(hasattr(part, "shape") and part.shape != () for part in parts) or any(
+        isinstance(part, list) for part in parts)
+
+
+def _add_rows(buffer: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+    """Add ``values[k]`` to ``buffer[rows[k]]``: sorted runs are summed at once (np.add.at goes element by element)."""
+    if rows.size == 0:
+        return
+    rows = np.where(rows < 0, rows + len(buffer), rows)
+    order = np.argsort(rows, kind="stable")
+    ranked = rows[order]
+    starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
+    buffer[ranked[starts]] += np.add.reduceat(values[order], starts, axis=0)

@@ -1,0 +1,65 @@
+"""Reading parts of an array, and the scatter that is its transpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn import backend
+from tinygrad_rnn.engine import Scatter, Variable, primitive
+from tinygrad_rnn.errors import DtypeError, ShapeError
+
+
+def getitem(x: Any, index: Any) -> Any:
+    """``x[index]``: integers, slices, None, Ellipsis, boolean masks and integer arrays, as in NumPy.
+
+    Its gradient is a `Scatter`: added in place at `index`, so that T slices of a sequence cost T, not T squared.
+    """
+    return _getitem(x, index=_plain(index), shape=tuple(x.shape))
+
+
+def _plain(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(_plain(part) for part in index)
+    if isinstance(index, list):
+        return np.asarray(index)
+    return index.data if isinstance(index, Variable) else index
+
+
+@primitive
+def _getitem(x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
+    return x[index]
+
+
+_getitem.vjp(lambda g, _y, _x, *, index, shape: Scatter(g, index, lambda: _scatter(g, index=index, shape=shape)))
+
+
+@primitive
+def _scatter(values: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
+    out = np.zeros_like(values, shape=shape)
+    backend.scatter_add(out, index, values)
+    return out
+
+
+_scatter.vjp(lambda g, _y, _values, *, index, shape: _getitem(g, index=index, shape=shape))
+
+
+def scatter(values: Any, index: Any, shape: tuple[int, ...]) -> Any:
+    """Zeros of `shape` with `values` added at `index`; what `index` names several times adds up."""
+    return _scatter(values, index=_plain(index), shape=tuple(shape))
+
+
+def embedding(table: Any, ids: Any) -> Any:
+    """Rows of `table` (V, H) by integer `ids` of any shape: result (*ids.shape, H).
+
+    Raises DtypeError for ids that are not integers, ShapeError for a table that is no matrix or an id outside it.
+    """
+    ids = _plain(ids)
+    if len(table.shape) != 2:
+        raise ShapeError(f"embedding: expected a table (V, H), got shape {tuple(table.shape)}")
+    if ids.dtype.kind not in "iu":
+        raise DtypeError(f"embedding: expected integer ids, got {ids.dtype}")
+    if ids.size and isinstance(ids, np.ndarray) and not (0 <= int(ids.min()) and int(ids.max()) < table.shape[0]):
+        raise ShapeError(f"embedding: expected ids in [0, {table.shape[0]}), got {int(ids.min())} to {int(ids.max())}")
+    return _getitem(table, index=ids, shape=tuple(table.shape))

@@ -1,0 +1,68 @@
+"""Cross-entropy, fused: one pass over the logits forward, one backward."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from tinygrad_rnn.engine import Variable, primitive
+from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
+from tinygrad_rnn.ops.elementwise import where
+from tinygrad_rnn.ops.reduce import softmax, sum
+from tinygrad_rnn.ops.shape import expand_dims
+
+
+@primitive
+def _cross_entropy(logits: Any, *, targets: Any) -> Any:
+    top = np.max(logits, axis=-1, keepdims=True)
+    total = np.log(np.sum(np.exp(logits - top), axis=-1)) + top[..., 0]
+    return total - np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+_cross_entropy.vjp(lambda g, _y, logits, *, targets: expand_dims(g, -1) * _minus_target(softmax(logits), targets=targets))
+
+
+@primitive
+def _minus_target(p: Any, *, targets: Any) -> Any:
+    """p with 1 taken off at the target: the gradient of the cross-entropy with respect to the logits."""
+    out = p.copy()
+    picked = np.take_along_axis(p, targets[..., None], axis=-1)
+    np.put_along_axis(out, targets[..., None], picked - 1.0, axis=-1)
+    return out
+
+
+_minus_target.vjp(lambda g, _y, _p, *, targets: g)
+
+
+def cross_entropy(logits: Any, targets: Any, *, mask: Any = None,
+                  reduction: Literal["mean", "sum", "none"] = "mean") -> Any:
+    """-log softmax(logits)[target], in nats.
+
+    logits (..., V) floating, targets (...) integers in [0, V), mask (...) boolean: False counts for nothing.
+    ``mean`` divides by the number of targets that count. Raises ShapeError, DtypeError, InputError.
+    """
+    targets = targets.data if isinstance(targets, Variable) else targets
+    if tuple(targets.shape) != tuple(logits.shape[:-1]):
+        raise ShapeError(f"cross_entropy: expected targets of shape {tuple(logits.shape[:-1])} for logits "
+                         f"{tuple(logits.shape)}, got {tuple(targets.shape)}")
+    if targets.dtype.kind not in "iu":
+        raise DtypeError(f"cross_entropy: expected integer targets, got {targets.dtype}")
+    vocabulary = logits.shape[-1]
+    if targets.size and isinstance(targets, np.ndarray) and not 0 <= int(targets.min()) <= int(targets.max()) < vocabulary:
+        raise ShapeError(f"cross_entropy: expected targets in [0, {vocabulary}), got {int(targets.min())} to "
+                         f"{int(targets.max())}")
+    losses = _cross_entropy(logits, targets=targets.astype(np.intp, copy=False))
+    if mask is not None:
+        losses = where(mask, losses, 0.0)
+    if reduction == "none":
+        return losses
+    total = sum(losses)
+    if reduction == "sum":
+        return total
+    if reduction != "mean":
+        raise InputError(f"cross_entropy: expected reduction mean, sum or none, got {reduction!r}")
+    count = targets.size if mask is None else int(mask.sum())
+    if count == 0:
+        raise ShapeError("cross_entropy: expected at least one target that counts, got none")
+    return total * (1.0 / count)

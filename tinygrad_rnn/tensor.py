@@ -1,0 +1,351 @@
+"""Tensor: an array with a place on the tape. Operators and methods are the functions of `tinygrad_rnn.ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from tinygrad_rnn import backend, engine, ops
+from tinygrad_rnn.backend import Array
+from tinygrad_rnn.engine import Variable, wrap
+from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, ShapeError
+from tinygrad_rnn.ops.reduce import Axis
+
+
+class Tensor(Variable):
+    """An array (`data`, a plain numpy.ndarray or cupy.ndarray) that remembers how it was computed.
+
+    ``Tensor(value, requires_grad=True)`` is a leaf: `grad` and `backward` find its gradient. `value` is not copied when
+    it is an array of the right dtype. Python numbers and lists become `dtype`, float64 unless given.
+    Raises DtypeError for a leaf that is not floating.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: Any, requires_grad: bool = False, dtype: Any = None) -> None:
+        if isinstance(value, Tensor):
+            value = value.data
+        data = value if backend.is_array(value) else np.asarray(value)
+        if dtype is not None:
+            data = data.astype(dtype, copy=False)
+        self.data = data
+        self.node = None
+        self.version = [0]
+        if requires_grad:
+            if data.dtype.kind != "f":
+                raise DtypeError(f"Tensor: expected a floating dtype for requires_grad, got {data.dtype}; "
+                                 "give dtype='float64'")
+            self.node = engine.leaf(data)
+
+    # ------------------------------------------------------------------------------------ facts
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.data.shape)
+
+    @property
+    def size(self) -> int:
+        return int(self.data.size)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient can flow to this tensor."""
+        return self.node is not None
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no op made this tensor."""
+        return self.node is None or self.node.op is None
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that `backward` left here; None before."""
+        if self.node is None or self.node.rare is None:
+            return None
+        return self.node.rare.get("grad")
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if self.node is None:
+            raise GradientError("grad: expected a tensor that requires a gradient, got a constant")
+        if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
+            raise ShapeError(f"grad: expected shape {self.shape} {self.dtype}, got {value.shape} {value.dtype}")
+        self.node.rare = {**(self.node.rare or {}), "grad": value}
+
+    @property
+    def T(self) -> Tensor:
+        return ops.transpose(self)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        made = "" if self.node is None else ", requires_grad" if self.node.op is None else f", by {self.node.op.__name__}"
+        text = np.array2string(backend.to_host(self.data), separator=", ", prefix="Tensor(")
+        return f"Tensor({text}, {self.dtype}{made})"
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ShapeError("len: expected an array with an axis, got a scalar tensor")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    __hash__ = object.__hash__
+
+    # --------------------------------------------------------------------------------- exchange
+
+    def item(self) -> Any:
+        """The only element as a Python number. Raises ShapeError when there are more."""
+        if self.size != 1:
+            raise ShapeError(f"item: expected one element, got shape {self.shape}")
+        return self.data.item()
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The values as a NumPy array, copied from the device where needed."""
+        return backend.to_host(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if not isinstance(self.data, np.ndarray):
+            raise DtypeError("np.asarray: expected a tensor on the cpu; copy it with .numpy()")
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.data.__dlpack_device__()
+
+    __array_ufunc__ = None  # so that ndarray * Tensor comes to Tensor.__rmul__
+
+    def detach(self) -> Tensor:
+        """The same values, cut off from the tape; the memory is shared."""
+        return wrap(Tensor, self.data, None, self.version)
+
+    def copy(self) -> Tensor:
+        """A constant with memory of its own."""
+        return Tensor(self.data.copy())
+
+    def to(self, device: backend.Device) -> Tensor:
+        """A leaf with the same values on `device`; the gradient does not follow."""
+        moved = backend.from_host(backend.to_host(self.data), device.xp)
+        return Tensor(moved, requires_grad=self.requires_grad)
+
+    # -------------------------------------------------------------------------------- gradients
+
+    def backward(self, g: Any = None, *, create_graph: bool = False) -> None:
+        """Add the gradient of this tensor to `.grad` of every leaf below it, and of every `retain_grad` tensor.
+
+        `g` is the gradient of something else with respect to this tensor: needed unless this tensor has one element.
+        Raises GradientError when there is nothing to differentiate.
+        """
+        root = _root(self)
+        reached = engine.below(root)
+        targets = {node for node in reached if node.op is None or (node.rare and node.rare.get("keep"))}
+        found = engine.flow(root, _seed(self, g, create_graph), targets, Tensor, recording=create_graph)
+        for node, value in found.items():
+            value = value if create_graph else wrap(Tensor, value)
+            old = (node.rare or {}).get("grad")
+            node.rare = {**(node.rare or {}), "grad": value if old is None else old + value}
+
+    def retain_grad(self) -> Tensor:
+        """Ask `backward` to leave this tensor's gradient in `.grad`, although an op made it."""
+        node = _root(self)
+        node.rare = {**(node.rare or {}), "keep": True}
+        return self
+
+    # ----------------------------------------------------------------------------- in-place writes
+
+    def assign(self, value: Any) -> Tensor:
+        """Overwrite the values in place. Allowed for tensors that no op made; the graph notices.
+
+        Raises InPlaceError for the output of an op: write to a copy.
+        """
+        self[...] = value
+        return self
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self.version is None or not self.is_leaf:
+            made = self.node.op.__name__ if self.node is not None and self.node.op is not None else "an op"
+            raise InPlaceError(f"assign: expected a tensor that no op made, got the output of {made}; use where, "
+                               "concatenate or scatter, or change a .copy()")
+        self.data[index] = value.data if isinstance(value, Tensor) else value
+        self.version[0] += 1
+
+    # --------------------------------------------------------------------------------- operators
+
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)  # type: ignore[no-any-return]
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(self, other)  # type: ignore[no-any-return]
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.sub(self, other)  # type: ignore[no-any-return]
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.sub(other, self)  # type: ignore[no-any-return]
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.mul(self, other)  # type: ignore[no-any-return]
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.mul(self, other)  # type: ignore[no-any-return]
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.div(self, other)  # type: ignore[no-any-return]
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.div(other, self)  # type: ignore[no-any-return]
+
+    def __pow__(self, other: Any) -> Tensor:
+        return ops.pow(self, other)  # type: ignore[no-any-return]
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return ops.pow(other, self)  # type: ignore[no-any-return]
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return ops.matmul(self, other)  # type: ignore[no-any-return]
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)  # type: ignore[no-any-return]
+
+    def __neg__(self) -> Tensor:
+        return ops.neg(self)  # type: ignore[no-any-return]
+
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)  # type: ignore[no-any-return]
+
+    def __eq__(self, other: object) -> Any:
+        return ops.equal(self, other)
+
+    def __ne__(self, other: object) -> Any:
+        return wrap(Tensor, ~ops.equal(self, other).data)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return ops.greater(self, other)  # type: ignore[no-any-return]
+
+    def __ge__(self, other: Any) -> Tensor:
+        return ops.greater_equal(self, other)  # type: ignore[no-any-return]
+
+    def __lt__(self, other: Any) -> Tensor:
+        return ops.less(self, other)  # type: ignore[no-any-return]
+
+    def __le__(self, other: Any) -> Tensor:
+        return ops.less_equal(self, other)  # type: ignore[no-any-return]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem(self, index)  # type: ignore[no-any-return]
+
+    # ----------------------------------------------------------------------------------- methods
+
+    def exp(self) -> Tensor:
+        return ops.exp(self)  # type: ignore[no-any-return]
+
+    def log(self) -> Tensor:
+        return ops.log(self)  # type: ignore[no-any-return]
+
+    def sqrt(self) -> Tensor:
+        return ops.sqrt(self)  # type: ignore[no-any-return]
+
+    def tanh(self) -> Tensor:
+        return ops.tanh(self)  # type: ignore[no-any-return]
+
+    def sigmoid(self) -> Tensor:
+        return ops.sigmoid(self)  # type: ignore[no-any-return]
+
+    def relu(self) -> Tensor:
+        return ops.relu(self)  # type: ignore[no-any-return]
+
+    def astype(self, dtype: Any) -> Tensor:
+        return ops.astype(self, dtype)  # type: ignore[no-any-return]
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.sum(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.mean(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.max(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.min(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def norm(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
+        return ops.norm(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def reshape(self, *shape: Any) -> Tensor:
+        sizes: Sequence[int] = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return ops.reshape(self, sizes)  # type: ignore[no-any-return]
+
+    def transpose(self, axes: Sequence[int] | None = None) -> Tensor:
+        return ops.transpose(self, axes)  # type: ignore[no-any-return]
+
+    def swapaxes(self, a: int, b: int) -> Tensor:
+        return ops.swapaxes(self, a, b)  # type: ignore[no-any-return]
+
+
+def _root(y: Tensor) -> engine.Node:
+    if y.node is None:
+        raise GradientError("grad: expected an output computed from tensors with requires_grad=True, got a constant; "
+                            "was it computed inside no_grad() or after .detach()?")
+    return y.node
+
+
+def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
+    if g is None:
+        if y.size != 1:
+            raise GradientError(f"grad: expected an output with one element, got shape {y.shape}; sum it up, or give the "
+                                "gradient that flows into it")
+        g = np.ones_like(y.data)
+    data = g.data if isinstance(g, Tensor) else g if backend.is_array(g) else np.full_like(y.data, g)
+    if data.shape != y.shape or data.dtype != y.dtype:
+        raise ShapeError(f"grad: expected a gradient of shape {y.shape} {y.dtype}, got {data.shape} {data.dtype}")
+    if create_graph:
+        return g if isinstance(g, Tensor) else wrap(Tensor, data)
+    return data
+
+
+def grad(y: Tensor, wrt: Tensor | Sequence[Tensor], g: Any = None, *, create_graph: bool = False,
+         unused: Literal["zeros", "error"] = "zeros") -> Any:
+    """The gradient of `y` with respect to any tensors below it: leaves, states, gates.
+
+    `g` (shape of y) is what flows into `y`: needed unless y has one element. With `create_graph` the result is itself on
+    the tape, so that it can be differentiated again. A tensor that y does not depend on gets zeros, or with
+    ``unused="error"`` a GradientError. Returns one tensor, or a list as long as `wrt`.
+    Raises GradientError when y or a target has no place on the tape.
+    """
+    single = isinstance(wrt, Tensor)
+    targets: list[Tensor] = [wrt] if isinstance(wrt, Tensor) else list(wrt)
+    root = _root(y)
+    for i, target in enumerate(targets):
+        if target.node is None:
+            raise GradientError(f"grad: expected targets with requires_grad=True, got a constant at position {i} of shape "
+                                f"{target.shape}")
+    found = engine.flow(root, _seed(y, g, create_graph), {t.node for t in targets if t.node is not None}, Tensor,
+                        recording=create_graph)
+    results = []
+    for i, target in enumerate(targets):
+        value = found.get(target.node) if target.node is not None else None
+        if value is None:
+            if unused == "error":
+                raise GradientError(f"grad: expected y to depend on every target, got one it does not depend on at "
+                                    f"position {i}; unused='zeros' gives zeros")
+            value = np.zeros_like(target.data)
+        results.append(value if isinstance(value, Tensor) else wrap(Tensor, value))
+    return results[0] if single else results
