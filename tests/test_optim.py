@@ -1,0 +1,318 @@
+"""Optimisers against PyTorch and against bare formulas; clipping; the learning-rate schedule."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinygrad_rnn.config import OptimConfig
+from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
+from tinygrad_rnn.optim import (
+    BLOCK,
+    State,
+    clip_norm,
+    clip_value,
+    global_norm,
+    init_state,
+    learning_rate,
+    update,
+)
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+# Every rule, and every setting that changes its equation.
+CONFIGS = {
+    "adam": OptimConfig(optim="adam"),
+    "adam-eps": OptimConfig(optim="adam", beta1=0.8, beta2=0.9, eps=1e-2),
+    "adam-zero-betas": OptimConfig(optim="adam", beta1=0.0, beta2=0.0, eps=1e-3),
+    "adamw": OptimConfig(optim="adamw", weight_decay=0.1),
+    "rmsprop": OptimConfig(optim="rmsprop"),
+    "rmsprop-eps": OptimConfig(optim="rmsprop", decay=0.5, eps=1e-2),
+    "adagrad": OptimConfig(optim="adagrad", eps=0.0),
+    "sgd": OptimConfig(optim="sgd"),
+    "sgd-momentum": OptimConfig(optim="sgd", momentum=0.9),
+}
+
+
+def make_params(seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return {"W": rng.normal(size=(7, 5)), "b": rng.normal(size=5), "scale": np.array(0.3),
+            "large": rng.normal(size=(1, BLOCK + 3)), "empty": np.zeros((0, 4))}
+
+
+def gradients(params: Arrays, steps: int, seed: int = 1) -> Iterator[Arrays]:
+    """Gradients of very different sizes, some exactly zero: where eps and bias correction matter."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        yield {k: np.asarray(rng.normal(size=p.shape) * 10.0 ** rng.integers(-6, 2, size=p.shape))
+               for k, p in params.items()}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_against_torch_over_fifty_steps(name: str) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is the other opinion here; it is not installed")
+    config = CONFIGS[name]
+    ours = make_params()
+    theirs = {k: torch.tensor(p.copy(), dtype=torch.float64, requires_grad=True) for k, p in ours.items()}
+    values, lr = list(theirs.values()), 3e-2
+    betas = (config.beta1, config.beta2)
+    optimiser = {
+        "adam": lambda: torch.optim.Adam(values, lr=lr, betas=betas, eps=config.eps),
+        "adamw": lambda: torch.optim.AdamW(values, lr=lr, betas=betas, eps=config.eps,
+                                           weight_decay=config.weight_decay),
+        "rmsprop": lambda: torch.optim.RMSprop(values, lr=lr, alpha=config.decay, eps=config.eps),
+        "adagrad": lambda: torch.optim.Adagrad(values, lr=lr, eps=config.eps),
+        "sgd": lambda: torch.optim.SGD(values, lr=lr, momentum=config.momentum),
+    }[config.optim]()
+    state = init_state(config, ours)
+    for step, grads in enumerate(gradients(ours, 50)):
+        rate = lr * 0.97**step  # a schedule must reach both
+        optimiser.param_groups[0]["lr"] = rate
+        for k, tensor in theirs.items():
+            tensor.grad = torch.tensor(grads[k])
+        optimiser.step()
+        update(config, ours, grads, state, rate)
+    for k, tensor in theirs.items():
+        np.testing.assert_allclose(ours[k], tensor.detach().numpy(), rtol=1e-12, atol=1e-12)
+
+
+def bare_update(config: OptimConfig, p: Any, g: Any, slots: dict[str, Any], t: int, lr: float) -> Any:
+    """The equations once more, with plain NumPy expressions and no sharing."""
+    if config.optim in ("adam", "adamw"):
+        slots["m"] = config.beta1 * slots.get("m", 0) + (1 - config.beta1) * g
+        slots["v"] = config.beta2 * slots.get("v", 0) + (1 - config.beta2) * g**2
+        m_hat, v_hat = slots["m"] / (1 - config.beta1**t), slots["v"] / (1 - config.beta2**t)
+        shrink = lr * config.weight_decay if config.optim == "adamw" else 0
+        return p - shrink * p - lr * m_hat / (np.sqrt(v_hat) + config.eps)
+    if config.optim == "rmsprop":
+        slots["v"] = config.decay * slots.get("v", 0) + (1 - config.decay) * g**2
+        return p - lr * g / (np.sqrt(slots["v"]) + config.eps)
+    if config.optim == "adagrad":
+        slots["v"] = slots.get("v", 0) + g * g
+        return p - lr * g / np.sqrt(slots["v"] + config.eps)
+    slots["u"] = config.momentum * slots.get("u", 0) + g
+    return p - lr * slots["u"]
+
+
+@pytest.mark.parametrize("name", [*sorted(CONFIGS), "adagrad-eps"])
+def test_against_bare_formulas(name: str) -> None:
+    config = CONFIGS.get(name) or OptimConfig(optim="adagrad", eps=1e-2)  # torch puts this eps elsewhere
+    params = make_params()
+    expected: dict[str, Any] = {k: p.copy() for k, p in params.items()}
+    slots: dict[str, dict[str, Any]] = {k: {} for k in params}
+    state = init_state(config, params)
+    for t, grads in enumerate(gradients(params, 50), start=1):
+        untouched = copy.deepcopy(grads)
+        update(config, params, grads, state, 1e-2)
+        for k, g in grads.items():
+            expected[k] = bare_update(config, expected[k], g, slots[k], t, 1e-2)
+            np.testing.assert_array_equal(g, untouched[k])
+    assert state["step"] == 50
+    for k in params:
+        np.testing.assert_allclose(params[k], expected[k], rtol=1e-11, atol=1e-12)
+        for slot, arrays in state["slots"].items():
+            np.testing.assert_allclose(arrays[k], slots[k][slot], rtol=1e-11, atol=1e-300)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_float32_stays_float32_and_in_place(name: str) -> None:
+    config = CONFIGS[name]
+    params = {k: p.astype(np.float32) for k, p in make_params().items()}
+    objects = dict(params)
+    state = init_state(config, params)
+    for grads in gradients(params, 3):
+        update(config, params, {k: g.astype(np.float32) for k, g in grads.items()}, state, np.float64(1e-3))
+    for k, p in params.items():
+        assert p is objects[k]
+        assert p.dtype == np.float32
+        assert all(arrays[k].dtype == np.float32 for arrays in state["slots"].values())
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_non_contiguous_parameters_are_updated_too(name: str) -> None:
+    config = CONFIGS[name]
+    base = np.random.default_rng(3).normal(size=(BLOCK, 6))
+    plain, view = base.T.copy(), base.T
+    grad = np.random.default_rng(4).normal(size=plain.shape)
+    states = init_state(config, {"W": plain}), init_state(config, {"W": view})
+    for _ in range(3):
+        update(config, {"W": plain}, {"W": grad}, states[0], 0.1)
+        update(config, {"W": view}, {"W": np.asfortranarray(grad)}, states[1], 0.1)
+    np.testing.assert_array_equal(view, plain)
+    np.testing.assert_array_equal(base.T, plain)
+
+
+def test_one_flat_buffer_equals_many_arrays() -> None:
+    config = OptimConfig(optim="adamw")
+    params = make_params()
+    flat = {"all": np.concatenate([p.reshape(-1) for p in params.values()])}
+    state, flat_state = init_state(config, params), init_state(config, flat)
+    for grads in gradients(params, 5):
+        update(config, params, grads, state, 1e-2)
+        update(config, flat, {"all": np.concatenate([g.reshape(-1) for g in grads.values()])}, flat_state, 1e-2)
+    np.testing.assert_array_equal(np.concatenate([p.reshape(-1) for p in params.values()]), flat["all"])
+
+
+def test_slots_are_what_the_contract_says() -> None:
+    params = {"b": np.ones(2)}
+    slots = {name: sorted(init_state(config, params)["slots"]) for name, config in CONFIGS.items()}
+    assert slots["adam"] == slots["adamw"] == ["m", "v"]
+    assert slots["rmsprop"] == slots["adagrad"] == ["v"]
+    assert (slots["sgd"], slots["sgd-momentum"]) == ([], ["u"])
+
+
+def test_unknown_optimiser_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="no optimiser 'adan'; did you mean adam"):
+        init_state(OptimConfig(optim="adan"), {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("grads", "error", "words"), [
+    ({"W": np.zeros((2, 2))}, InputError, r"none for \['b'\]"),
+    ({"W": np.zeros((2, 2)), "b": np.zeros(2), "c": np.zeros(1)}, InputError, r"more for \['c'\]"),
+    ({"W": np.zeros((2, 2)), "b": np.zeros((1, 2))}, ShapeError, r"'b'.*\(2,\).*\(1, 2\)"),
+    ({"W": np.zeros((2, 2)), "b": np.zeros(2, np.float32)}, DtypeError, "'b'.*float64.*float32"),
+])
+def test_mismatch_is_an_error_and_changes_nothing(grads: Arrays, error: type[Exception], words: str) -> None:
+    params = {"W": np.ones((2, 2)), "b": np.ones(2)}
+    state = init_state(OptimConfig(), params)
+    with pytest.raises(error, match=words):
+        update(OptimConfig(), params, grads, state, 0.1)
+    assert state["step"] == 0
+    assert all((p == 1).all() for p in params.values())
+
+
+def test_state_of_another_optimiser_is_an_error() -> None:
+    params = {"W": np.ones(2)}
+    state: State = init_state(OptimConfig(optim="sgd"), params)
+    with pytest.raises(InputError, match="state of adam"):
+        update(OptimConfig(), params, params, state, 0.1)
+
+
+def test_global_norm_takes_the_root() -> None:
+    assert global_norm({"a": np.array([3.0]), "b": np.array([[4.0]])}) == 5.0
+    assert global_norm({}) == 0.0
+    assert global_norm({"e": np.zeros((0, 3))}) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (5,), (3, BLOCK), (BLOCK + 1,)])
+def test_global_norm_against_fsum(shape: tuple[int, ...], dtype: type[np.floating[Any]]) -> None:
+    g = np.asarray(np.random.default_rng(0).normal(size=shape), dtype=dtype)
+    expected = math.sqrt(math.fsum(float(v) ** 2 for v in g.reshape(-1)))
+    assert global_norm({"g": g}) == pytest.approx(expected, rel=1e-14)
+    assert global_norm({"g": g.T}) == pytest.approx(expected, rel=1e-14)
+
+
+def test_global_norm_accumulates_in_float64() -> None:
+    # in float32 the sum of a million squares of 1e-4 stands still, and 1e30 squared overflows
+    assert global_norm({"g": np.full(10**6, 1e-4, np.float32)}) == pytest.approx(0.1, rel=1e-6)
+    assert global_norm({"g": np.array([1e30, 1e30], np.float32)}) == pytest.approx(math.sqrt(2) * 1e30, rel=1e-6)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.floats(1e-3, 1e3))
+@settings(max_examples=60, deadline=None)
+def test_clip_norm_bounds_the_norm_and_keeps_the_direction(values: list[float], limit: float) -> None:
+    before = np.array(values)
+    grads = {"a": before[:1].copy(), "b": before[1:].copy()}
+    norm = clip_norm(grads, limit)
+    after = np.concatenate([grads["a"], grads["b"]])
+    assert norm == pytest.approx(float(np.linalg.norm(before)), rel=1e-12, abs=1e-150)
+    assert float(np.linalg.norm(after)) <= limit * (1 + 1e-12)
+    np.testing.assert_allclose(after, before * min(1.0, limit / norm if norm else 1.0), rtol=1e-12)
+
+
+def test_clip_norm_against_torch() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is the other opinion here; it is not installed")
+    grads = next(gradients(make_params(), 1))
+    tensors = [torch.zeros(g.shape, dtype=torch.float64, requires_grad=True) for g in grads.values()]
+    for tensor, g in zip(tensors, grads.values(), strict=True):
+        tensor.grad = torch.tensor(g.copy())
+    expected = float(torch.nn.utils.clip_grad_norm_(tensors, 5.0))
+    assert clip_norm(grads, 5.0) == pytest.approx(expected, rel=1e-12)
+    for tensor, g in zip(tensors, grads.values(), strict=True):  # torch adds 1e-6 to the denominator
+        np.testing.assert_allclose(g, tensor.grad.numpy(), rtol=1e-6 / expected * 2)
+
+
+def test_clip_norm_is_in_place_and_leaves_small_gradients() -> None:
+    g = np.array([3.0, 4.0], np.float32)
+    grads = {"g": g}
+    assert clip_norm(grads, 5.0) == 5.0
+    assert g.tolist() == [3.0, 4.0]
+    assert clip_norm(grads, 2.5) == 5.0
+    assert grads["g"] is g
+    assert g.tolist() == [1.5, 2.0]
+    assert g.dtype == np.float32
+    assert clip_norm(grads, 0) == 2.5
+    assert g.tolist() == [1.5, 2.0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_clip_norm_returns_a_non_finite_norm_and_spreads_no_nan(bad: float) -> None:
+    grads = {"a": np.array([1.0, bad]), "b": np.array([7.0])}
+    norm = clip_norm(grads, 1.0)
+    assert not math.isfinite(norm)
+    assert math.isnan(norm) == math.isnan(bad)
+    np.testing.assert_array_equal(grads["a"], [1.0, bad])
+    assert grads["b"].tolist() == [7.0]
+
+
+def test_clip_value() -> None:
+    g = np.array([[-9.0, 2.0], [5.0, 5.5]], np.float32)
+    kept = g.T  # a view sees the change: it is made in place
+    clip_value({"g": g}, 5.0)
+    assert kept.tolist() == [[-5.0, 5.0], [2.0, 5.0]]
+    clip_value({"g": g}, 0)
+    assert kept.tolist() == [[-5.0, 5.0], [2.0, 5.0]]
+    odd = np.array([np.nan, np.inf, -np.inf])
+    clip_value({"g": odd}, 1.0)
+    np.testing.assert_array_equal(odd, [np.nan, 1.0, -1.0])
+
+
+@pytest.mark.parametrize("limit", [-1.0, math.nan])
+def test_clipping_refuses_a_limit_that_is_none(limit: float) -> None:
+    with pytest.raises(InputError, match="at least 0"):
+        clip_value({}, limit)
+    with pytest.raises(InputError, match="at least 0"):
+        clip_norm({}, limit)
+
+
+@pytest.mark.parametrize(("text", "table"), [
+    ("none", {0: 1, 0.5: 1, 100: 1}),
+    # char-rnn, -learning_rate_decay 0.97 -learning_rate_decay_after 10: the tenth pass still has the full rate
+    ("exp:0.97@10", {0: 1, 9: 1, 9.999: 1, 10: 0.97, 10.5: 0.97, 11: 0.97**2, 49: 0.97**40}),
+    ("exp:.5@1", {0: 1, 0.99: 1, 1: 0.5, 2: 0.25}),
+    # torch-rnn, -lr_decay_every 5 -lr_decay_factor 0.5
+    ("step:0.5@5", {0: 1, 4.99: 1, 5: 0.5, 9.99: 0.5, 10: 0.25, 50: 0.5**10}),
+    (" step:2@1 ", {0: 1, 1: 2, 3.5: 8}),
+])
+def test_learning_rate_table(text: str, table: dict[float, float]) -> None:
+    config = OptimConfig(lr=2e-3, lr_decay=text)
+    for epoch, factor in table.items():
+        assert learning_rate(config, epoch) == pytest.approx(2e-3 * factor, rel=1e-14)
+
+
+def test_learning_rate_follows_char_rnn_line_by_line() -> None:
+    # train.lua of char-rnn: after update i, `if i % ntrain == 0 and epoch >= after then lr = lr * decay`
+    ntrain, after, rate = 7, 3, 2e-3
+    config = OptimConfig(lr=rate, lr_decay=f"exp:0.97@{after}")
+    for i in range(1, 10 * ntrain + 1):
+        assert learning_rate(config, (i - 1) / ntrain) == pytest.approx(rate, rel=1e-13)
+        if i % ntrain == 0 and i / ntrain >= after:
+            rate *= 0.97
+
+
+@pytest.mark.parametrize("text", ["", "exp", "exp:0.97", "exp:x@3", "exp:0.9@0", "exp:0.9@1.5", "step:-1@5", "step:0@5",
+                                  "linear:0.5@5", "exp:nan@3", "exp:inf@3", "step:0.5@-5", "exp:0.9@3@4"])
+def test_bad_schedule_is_one_line(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        learning_rate(OptimConfig(lr_decay=text), 0)
+    assert repr(text) in str(caught.value)
+    assert "exp:FACTOR@EPOCH" in str(caught.value)
+    assert "\n" not in str(caught.value)
