@@ -1,0 +1,211 @@
+"""Text from files, folders and standard input, read in chunks of bounded size.
+
+Several sources are joined as ``cat`` joins them: in the order given, nothing in between. Line ends are
+kept as they are (CRLF stays CRLF). A byte order mark at the start of a UTF-8 file is no part of its text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from tinygrad_rnn.errors import DataError, InputError, nearest
+
+ErrorPolicy = Literal["strict", "replace", "ignore"]
+
+CHUNK_BYTES = 1 << 18  # small enough that a chunk and its code points stay in the cache
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input that can be read more than once; `name` is what messages call it.
+
+    Exactly one of `path` and `spool` (a copy of a stream in a temporary file) is set.
+    """
+
+    name: str
+    path: Path | None = None
+    spool: IO[bytes] | None = None
+
+
+def read_chunks(
+    sources: Sequence[str],
+    errors: ErrorPolicy = "strict",
+    stdin: IO[bytes] | None = None,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Iterator[str]:
+    """The text of `sources` (files, folders, ``-``), decoded from UTF-8, at most `chunk_bytes` characters at a time.
+
+    `errors` says what happens to bytes that are not UTF-8; `stdin` stands in for the process's own.
+    Raises DataError (missing, empty, binary or badly encoded text) and InputError (an unknown `errors`).
+    """
+    with open_sources(sources, stdin) as opened:
+        yield from decoded_chunks(opened, errors, chunk_bytes=chunk_bytes)
+
+
+def read_byte_chunks(
+    sources: Sequence[str], stdin: IO[bytes] | None = None, *, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[bytes]:
+    """The bytes of `sources` just as they are, at most `chunk_bytes` at a time.
+
+    Raises DataError for sources that are missing, unreadable or empty.
+    """
+    with open_sources(sources, stdin) as opened:
+        yield from raw_chunks(opened, chunk_bytes=chunk_bytes)
+
+
+@contextmanager
+def open_sources(sources: Sequence[str], stdin: IO[bytes] | None = None) -> Iterator[tuple[Source, ...]]:
+    """Turn names into sources that can be read twice, for as long as the context lasts.
+
+    A folder stands for its ``.txt`` files, at any depth, sorted by path; for all its files where there
+    are none; files and folders whose name starts with a dot are left out. ``-`` (standard input) and
+    pipes are copied to a temporary file. Raises DataError and InputError (``-`` named twice).
+    """
+    if list(sources).count("-") > 1:
+        raise InputError("expected '-' (standard input) at most once, got it twice; name it once")
+    with ExitStack() as stack:
+        opened: list[Source] = []
+        for name in sources:
+            if name == "-":
+                opened.append(Source("standard input", spool=_spool(name, stdin or sys.stdin.buffer, stack)))
+                continue
+            path = Path(name)
+            if not name or not _exists(path):
+                raise DataError(f"expected a file, a folder or '-', got {name!r}, which does not exist; check the path")
+            if path.is_dir():
+                opened += [Source(str(found), path=found) for found in _folder_files(path)]
+            elif path.is_file():
+                opened.append(Source(name, path=path))
+            else:  # a pipe or a device gives its bytes once only
+                with _reported(name), path.open("rb") as stream:
+                    opened.append(Source(name, spool=_spool(name, stream, stack)))
+        yield tuple(opened)
+
+
+def decoded_chunks(
+    sources: Sequence[Source], errors: ErrorPolicy = "strict", *, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[str]:
+    """The characters of opened sources; see `read_chunks`. The result does not depend on `chunk_bytes`."""
+    known = ("strict", "replace", "ignore")
+    if errors not in known:
+        raise InputError(f"no way {errors!r} to treat bytes that are not UTF-8{nearest(errors, known)}")
+    empty = True
+    for source in sources:
+        for text in _decoded(source, errors, chunk_bytes):
+            empty = False
+            yield text
+    if empty:
+        raise _nothing(sources, "character")
+
+
+def raw_chunks(sources: Sequence[Source], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """The bytes of opened sources; see `read_byte_chunks`."""
+    empty = True
+    for source in sources:
+        for raw in _raw(source, chunk_bytes):
+            empty = False
+            yield raw
+    if empty:
+        raise _nothing(sources, "byte")
+
+
+def _decoded(source: Source, errors: ErrorPolicy, chunk_bytes: int) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    offset = 0  # bytes given to the decoder so far
+    started = False
+    for raw in _with_end(_raw(source, chunk_bytes)):
+        nul = raw.find(0)
+        if nul >= 0:
+            raise DataError(
+                f"expected text, got binary data: {source.name!r} has a NUL byte at byte {offset + nul}; "
+                "pass --tokens bytes, or convert the file to UTF-8"
+            )
+        pending = len(decoder.getstate()[0])  # the start of a character that the last chunk cut
+        try:
+            text = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            where = offset - pending + error.start
+            raise DataError(
+                f"expected UTF-8, got byte 0x{error.object[error.start]:02x} at byte {where} of {source.name!r}; "
+                "pass --errors replace, --errors ignore or --tokens bytes"
+            ) from error
+        offset += len(raw)
+        if text and not started:
+            started = True
+            text = text.removeprefix("\ufeff")
+        if text:
+            yield text
+
+
+def _with_end(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks, none of them empty, and an empty one that marks the end."""
+    yield from chunks
+    yield b""
+
+
+def _raw(source: Source, chunk_bytes: int) -> Iterator[bytes]:
+    with ExitStack() as stack:
+        stack.enter_context(_reported(source.name))
+        if source.spool is not None:
+            stream = source.spool
+            stream.seek(0)
+        else:
+            assert source.path is not None
+            stream = stack.enter_context(source.path.open("rb"))
+        while raw := stream.read(chunk_bytes):
+            yield raw
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    with _reported(str(folder)):
+        for parent, folders, files in os.walk(folder, onerror=_raise):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            paths = [Path(parent, name) for name in files if not name.startswith(".")]
+            found += [path for path in paths if path.is_file()]
+    text = [path for path in found if path.suffix.lower() == ".txt"]
+    if not found:
+        raise DataError(f"expected a folder with text, got {str(folder)!r}, which has no file in it; name another")
+    # By parts, not by the printed path: the order must be the same whatever the separator is.
+    return sorted(text or found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _spool(name: str, stream: IO[bytes], stack: ExitStack) -> IO[bytes]:
+    with _reported(name):
+        spool = stack.enter_context(tempfile.TemporaryFile())
+        shutil.copyfileobj(stream, spool, CHUNK_BYTES)
+    return spool
+
+
+def _exists(path: Path) -> bool:
+    with _reported(str(path)):
+        return path.exists()
+
+
+@contextmanager
+def _reported(name: str) -> Iterator[None]:
+    """Turn what the operating system says about `name` into a DataError of one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"expected readable text, got {name!r}: {reason}; check its path and permissions") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _nothing(sources: Sequence[Source], unit: str) -> DataError:
+    names = ", ".join(repr(source.name) for source in sources[:3]) + (", ..." if len(sources) > 3 else "")
+    return DataError(f"expected text, got not one {unit} from {names or 'no source'}; name a file that is not empty")
