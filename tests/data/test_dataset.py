@@ -1,0 +1,221 @@
+"""Data sets: embedded corpora, splits, checksums, statistics, errors, and real text where it is at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import io
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinygrad_rnn.config import DataConfig
+from tinygrad_rnn.data import Dataset, Streams, Vocabulary, corpora, corpus_chunks, load_dataset, text_statistics
+from tinygrad_rnn.errors import DataError, InputError
+
+LOOK = DataConfig(text=("-",), batch=1, seq_len=1, val_frac=0.0)
+
+
+def loaded(raw: bytes, vocabulary: Vocabulary | None = None, **changes: object) -> Dataset:
+    return load_dataset(dataclasses.replace(LOOK, **changes), vocabulary, io.BytesIO(raw))
+
+
+@pytest.fixture
+def tinyshakespeare() -> str:
+    root = Path(__file__).resolve().parents[2]
+    path = root.parent / "shared" / "data" / "tinyshakespeare.txt"
+    if not path.is_file():
+        pytest.skip("the text tinyshakespeare.txt is not beside the repository (../shared/data)")
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["chars", "bytes", "words"])
+def test_tinyshakespeare_is_what_it_is_known_to_be(tinyshakespeare: str, kind: str) -> None:
+    dataset = load_dataset(DataConfig(text=(tinyshakespeare,), tokens=kind))
+    assert dataset.sha256 == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+    assert dataset.characters == 1_115_394
+    assert dataset.source == tinyshakespeare
+    ids = np.concatenate([dataset.train, dataset.val, dataset.test])
+    assert dataset.vocabulary.decode(ids).encode() == Path(tinyshakespeare).read_bytes()
+    if kind == "chars":
+        statistics = text_statistics(dataset)
+        assert (statistics.symbols, statistics.distinct, statistics.tokens) == (65, 65, 1_115_394)
+        assert statistics.frequent[0] == (" ", 169_892)
+        assert dict(text_statistics(dataset, top=65).frequent)["\n"] == 40_000
+        assert len(Streams(dataset.train, 50, 50)) == 423  # as many as char-rnn has
+
+
+def test_the_last_tenth_is_the_usual_validation_part(tinyshakespeare: str) -> None:
+    dataset = load_dataset(DataConfig(text=(tinyshakespeare,), val_frac=0.1))
+    assert (dataset.train.size, dataset.val.size) == (1_003_854, 111_540)
+
+
+def test_tiny_statistics_by_hand() -> None:
+    statistics = text_statistics(loaded("aabé".encode()), top=2)
+    assert statistics.frequent == (("a", 2), ("b", 1))
+    assert statistics.entropy == pytest.approx(1.5)
+    assert statistics.sha256 == hashlib.sha256("aabé".encode()).hexdigest()
+    assert (statistics.characters, statistics.tokens, statistics.symbols, statistics.distinct) == (4, 4, 3, 3)
+    statistics = text_statistics(loaded("aabé".encode(), tokens="bytes"))
+    assert (statistics.characters, statistics.tokens, statistics.symbols, statistics.distinct) == (4, 5, 256, 4)
+    statistics = text_statistics(loaded(b"to be, to", tokens="words"))
+    assert (statistics.characters, statistics.tokens, statistics.symbols) == (9, 6, 4)
+
+
+@given(
+    st.text("ab é\n.", min_size=2, max_size=60).filter(lambda text: len(set(text)) > 1),
+    st.sampled_from(["chars", "bytes"]),
+    st.floats(0, 0.4),
+    st.floats(0, 0.4),
+)
+def test_the_parts_are_the_text_in_order(text: str, kind: str, val_frac: float, test_frac: float) -> None:
+    total = len(text) if kind == "chars" else len(text.encode())
+    sizes = [math.ceil(round(total * share, 6)) for share in (test_frac, val_frac)]
+    if 1 in sizes or total - sum(sizes) < 2:
+        with pytest.raises(DataError):
+            loaded(text.encode(), tokens=kind, val_frac=val_frac, test_frac=test_frac)
+        return
+    dataset = loaded(text.encode(), tokens=kind, val_frac=val_frac, test_frac=test_frac)
+    assert [dataset.test.size, dataset.val.size] == sizes
+    parts = (dataset.train, dataset.val, dataset.test)
+    assert dataset.vocabulary.decode(np.concatenate(parts)) == text
+    assert all(part.base is parts[0].base and not part.flags.writeable for part in parts)
+
+
+def test_shares_are_not_spoilt_by_rounding() -> None:
+    dataset = loaded(b"ab" * 500, val_frac=0.07)
+    assert dataset.val.size == 70
+
+
+def test_several_chunks_and_files_give_one_text(tmp_path: Path) -> None:
+    text = "".join(f"line {i} é€😀 and more words\r\n" for i in range(40_000))  # more than one chunk
+    half = text.encode()[: 300_001]
+    rest = text.encode()[len(half) :]
+    for kind in ("chars", "bytes", "words"):
+        dataset = loaded(text.encode(), tokens=kind)
+        assert dataset.vocabulary.decode(dataset.train) == text
+        assert dataset.sha256 == hashlib.sha256(text.encode()).hexdigest()
+        assert dataset.characters == len(text)
+    (tmp_path / "1.txt").write_bytes(half)
+    (tmp_path / "2.txt").write_bytes(rest)
+    joined = load_dataset(dataclasses.replace(LOOK, text=(str(tmp_path),), tokens="bytes"))
+    assert joined.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert joined.source == f"{tmp_path} (2 files)"
+
+
+def test_rare_symbols_are_replaced() -> None:
+    dataset = loaded(b"aabbcd", min_count=2)
+    assert dataset.vocabulary.decode(dataset.train) == "aabb\ufffd\ufffd"
+    assert text_statistics(dataset).distinct == 3
+    with pytest.raises(DataError, match="got only '\ufffd'; give another text or lower --min-count"):
+        loaded(b"abcd", min_count=2)
+
+
+def test_a_given_vocabulary_is_used_as_it_is() -> None:
+    vocabulary = Vocabulary("chars", ("a", "b", "z"))
+    dataset = loaded(b"abba", vocabulary, tokens="words")
+    assert dataset.vocabulary is vocabulary
+    assert dataset.train.tolist() == [0, 1, 1, 0]
+    assert loaded(b"aaaa", vocabulary).train.tolist() == [0, 0, 0, 0]
+    with pytest.raises(DataError, match=r"'!' \(U\+0021\) at position 3; skip such symbols"):
+        loaded(b"aba!", vocabulary)
+    skipped = load_dataset(LOOK, vocabulary, io.BytesIO(b"aba!"), unknown="skip")
+    assert skipped.train.tolist() == [0, 1, 0]
+    known = Vocabulary("chars", ("a", "b", "\ufffd"), 2)
+    assert loaded(b"aba!", known).train.tolist() == [0, 1, 0, 2]
+
+
+def test_the_position_of_an_unknown_symbol_counts_from_the_start_of_the_text() -> None:
+    with pytest.raises(DataError, match="at position 600000;"):
+        loaded(b"a" * 600_000 + b"!", Vocabulary("chars", ("a",)))
+
+
+def test_texts_that_are_too_short_are_refused_with_both_numbers() -> None:
+    config = DataConfig(text=("-",))
+    with pytest.raises(DataError) as caught:
+        load_dataset(config, stdin=io.BytesIO(b"ab" * 500))
+    assert str(caught.value) == (
+        "expected at least 2501 symbols in the training part of standard input (of 1000, 50 are held out) "
+        "for one batch (--batch 50 x --seq-len 50, + 1), got 950; lower --batch to 18 or --seq-len, or give more text"
+    )
+    load_dataset(dataclasses.replace(config, batch=18), stdin=io.BytesIO(b"ab" * 500))
+    with pytest.raises(DataError, match="held out of standard input, got 1; raise --val-frac, or set it to 0"):
+        loaded(b"abcd", val_frac=0.1)
+    with pytest.raises(DataError, match="at least 2 symbols"):
+        loaded(b"a")
+    with pytest.raises(DataError, match="2 distinct symbols in standard input, got only 'a'"):
+        loaded(b"aaaa")
+    with pytest.raises(DataError, match="2 distinct symbols"):
+        loaded(b"aaaa", tokens="bytes")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"val_frac": -0.1}, "--val-frac from 0 to below 1, got -0.1"),
+        ({"val_frac": float("nan")}, "--val-frac from 0 to below 1, got nan"),
+        ({"test_frac": 1.0}, "--test-frac from 0 to below 1"),
+        ({"val_frac": 0.5, "test_frac": 0.5}, "leave something to train on"),
+        ({"batch": 0}, "--batch of at least 1, got 0"),
+        ({"seq_len": 0}, "--seq-len of at least 1, got 0"),
+        ({"tokens": "word"}, "did you mean words"),
+    ],
+)
+def test_misuse_is_an_input_error(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        loaded(b"abcd", **changes)
+
+
+def test_a_text_that_changes_between_the_readings_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = iter([["abc"], ["ab"], ["abc"], ["abca"]])
+    # By import_module: in the package, the function `corpora` hides the module of that name.
+    module = importlib.import_module("tinygrad_rnn.data.corpora")
+    monkeypatch.setattr(module, "corpus_chunks", lambda name: iter(next(texts)))
+    for _ in range(2):
+        with pytest.raises(DataError, match="same text at both readings"):
+            load_dataset(dataclasses.replace(LOOK, text=()))
+
+
+def test_corpora_are_listed_without_being_read() -> None:
+    rows = corpora()
+    assert [row.name for row in rows] == ["hello", "python-docs", "python-source"]
+    assert all(row.summary and "\n" not in row.summary for row in rows)
+    assert rows[0].characters == 24_000
+    assert rows[0].sha256 == hashlib.sha256(b"hello world\n" * 2000).hexdigest()
+
+
+def test_python_docs_are_the_topics_in_sorted_order() -> None:
+    topics = pytest.importorskip("pydoc_data.topics").topics
+    text = "".join(corpus_chunks("python-docs"))
+    assert text == "\n".join(topics[name] for name in sorted(topics))
+    dataset = load_dataset(DataConfig())
+    assert dataset.characters == len(text)
+    assert dataset.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert dataset.source == f"corpus python-docs of Python {sys.version_info.major}.{sys.version_info.minor}"
+
+
+def test_python_source_is_the_library_and_nothing_else() -> None:
+    text = "".join(corpus_chunks("python-source"))
+    assert 1_000_000 < len(text) < 50_000_000
+    assert "class OrderedDict(dict):" in text
+    assert "def is_python_build(" in text
+    assert "build_time_vars = {" not in text
+    assert text == "".join(corpus_chunks("python-source"))
+
+
+@pytest.mark.parametrize("kind", ["chars", "bytes", "words"])
+def test_every_corpus_can_be_trained_on_with_the_defaults(kind: str) -> None:
+    for name in ("hello", "python-docs"):
+        dataset = load_dataset(DataConfig(corpus=name, tokens=kind, batch=10))
+        assert dataset.val.size > 1
+
+
+def test_an_unknown_corpus_gets_a_suggestion() -> None:
+    with pytest.raises(DataError, match="no corpus 'python-doc'; did you mean python-docs"):
+        load_dataset(DataConfig(corpus="python-doc"))

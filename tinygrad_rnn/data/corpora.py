@@ -1,0 +1,364 @@
+"""Embedded corpora, and data sets: a text, whichever it is, as one array of symbol numbers in three parts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import IO, Literal, final
+
+import numpy as np
+
+from tinygrad_rnn.config import DataConfig
+from tinygrad_rnn.data.batches import check_sizes, too_short
+from tinygrad_rnn.data.text import decoded_chunks, open_sources, raw_chunks
+from tinygrad_rnn.data.tokens import (
+    Ids,
+    UnknownPolicy,
+    Vocabulary,
+    build_vocabulary,
+    count_symbols,
+    word_chunks,
+)
+from tinygrad_rnn.errors import DataError, InputError, nearest
+
+SKIPPED_FOLDERS = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"})
+
+
+@final
+@dataclass(frozen=True)
+class Corpus:
+    """One embedded corpus. Its text is read when `characters` or `sha256` is asked for, not before."""
+
+    name: str
+    summary: str
+
+    @property
+    def characters(self) -> int:
+        """How many characters the text has."""
+        return self._measured[0]
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of the text as UTF-8, the same as that of a data set made from it."""
+        return self._measured[1]
+
+    @cached_property
+    def _measured(self) -> tuple[int, str]:
+        digest = hashlib.sha256()
+        characters = 0
+        for chunk in corpus_chunks(self.name):
+            characters += len(chunk)
+            digest.update(chunk.encode())
+        return characters, digest.hexdigest()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A text as symbol numbers: `train`, `val` and `test`, in this order, are read-only views of one array.
+
+    Each has shape (N,) and the smallest unsigned integer type for the vocabulary. `sha256` is the checksum of the
+    whole text (of its bytes for byte symbols, of its UTF-8 form otherwise); `source` says in words where it came from;
+    `characters` counts Unicode characters, whatever a symbol is (for bytes: those that are no UTF-8 continuation).
+    """
+
+    vocabulary: Vocabulary
+    train: Ids
+    val: Ids
+    test: Ids
+    sha256: str
+    source: str
+    characters: int
+
+
+@final
+@dataclass(frozen=True)
+class TextStatistics:
+    """What there is to know of a data set before training on it."""
+
+    source: str
+    kind: str
+    characters: int
+    tokens: int
+    """symbols in the text, all three parts together"""
+    symbols: int
+    """V, the size of the vocabulary"""
+    distinct: int
+    """how many of the V symbols occur"""
+    frequent: tuple[tuple[str, int], ...]
+    """the most frequent symbols and how often they occur, the most frequent first"""
+    entropy: float
+    """of the single symbols, in bits per symbol: the loss of a model that knows frequencies alone"""
+    sha256: str
+
+
+def corpora() -> list[Corpus]:
+    """The embedded corpora, sorted by name."""
+    return [Corpus(name, summary) for name, (summary, _) in sorted(_corpora().items())]
+
+
+def corpus_chunks(name: str) -> Iterator[str]:
+    """The text of an embedded corpus, in chunks.
+
+    ``python-docs`` is every topic of ``pydoc_data.topics``, sorted by name and joined by a line end.
+    ``python-source`` is the standard library's .py files, sorted by path: modules and packages without test, tests,
+    idlelib, lib2to3, site-packages and dist-packages, without the generated ``_sysconfigdata``, without files
+    that cannot be decoded. ``hello`` is one line, repeated 2000 times. The first two depend on the Python that runs.
+    Raises DataError for an unknown name and for a corpus that this Python does not have.
+    """
+    known = _corpora()
+    if name not in known:
+        raise DataError(f"no corpus {name!r}{nearest(name, known)}")
+    return known[name][1]()
+
+
+def load_dataset(
+    config: DataConfig,
+    vocabulary: Vocabulary | None = None,
+    stdin: IO[bytes] | None = None,
+    *,
+    unknown: UnknownPolicy | None = None,
+) -> Dataset:
+    """Read the text that `config` names (its corpus if none) and cut it into train, validation and test part.
+
+    The text is read twice, in chunks: once to count its symbols, once to number them; standard input is kept in
+    a temporary file in between. A given `vocabulary` is used as it is, and then `config.tokens` and
+    `config.min_count` are not looked at; what it lacks is treated as `unknown` says (by default it is replaced
+    where there is an unknown symbol, and an error otherwise). The parts follow each other: the validation part
+    is ``ceil(val_frac * N)`` of the N symbols, the test part likewise. To look at a text and not train on
+    it, set ``batch=1, seq_len=1, val_frac=0``.
+
+    Raises DataError: missing, empty, binary or badly encoded text, an unknown corpus, a text of one distinct
+    symbol, a training part shorter than one batch, a held-out part of one symbol. Raises InputError: fractions
+    or sizes that cannot work.
+    """
+    check_sizes(config.batch, config.seq_len)
+    _check_fractions(config)
+    kind = config.tokens if vocabulary is None else vocabulary.kind
+    with ExitStack() as stack:
+        sources = stack.enter_context(open_sources(config.text, stdin))
+        if config.text:
+            name = _source_name(config.text, len(sources))
+            text: Callable[[], Iterator[str]] = partial(decoded_chunks, sources, config.errors)
+            raw: Callable[[], Iterator[bytes]] = partial(raw_chunks, sources)
+        else:
+            name = f"corpus {config.corpus} of Python {sys.version_info.major}.{sys.version_info.minor}"
+            text = partial(corpus_chunks, config.corpus)
+            raw = partial(_as_bytes, text)
+        if kind == "bytes":
+            loaded = _load_bytes(raw)
+        else:
+            loaded = _load_text(kind, text, vocabulary, config.min_count, unknown)
+    total = loaded.ids.size
+    if total < 2:
+        raise DataError(f"expected at least 2 symbols in {name}, got {total}; give more text")
+    if vocabulary is None and loaded.distinct < 2:
+        only = loaded.vocabulary.decode(loaded.ids[:1])
+        hint = " or lower --min-count" if config.min_count > 1 and kind != "bytes" else ""
+        raise DataError(f"expected at least 2 distinct symbols in {name}, got only {only!r}; give another text{hint}")
+    train, val = _cuts(total, config)
+    _check_parts(config, name, train, val - train, total - val)
+    loaded.ids.flags.writeable = False
+    return Dataset(
+        vocabulary=loaded.vocabulary,
+        train=loaded.ids[:train],
+        val=loaded.ids[train:val],
+        test=loaded.ids[val:],
+        sha256=loaded.sha256,
+        source=name,
+        characters=loaded.characters,
+    )
+
+
+def text_statistics(dataset: Dataset, top: int = 10) -> TextStatistics:
+    """Count the symbols of all three parts of a data set; `top` is how many of the most frequent are named."""
+    counts = np.zeros(dataset.vocabulary.size, np.int64)
+    for part in (dataset.train, dataset.val, dataset.test):
+        for start in range(0, part.size, 1 << 18):  # bincount widens its input to 8 bytes a symbol
+            counts += np.bincount(part[start : start + (1 << 18)], minlength=counts.size)
+    total = int(counts.sum())
+    shares = counts[counts > 0] / total
+    order = np.argsort(-counts, kind="stable")[:top]
+    return TextStatistics(
+        source=dataset.source,
+        kind=dataset.vocabulary.kind,
+        characters=dataset.characters,
+        tokens=total,
+        symbols=dataset.vocabulary.size,
+        distinct=int(shares.size),
+        frequent=tuple((dataset.vocabulary.symbols[i], int(counts[i])) for i in order if counts[i]),
+        entropy=abs(float(-(shares * np.log2(shares)).sum())),  # abs: no minus in front of zero
+        sha256=dataset.sha256,
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    vocabulary: Vocabulary
+    ids: Ids
+    distinct: int
+    characters: int
+    sha256: str
+
+
+def _load_text(
+    kind: Literal["chars", "words"],
+    read: Callable[[], Iterator[str]],
+    vocabulary: Vocabulary | None,
+    min_count: int,
+    unknown: UnknownPolicy | None,
+) -> _Loaded:
+    counts = count_symbols(kind, read())
+    if vocabulary is None:
+        vocabulary = build_vocabulary(kind, counts, min_count)
+    policy = unknown or ("error" if vocabulary.unknown is None else "replace")
+    known = counts.keys() & set(vocabulary.symbols)
+    total = sum(counts.values() if policy == "replace" else (counts[symbol] for symbol in known))
+    ids = np.empty(total, vocabulary.dtype)
+    digest = hashlib.sha256()
+    chunks = _passed_to(digest.update, read())
+    filled = position = 0
+    for symbols in chunks if kind == "chars" else word_chunks(chunks):
+        some = vocabulary.encode_symbols(symbols, policy, start=position)
+        position += len(symbols)
+        filled = _fill(ids, filled, some)
+    _check_filled(ids, filled)
+    occurring = set(known)
+    if policy == "replace" and vocabulary.unknown is not None and len(counts) > len(known):
+        occurring.add(vocabulary.symbols[vocabulary.unknown])
+    characters = sum(len(symbol) * count for symbol, count in counts.items())
+    return _Loaded(vocabulary, ids, len(occurring), characters, digest.hexdigest())
+
+
+def _load_bytes(read: Callable[[], Iterator[bytes]]) -> _Loaded:
+    counts = np.zeros(256, np.int64)
+    for raw in read():
+        counts += np.bincount(np.frombuffer(raw, np.uint8), minlength=256)
+    ids = np.empty(int(counts.sum()), np.uint8)
+    digest = hashlib.sha256()
+    filled = 0
+    for raw in read():
+        digest.update(raw)
+        filled = _fill(ids, filled, np.frombuffer(raw, np.uint8))
+    _check_filled(ids, filled)
+    continuations = int(counts[0x80:0xC0].sum())
+    vocabulary = build_vocabulary("bytes", {})
+    return _Loaded(vocabulary, ids, int((counts > 0).sum()), ids.size - continuations, digest.hexdigest())
+
+
+def _passed_to(update: Callable[[bytes], object], chunks: Iterator[str]) -> Iterator[str]:
+    for chunk in chunks:
+        update(chunk.encode())
+        yield chunk
+
+
+def _fill(ids: Ids, filled: int, some: Ids) -> int:
+    if filled + some.size > ids.size:
+        raise _changed()
+    ids[filled : filled + some.size] = some
+    return filled + some.size
+
+
+def _check_filled(ids: Ids, filled: int) -> None:
+    if filled != ids.size:
+        raise _changed()
+
+
+def _changed() -> DataError:
+    return DataError("expected the same text at both readings, got another length; wait until nobody writes to it")
+
+
+def _as_bytes(read: Callable[[], Iterator[str]]) -> Iterator[bytes]:
+    return (chunk.encode() for chunk in read())
+
+
+def _check_fractions(config: DataConfig) -> None:
+    for flag, share in (("--val-frac", config.val_frac), ("--test-frac", config.test_frac)):
+        if not 0 <= share < 1:
+            raise InputError(f"expected {flag} from 0 to below 1, got {share}; give a share such as 0.05")
+    if config.val_frac + config.test_frac >= 1:
+        raise InputError(
+            f"expected --val-frac and --test-frac to leave something to train on, got {config.val_frac} and "
+            f"{config.test_frac}; lower one of them"
+        )
+
+
+def _cuts(total: int, config: DataConfig) -> tuple[int, int]:
+    """Where the training part and the validation part end."""
+    # Rounded first: 1000 * 0.07 is a hair above 70, and must not hold out 71.
+    val, test = (math.ceil(round(total * share, 6)) for share in (config.val_frac, config.test_frac))
+    return total - val - test, total - test
+
+
+def _check_parts(config: DataConfig, name: str, train: int, val: int, test: int) -> None:
+    if train < config.batch * config.seq_len + 1:
+        held = f" (of {train + val + test}, {val + test} are held out)" if val + test else ""
+        raise too_short(f"the training part of {name}{held}", max(train, 0), config.batch, config.seq_len)
+    for flag, size in (("--val-frac", val), ("--test-frac", test)):
+        if size == 1:
+            raise DataError(f"expected at least 2 symbols held out of {name}, got 1; raise {flag}, or set it to 0")
+
+
+def _source_name(names: Sequence[str], files: int) -> str:
+    first = "standard input" if names[0] == "-" else names[0]
+    if len(names) == 1:
+        return first if files == 1 else f"{first} ({files} files)"
+    return f"{first} and {len(names) - 1} more ({files} files)"
+
+
+def _corpora() -> Mapping[str, tuple[str, Callable[[], Iterator[str]]]]:
+    return {
+        "hello": ("one line, repeated 2000 times: what every model should learn", _hello),
+        "python-docs": ("the language reference topics of Python's own help()", _python_docs),
+        "python-source": ("the source code of Python's standard library", _python_source),
+    }
+
+
+def _hello() -> Iterator[str]:
+    for _ in range(20):
+        yield "hello world\n" * 100
+
+
+def _python_docs() -> Iterator[str]:
+    try:
+        from pydoc_data.topics import topics  # half a megabyte, which nobody else needs
+    except ImportError as error:
+        raise DataError("this Python comes without pydoc_data; use --corpus hello or name a text") from error
+    for position, topic in enumerate(sorted(topics)):
+        yield ("\n" if position else "") + topics[topic]
+
+
+def _python_source() -> Iterator[str]:
+    root = Path(sysconfig.get_path("stdlib"))
+    found = False
+    for path in _stdlib_files(root):
+        try:
+            with tokenize.open(path) as file:  # reads the encoding from the file's own first lines
+                text = file.read()
+        except (SyntaxError, UnicodeDecodeError, OSError):
+            continue
+        if text:
+            found = True
+            yield text
+    if not found:
+        raise DataError("this Python comes without the source of its library; use --corpus hello or name a text")
+
+
+def _stdlib_files(root: Path) -> list[Path]:
+    files: list[Path] = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name.isidentifier() and name not in SKIPPED_FOLDERS]
+        # _sysconfigdata is generated for one machine and full of its paths.
+        modules = [name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")]
+        files += [Path(parent, name) for name in modules]
+    return sorted(files, key=lambda path: path.relative_to(root).parts)
