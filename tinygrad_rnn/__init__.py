@@ -1,0 +1,102 @@
+"""Write, train and understand recurrent cells: a tiny autograd engine on NumPy or CuPy.
+
+The public names. Each is loaded when it is first used, so that importing this package imports no NumPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tinygrad_rnn import ops as ops
+    from tinygrad_rnn.autodiff import gradcheck as gradcheck
+    from tinygrad_rnn.autodiff import hvp as hvp
+    from tinygrad_rnn.autodiff import jacobian as jacobian
+    from tinygrad_rnn.autodiff import jvp as jvp
+    from tinygrad_rnn.autodiff import recompute as recompute
+    from tinygrad_rnn.autodiff import vjp as vjp
+    from tinygrad_rnn.backend import Device as Device
+    from tinygrad_rnn.backend import to_host as to_host
+    from tinygrad_rnn.backend import select as select_device
+    from tinygrad_rnn.cell import Cell as Cell
+    from tinygrad_rnn.cell import Param as Param
+    from tinygrad_rnn.cell import State as State
+    from tinygrad_rnn.cell import bias as bias
+    from tinygrad_rnn.cell import buffer as buffer
+    from tinygrad_rnn.cell import input_matrix as input_matrix
+    from tinygrad_rnn.cell import recurrent_matrix as recurrent_matrix
+    from tinygrad_rnn.cell import specification as specification
+    from tinygrad_rnn.checkpoint import load as load_checkpoint
+    from tinygrad_rnn.checkpoint import save as save_checkpoint
+    from tinygrad_rnn.config import DataConfig as DataConfig
+    from tinygrad_rnn.config import ModelConfig as ModelConfig
+    from tinygrad_rnn.config import OptimConfig as OptimConfig
+    from tinygrad_rnn.config import RECIPES as RECIPES
+    from tinygrad_rnn.config import RunConfig as RunConfig
+    from tinygrad_rnn.config import SECTIONS as SECTIONS
+    from tinygrad_rnn.config import TrainConfig as TrainConfig
+    from tinygrad_rnn.engine import anomaly as anomaly
+    from tinygrad_rnn.engine import listen as listen
+    from tinygrad_rnn.engine import no_grad as no_grad
+    from tinygrad_rnn.engine import tap as tap
+    from tinygrad_rnn.errors import CheckpointError as CheckpointError
+    from tinygrad_rnn.errors import DataError as DataError
+    from tinygrad_rnn.errors import DeviceError as DeviceError
+    from tinygrad_rnn.errors import DtypeError as DtypeError
+    from tinygrad_rnn.errors import FileError as FileError
+    from tinygrad_rnn.errors import GradientError as GradientError
+    from tinygrad_rnn.errors import InPlaceError as InPlaceError
+    from tinygrad_rnn.errors import InputError as InputError
+    from tinygrad_rnn.errors import NonFiniteError as NonFiniteError
+    from tinygrad_rnn.errors import PluginError as PluginError
+    from tinygrad_rnn.errors import ShapeError as ShapeError
+    from tinygrad_rnn.errors import TinygradRNNError as TinygradRNNError
+    from tinygrad_rnn.errors import nearest as nearest
+    from tinygrad_rnn.model import Forward as Forward
+    from tinygrad_rnn.model import Model as Model
+    from tinygrad_rnn.model import build_model as build_model
+    from tinygrad_rnn.registry import CellEntry as CellEntry
+    from tinygrad_rnn.registry import CellIdentity as CellIdentity
+    from tinygrad_rnn.registry import CellRow as CellRow
+    from tinygrad_rnn.registry import available_cells as available_cells
+    from tinygrad_rnn.registry import load_cell as load_cell
+    from tinygrad_rnn.registry import load_plugin_file as load_plugin_file
+    from tinygrad_rnn.registry import register_cell as register_cell
+    from tinygrad_rnn.sequence import Unrolled as Unrolled
+    from tinygrad_rnn.sequence import scan as scan
+    from tinygrad_rnn.sequence import truncated_windows as truncated_windows
+    from tinygrad_rnn.sequence import unroll as unroll
+    from tinygrad_rnn.tensor import Tensor as Tensor
+    from tinygrad_rnn.tensor import grad as grad
+
+# module -> the names it gives; "old:new" renames. The block above says the same to type checkers.
+_PUBLIC = {
+    "autodiff": "gradcheck hvp jacobian jvp recompute vjp",
+    "backend": "Device to_host select:select_device",
+    "cell": "Cell Param State bias buffer input_matrix recurrent_matrix specification",
+    "checkpoint": "load:load_checkpoint save:save_checkpoint",
+    "config": "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS TrainConfig",
+    "engine": "anomaly listen no_grad tap",
+    "errors": "CheckpointError DataError DeviceError DtypeError FileError GradientError InPlaceError InputError NonFiniteError PluginError ShapeError TinygradRNNError nearest",
+    "model": "Forward Model build_model",
+    "registry": "CellEntry CellIdentity CellRow available_cells load_cell load_plugin_file register_cell",
+    "sequence": "Unrolled scan truncated_windows unroll",
+    "tensor": "Tensor grad",
+}
+_SOURCES = {name.rpartition(":")[2]: (module, name.partition(":")[0]) for module, names in _PUBLIC.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("tinygrad_rnn.ops")
+    if name not in _SOURCES:
+        raise AttributeError(f"module 'tinygrad_rnn' has no attribute {name!r}")
+    module, original = _SOURCES[name]
+    return getattr(importlib.import_module(f"tinygrad_rnn.{module}"), original)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_SOURCES, "ops", "__version__"])

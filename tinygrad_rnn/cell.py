@@ -1,0 +1,149 @@
+"""The contract of a recurrent cell: ONE step, its state and its parameters. Everything else is the host's work.
+
+Time, stacking, truncation, masks, dropout, recording, checkpoints, command-line options, documentation
+and tests are done by the library for every cell alike, from what is declared here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal, final
+
+from tinygrad_rnn.errors import InputError, PluginError
+from tinygrad_rnn.nn import parse_initialiser
+from tinygrad_rnn.options import parse_options
+
+Role = Literal["input", "recurrent", "bias", "buffer"]
+
+
+@dataclass(frozen=True)
+class Param:
+    """One array of a cell: shape, initialiser (``name[:number]``) and role. A buffer is saved but not trained."""
+
+    shape: tuple[int, ...]
+    init: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class State:
+    """One carried value of a cell: its shape without the batch axis, and the number it starts from."""
+
+    shape: tuple[int, ...]
+    start: float = 0.0
+
+
+def input_matrix(I: int, H: int, init: str = "uniform") -> Param:
+    """A matrix (I, H) that multiplies the input from the right: x @ W."""
+    return Param((I, H), init, "input")
+
+
+def recurrent_matrix(H: int, init: str = "uniform") -> Param:
+    """A matrix (H, H) that multiplies a state from the right: h @ W."""
+    return Param((H, H), init, "recurrent")
+
+
+def bias(H: int, value: float = 0.0) -> Param:
+    """A vector (H,) that starts at `value`."""
+    return Param((H,), f"constant:{value!r}" if value else "zeros", "bias")
+
+
+def buffer(shape: tuple[int, ...], init: str) -> Param:
+    """An array that is fixed after initialisation: saved with the model, never trained."""
+    return Param(shape, init, "buffer")
+
+
+class Cell(ABC):
+    """Abstract: one step of a recurrent network, from I inputs to H hidden units.
+
+    A cell declares its name, summary, citation and equation, its typed `Options`, the state and the parameters, and
+    writes `step` with the library's ops only. It is a description: it holds no array and no carried state.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    citation: ClassVar[str]
+    equation: ClassVar[str]
+    deviations: ClassVar[str] = ""
+
+    @dataclass(frozen=True)
+    class Options:
+        """Fields with defaults and, as ``field(metadata={"help": ...})``, help: they become ``--cell-opt key=value``."""
+
+    @final
+    def __init__(self, I: int, H: int, options: Mapping[str, Any] | None = None) -> None:
+        """A cell for I inputs and H units. Raises InputError for sizes or options that cannot work."""
+        for letter, size in (("I", I), ("H", H)):
+            if not isinstance(size, int) or size < 1:
+                raise InputError(f"cell {self.name}: expected {letter} to be a whole number of at least 1, got {size!r}")
+        self.I = I
+        self.H = H
+        self.options: Any = parse_options(type(self).Options, dict(options or {}))
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError when sizes and options do not go together; called once, at construction."""
+
+    @abstractmethod
+    def state(self) -> dict[str, State]:
+        """The carried values in order. The first one is the output."""
+
+    @abstractmethod
+    def params(self) -> dict[str, Param]:
+        """The arrays by their name in the paper."""
+
+    @abstractmethod
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        """One timestep: parameters ``p.NAME``, input x (B, I), states ``s.NAME`` (B, H) to the new states by name."""
+
+
+def check_declaration(cls: Any) -> None:
+    """Raise PluginError when `cls` is not a complete Cell: what is missing, and in which class."""
+    where = f"cell {getattr(cls, 'name', None) or getattr(cls, '__name__', cls)!r}"
+    if not (inspect.isclass(cls) and issubclass(cls, Cell)):
+        raise PluginError(f"{where}: expected a subclass of tinygrad_rnn.Cell, got {cls!r}")
+    for field in ("name", "summary", "citation", "equation"):
+        if not isinstance(getattr(cls, field, None), str) or not getattr(cls, field).strip():
+            raise PluginError(f"{where}: expected a text in the class attribute {field!r}, got none")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise PluginError(f"{where}: expected the methods {', '.join(missing)} to be written, got none")
+    if not dataclasses.is_dataclass(cls.Options):
+        raise PluginError(f"{where}: expected Options to be a dataclass, got {cls.Options!r}")
+
+
+def specification(cell: Cell) -> tuple[dict[str, State], dict[str, Param]]:
+    """The declared state and parameters, checked. Raises PluginError when they make no sense."""
+    states, params = cell.state(), cell.params()
+    if not states:
+        raise PluginError(f"cell {cell.name}: expected at least one state, got none")
+    for name, spec in params.items():
+        if not name.isidentifier():
+            raise PluginError(f"cell {cell.name}: expected parameter names that are Python names, got {name!r}")
+        try:
+            parse_initialiser(spec.init)
+        except InputError as error:
+            raise InputError(f"cell {cell.name}, parameter {name}: {error}") from error
+    if set(states) & set(params):
+        raise PluginError(f"cell {cell.name}: expected different names for states and parameters, got "
+                          f"{sorted(set(states) & set(params))} twice")
+    return states, params
+
+
+def take_step(cell: Cell, p: SimpleNamespace, x: Any, state: Mapping[str, Any], shapes: Mapping[str, State]
+              ) -> dict[str, Any]:
+    """`cell.step`, with what it returns held against what it declared. Raises PluginError, which names the cell."""
+    new = cell.step(p, x, SimpleNamespace(**state))
+    if not isinstance(new, dict) or new.keys() != shapes.keys():
+        got = sorted(new) if isinstance(new, dict) else type(new).__name__
+        raise PluginError(f"cell {cell.name}: expected step to return a dict with the states {list(shapes)}, got {got}")
+    for name, old in state.items():
+        if new[name].shape != old.shape or new[name].dtype != old.dtype:
+            raise PluginError(f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got "
+                              f"{tuple(new[name].shape)} {new[name].dtype}")
+    return new

@@ -1,0 +1,159 @@
+"""The character model: embedding or one-hot, stacked cells with dropout between them, linear readout.
+
+A `Model` is a description; parameters are a flat dict of tensors ("embed.W", "layers.0.W_xi", "readout.b") and the
+carried state is a list of dicts, both passed in and out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn import backend, nn, ops
+from tinygrad_rnn.cell import Cell, Param, bias, specification
+from tinygrad_rnn.config import ModelConfig
+from tinygrad_rnn.errors import InputError, ShapeError
+from tinygrad_rnn.registry import CellEntry
+from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, scan, start_state
+from tinygrad_rnn.tensor import Tensor
+
+Params = dict[str, Tensor]
+State = list[dict[str, Any]]  # one dict of states per layer
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a forward pass gives: logits (T, B, V), the state after the last step, and every layer's sequence."""
+
+    logits: Any
+    state: State
+    layers: tuple[Unrolled, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of V symbols: its configuration and one cell per layer. Build it with `build_model`."""
+
+    config: ModelConfig
+    V: int
+    cells: tuple[Cell, ...]
+
+    def params(self) -> dict[str, Param]:
+        """Every array of the model by its full name: shape, initialiser, role."""
+        config = self.config
+        specs: dict[str, Param] = {}
+        if config.embed != "onehot":
+            specs["embed.W"] = Param((self.V, self.cells[0].I), "normal:1", "input")
+        for i, cell in enumerate(self.cells):
+            for name, spec in specification(cell)[1].items():
+                specs[f"layers.{i}.{name}"] = spec
+        specs["readout.W"] = Param((config.hidden, self.V), f"uniform:{1 / math.sqrt(config.hidden)!r}", "input")
+        specs["readout.b"] = bias(self.V)
+        return {name: _override(spec, config) for name, spec in specs.items()}
+
+    def count(self) -> int:
+        """The number of trained numbers."""
+        return sum(math.prod(spec.shape) for spec in self.params().values() if spec.role != "buffer")
+
+    def init(self, rng: np.random.Generator, dtype: Any = np.float32, xp: Any = np) -> Params:
+        """New parameters drawn from `rng`, on the device whose module is `xp`. Buffers do not require a gradient."""
+        return {name: Tensor(backend.from_host(nn.initialise(spec.init, spec.shape, rng, dtype), xp),
+                             requires_grad=spec.role != "buffer")
+                for name, spec in self.params().items()}
+
+    def start(self, B: int, params: Mapping[str, Tensor]) -> State:
+        """The state before the first symbol, for B streams, as arrays like the parameters."""
+        return [start_state(cell, B, params["readout.W"]) for cell in self.cells]
+
+    def forward(self, params: Mapping[str, Tensor], x: Any, state: Sequence[LayerState] | None = None, *,
+                mask: Any = None, rng: np.random.Generator | None = None) -> Forward:
+        """Run symbols x (T, B), integers in [0, V), from `state`.
+
+        `mask` (T, B): rows keep their state where it is False. `rng` turns dropout on. Raises ShapeError.
+        """
+        if len(x.shape) != 2:
+            raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
+        T, B = x.shape
+        if state is None:
+            state = self.start(B, params)
+        rate = self.config.dropout if rng is not None else 0.0
+        if self.config.embed == "onehot":
+            h: Any = Tensor(_one_hot(x, self.V, params["readout.W"].data))
+        else:
+            h = ops.embedding(params["embed.W"], x)
+        layers = []
+        for i, (cell, start) in enumerate(zip(self.cells, state, strict=True)):
+            if i and rng is not None:
+                h = nn.dropout(h, rate, rng)
+            own = layer_params(params, i)
+            layers.append(scan(cell, own, h, start, mask=mask, layer=i))
+            h = layers[-1].outputs
+        if rng is not None:
+            h = nn.dropout(h, rate, rng)
+        flat = ops.reshape(h, (T * B, self.config.hidden)) @ params["readout.W"] + params["readout.b"]
+        logits = ops.reshape(flat, (T, B, self.V))
+        return Forward(logits, [dict(layer.state) for layer in layers], tuple(layers))
+
+
+def layer_params(params: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
+    """The arrays of one layer by the cell's own names."""
+    prefix = f"layers.{layer}."
+    return {name[len(prefix):]: value for name, value in params.items() if name.startswith(prefix)}
+
+
+def _override(spec: Param, config: ModelConfig) -> Param:
+    """The initialiser that the configuration asks for instead of the cell's; a bias with a value of its own keeps it."""
+    if spec.role in ("input", "recurrent") and config.init != "cell":
+        return Param(spec.shape, config.init, spec.role)
+    if spec.role == "bias" and spec.init == "zeros" and config.init_bias != "cell":
+        return Param(spec.shape, config.init_bias, spec.role)
+    return spec
+
+
+def _one_hot(x: Any, V: int, like: Any) -> Any:
+    out = np.zeros_like(like, shape=(*x.shape, V))
+    np.put_along_axis(out, x[..., None], 1.0, axis=-1)
+    return out
+
+
+def detach(state: Sequence[LayerState]) -> State:
+    """The state as plain arrays: what is carried to the next batch."""
+    return [detach_state(layer) for layer in state]
+
+
+def input_size(config: ModelConfig, V: int) -> int:
+    """How many numbers the first layer sees per symbol. Raises InputError for an `embed` that means nothing."""
+    if config.embed == "onehot":
+        return V
+    if config.embed == "hidden":
+        return config.hidden
+    if not config.embed.isdigit() or int(config.embed) < 1:
+        raise InputError(f"--embed {config.embed!r}: expected 'hidden', 'onehot' or a whole number of at least 1")
+    return int(config.embed)
+
+
+def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
+    """The model that `config` describes, for V symbols, of the cell `entry` (see `registry.load_cell`).
+
+    Raises InputError for sizes or options that cannot work, PluginError when the cell breaks its contract.
+    """
+    if V < 2:
+        raise InputError(f"model: expected at least 2 different symbols, got {V}")
+    if not 0.0 <= config.dropout < 1.0:
+        raise InputError(f"--dropout: expected a rate in [0, 1), got {config.dropout}")
+    for text in (config.init, config.init_bias):
+        if text != "cell":
+            nn.parse_initialiser(text)
+    first = input_size(config, V)
+    cells = tuple(entry.cls(first if i == 0 else config.hidden, config.hidden, config.cell_options)
+                  for i in range(config.layers))
+    for cell in cells:
+        states, _ = specification(cell)
+        output = next(iter(states.values()))
+        if output.shape != (config.hidden,):
+            raise InputError(f"cell {cell.name}: expected its first state to have shape ({config.hidden},), got {output.shape}")
+    return Model(config, V, cells)

@@ -1,0 +1,154 @@
+"""Time: a cell's step applied along a sequence.
+
+`unroll` is the reference: one step after another on the tape. `scan` has the same signature and the same
+numbers, and is where a compiled executor takes over; without one it runs `unroll` and says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn import engine, ops
+from tinygrad_rnn.cell import Cell, specification, take_step
+from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
+from tinygrad_rnn.tensor import Tensor
+
+LayerState = Mapping[str, Any]  # state name -> (B, H)
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """What came out of a sequence of T steps.
+
+    `outputs` (T, B, H) is the first state at every step, `state` the states after the last one, `states` every state at
+    every step (T tensors (B, H) by name). `executor` names the path that ran and `reason` why.
+    """
+
+    outputs: Any
+    state: dict[str, Any]
+    states: dict[str, list[Any]]
+    executor: str = "unroll"
+    reason: str = "asked for"
+
+
+def start_state(cell: Cell, B: int, like: Any) -> dict[str, Any]:
+    """The declared start values of every state, (B, *shape), in the dtype and on the device of the array `like`."""
+    data = like.data if isinstance(like, Tensor) else like
+    shapes, _ = specification(cell)
+    return {name: np.full_like(data, spec.start, shape=(B, *spec.shape)) for name, spec in shapes.items()}
+
+
+def detach_state(state: LayerState) -> dict[str, Any]:
+    """The same states as plain arrays: what truncated BPTT carries from one window to the next."""
+    return {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def unroll(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None,
+           layer: int = 0) -> Unrolled:
+    """Apply `cell` to the sequence `xs` (T, B, I), one step after another on the tape.
+
+    `params` are the cell's arrays by name; `state` is where it starts (the declared start values when None). Where `mask`
+    (T, B) is False a row keeps its states: ragged batches. `layer` is only told in errors.
+    Raises ShapeError for sizes that do not fit, PluginError when the step breaks its contract; inside `anomaly()`
+    NonFiniteError with op, layer, timestep and gate.
+    """
+    shapes, declared = specification(cell)
+    if len(xs.shape) != 3 or xs.shape[2] != cell.I:
+        raise ShapeError(f"unroll of {cell.name}: expected a sequence (T, B, I={cell.I}), got {tuple(xs.shape)}")
+    T, B, _ = xs.shape
+    if T == 0 or B == 0:
+        raise ShapeError(f"unroll of {cell.name}: expected at least one step and one row, got {tuple(xs.shape)}")
+    if mask is not None and tuple(mask.shape) != (T, B):
+        raise ShapeError(f"unroll of {cell.name}: expected a mask (T={T}, B={B}), got {tuple(mask.shape)}")
+    for name, spec in declared.items():
+        if name not in params or tuple(params[name].shape) != spec.shape:
+            got = tuple(params[name].shape) if name in params else "none"
+            raise ShapeError(f"unroll of {cell.name}: expected parameter {name} of shape {spec.shape}, got {got}")
+    current = dict(start_state(cell, B, xs) if state is None else state)
+    if current.keys() != shapes.keys():
+        raise ShapeError(f"unroll of {cell.name}: expected the states {list(shapes)}, got {list(current)}")
+    for name, state_spec in shapes.items():
+        if tuple(current[name].shape) != (B, *state_spec.shape):
+            raise ShapeError(f"unroll of {cell.name}: expected state {name} of shape {(B, *state_spec.shape)}, got "
+                             f"{tuple(current[name].shape)}")
+    current = {name: value if isinstance(value, Tensor) else Tensor(value) for name, value in current.items()}
+    p = SimpleNamespace(**{name: params[name] for name in declared})
+    states: dict[str, list[Any]] = {name: [] for name in shapes}
+    place = engine.MODE.anomaly
+    for t in range(T):
+        x = xs[t]
+        if place is not None:
+            place.update(layer=layer, timestep=t)
+            place.pop("gate", None)
+        try:
+            new = take_step(cell, p, x, current, shapes)
+        except NonFiniteError as error:
+            raise _with_gate(error, cell, p, x, current) from error
+        if mask is not None:
+            alive = mask[t]
+            new = {name: ops.where(ops.reshape(alive, (B,) + (1,) * (value.ndim - 1)), value, current[name])
+                   for name, value in new.items()}
+        current = new
+        for name, value in current.items():
+            states[name].append(value)
+    if place is not None:
+        for key in ("layer", "timestep", "gate"):
+            place.pop(key, None)
+    output = next(iter(shapes))
+    return Unrolled(ops.stack(states[output]), current, states)
+
+
+def _with_gate(error: NonFiniteError, cell: Cell, p: Any, x: Any, state: LayerState) -> NonFiniteError:
+    """`error` with the first announced value that is not finite: the step is run once more to hear its taps."""
+    gates: list[str] = []
+
+    def listener(name: str, value: Any) -> None:
+        data = value.data if isinstance(value, Tensor) else value
+        if not bool(np.isfinite(data).all()):
+            gates.append(name)
+
+    place, engine.MODE.anomaly = engine.MODE.anomaly, None
+    try:
+        with engine.no_grad(), engine.listen(listener), np.errstate(all="ignore"):
+            cell.step(p, x, SimpleNamespace(**state))
+    finally:
+        engine.MODE.anomaly = place
+    if not gates:
+        return error
+    return NonFiniteError(f"{error}, gate {gates[0]}", {**error.where, "gate": gates[0]})
+
+
+def scan(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None,
+         layer: int = 0) -> Unrolled:
+    """`unroll` by the fastest executor that can do it: same arguments, same numbers.
+
+    No compiled executor exists yet, so this is `unroll`, and the result's `reason` says that.
+    """
+    done = unroll(cell, params, xs, state, mask=mask, layer=layer)
+    return dataclasses.replace(done, reason="no compiled executor is available")
+
+
+@dataclass(frozen=True)
+class Window:
+    """One update of truncated BPTT: run from `start`, count the loss in [loss_from, stop), go back to `start`."""
+
+    start: int
+    loss_from: int
+    stop: int
+
+
+def truncated_windows(T: int, k1: int, k2: int) -> Iterator[Window]:
+    """The windows of BPTT(k2; k1): an update every k1 steps, each through the last k2 of them.
+
+    Source: Williams & Peng 1990 (their h = k2, h' = k1). Raises InputError unless 1 <= k1 <= k2.
+    """
+    if not 1 <= k1 <= k2:
+        raise InputError(f"truncated BPTT: expected 1 <= k1 <= k2, got k1={k1}, k2={k2}")
+    for stop in range(k1, T + 1, k1):
+        yield Window(max(0, stop - k2), stop - k1, stop)
