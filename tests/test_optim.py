@@ -56,6 +56,7 @@ def gradients(params: Arrays, steps: int, seed: int = 1) -> Iterator[Arrays]:
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.torch
 def test_against_torch_over_fifty_steps(name: str) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is the other opinion here; it is not installed")
     config = CONFIGS[name]
@@ -228,6 +229,7 @@ def test_clip_norm_bounds_the_norm_and_keeps_the_direction(values: list[float], 
     np.testing.assert_allclose(after, before * min(1.0, limit / norm if norm else 1.0), rtol=1e-12)
 
 
+@pytest.mark.torch
 def test_clip_norm_against_torch() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is the other opinion here; it is not installed")
     grads = next(gradients(make_params(), 1))
