@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tinygrad_rnn.autodiff import recompute as recompute
     from tinygrad_rnn.autodiff import vjp as vjp
     from tinygrad_rnn.backend import Device as Device
-    from tinygrad_rnn.backend import to_host as to_host
     from tinygrad_rnn.backend import select as select_device
+    from tinygrad_rnn.backend import to_host as to_host
     from tinygrad_rnn.cell import Cell as Cell
     from tinygrad_rnn.cell import Param as Param
     from tinygrad_rnn.cell import State as State
@@ -31,13 +31,25 @@ if TYPE_CHECKING:
     from tinygrad_rnn.cell import specification as specification
     from tinygrad_rnn.checkpoint import load as load_checkpoint
     from tinygrad_rnn.checkpoint import save as save_checkpoint
+    from tinygrad_rnn.config import RECIPES as RECIPES
+    from tinygrad_rnn.config import SECTIONS as SECTIONS
     from tinygrad_rnn.config import DataConfig as DataConfig
     from tinygrad_rnn.config import ModelConfig as ModelConfig
     from tinygrad_rnn.config import OptimConfig as OptimConfig
-    from tinygrad_rnn.config import RECIPES as RECIPES
     from tinygrad_rnn.config import RunConfig as RunConfig
-    from tinygrad_rnn.config import SECTIONS as SECTIONS
+    from tinygrad_rnn.config import SampleConfig as SampleConfig
     from tinygrad_rnn.config import TrainConfig as TrainConfig
+    from tinygrad_rnn.config import as_dict as config_as_dict
+    from tinygrad_rnn.config import from_dict as config_from_dict
+    from tinygrad_rnn.config import recipe as recipe
+    from tinygrad_rnn.config import replace as replace_config
+    from tinygrad_rnn.data import Dataset as Dataset
+    from tinygrad_rnn.data import Streams as Streams
+    from tinygrad_rnn.data import Vocabulary as Vocabulary
+    from tinygrad_rnn.data import corpora as corpora
+    from tinygrad_rnn.data import fitted_streams as fitted_streams
+    from tinygrad_rnn.data import load_dataset as load_dataset
+    from tinygrad_rnn.data import text_statistics as text_statistics
     from tinygrad_rnn.engine import anomaly as anomaly
     from tinygrad_rnn.engine import listen as listen
     from tinygrad_rnn.engine import no_grad as no_grad
@@ -55,9 +67,15 @@ if TYPE_CHECKING:
     from tinygrad_rnn.errors import ShapeError as ShapeError
     from tinygrad_rnn.errors import TinygradRNNError as TinygradRNNError
     from tinygrad_rnn.errors import nearest as nearest
+    from tinygrad_rnn.evaluate import Score as Score
+    from tinygrad_rnn.evaluate import score as score
     from tinygrad_rnn.model import Forward as Forward
     from tinygrad_rnn.model import Model as Model
     from tinygrad_rnn.model import build_model as build_model
+    from tinygrad_rnn.options import check_limits as check_limits
+    from tinygrad_rnn.options import coerce as coerce
+    from tinygrad_rnn.options import field_types as field_types
+    from tinygrad_rnn.options import parse_options as parse_options
     from tinygrad_rnn.registry import CellEntry as CellEntry
     from tinygrad_rnn.registry import CellIdentity as CellIdentity
     from tinygrad_rnn.registry import CellRow as CellRow
@@ -65,6 +83,10 @@ if TYPE_CHECKING:
     from tinygrad_rnn.registry import load_cell as load_cell
     from tinygrad_rnn.registry import load_plugin_file as load_plugin_file
     from tinygrad_rnn.registry import register_cell as register_cell
+    from tinygrad_rnn.restore import LoadedModel as LoadedModel
+    from tinygrad_rnn.restore import find_cell as find_cell
+    from tinygrad_rnn.restore import load_run_model as load_run_model
+    from tinygrad_rnn.sample import generate as generate
     from tinygrad_rnn.sequence import Unrolled as Unrolled
     from tinygrad_rnn.sequence import scan as scan
     from tinygrad_rnn.sequence import truncated_windows as truncated_windows
@@ -78,11 +100,16 @@ _PUBLIC = {
     "backend": "Device to_host select:select_device",
     "cell": "Cell Param State bias buffer input_matrix recurrent_matrix specification",
     "checkpoint": "load:load_checkpoint save:save_checkpoint",
-    "config": "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS TrainConfig",
+    "config": "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS SampleConfig TrainConfig as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config",
+    "data": "Dataset Streams Vocabulary corpora fitted_streams load_dataset text_statistics",
     "engine": "anomaly listen no_grad tap",
     "errors": "CheckpointError DataError DeviceError DtypeError FileError GradientError InPlaceError InputError NonFiniteError PluginError ShapeError TinygradRNNError nearest",
+    "evaluate": "Score score",
     "model": "Forward Model build_model",
+    "options": "check_limits coerce field_types parse_options",
     "registry": "CellEntry CellIdentity CellRow available_cells load_cell load_plugin_file register_cell",
+    "restore": "LoadedModel find_cell load_run_model",
+    "sample": "generate",
     "sequence": "Unrolled scan truncated_windows unroll",
     "tensor": "Tensor grad",
 }
