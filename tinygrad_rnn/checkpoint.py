@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta: Mappin
     not).
     """
     target = Path(path)
-    text = _json(meta, f"checkpoint {target}: meta", indent=None)
+    text = to_json(meta, f"checkpoint {target}: meta", indent=None)
     host = {name: _contiguous(name, array) for name, array in arrays.items()}
     digest = _digest(text, host)
     data = safetensors.numpy.save(host, {"format": FORMAT, "meta": text, "sha256": digest})
@@ -85,7 +86,7 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
 
     Raises FileError if the disk refuses (the old file stands), InputError if `value` is not JSON.
     """
-    write_bytes_atomic(path, (_json(value, str(path), indent=2) + "\n").encode("ascii"))
+    write_bytes_atomic(path, (to_json(value, str(path), indent=2) + "\n").encode("ascii"))
 
 
 def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
@@ -99,9 +100,21 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         raise FileError(f"cannot write {path}: {_reason(error)}; make room or write elsewhere") from error
 
 
+def to_json(value: Any, what: str, indent: int | None) -> str:
+    """`value` as strict ASCII JSON text; numbers come back exactly. `what` names it in the error.
+
+    Raises InputError for what JSON cannot say: NaN, infinity, arrays, NumPy scalars, sets.
+    """
+    try:
+        return json.dumps(dict(value) if isinstance(value, Mapping) else value, indent=indent, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{what}: expected JSON values (finite numbers, text, lists, tables), got something else "
+                         f"({error})") from error
+
+
 def is_temporary(path: Path) -> bool:
     """Whether `path` is named like an unfinished file of this module, left by a process that was killed."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return re.fullmatch(r"\..+\.\d+\.[0-9a-f]{8}\.tmp", path.name) is not None
 
 
 def _write_atomic(path: Path, data: bytes) -> None:
@@ -188,14 +201,6 @@ def _decode(data: bytes, what: str) -> tuple[dict[str, np.ndarray[Any, Any]], di
     if _digest(facts["meta"], arrays) != facts["sha256"]:
         raise CheckpointError(f"{what} is damaged (its sha256 does not match its content); use another checkpoint")
     return arrays, json.loads(facts["meta"])
-
-
-def _json(value: Any, what: str, indent: int | None) -> str:
-    try:
-        return json.dumps(dict(value) if isinstance(value, Mapping) else value, indent=indent, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{what}: expected JSON values (finite numbers, text, lists, tables), got something else "
-                         f"({error})") from error
 
 
 def _reason(error: OSError) -> str:
