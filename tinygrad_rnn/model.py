@@ -16,7 +16,7 @@ import numpy as np
 from tinygrad_rnn import backend, nn, ops
 from tinygrad_rnn.cell import Cell, Param, bias, specification
 from tinygrad_rnn.config import ModelConfig
-from tinygrad_rnn.errors import InputError, ShapeError
+from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.registry import CellEntry
 from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, scan, start_state
 from tinygrad_rnn.tensor import Tensor
@@ -27,11 +27,14 @@ State = list[dict[str, Any]]  # one dict of states per layer
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward pass gives: logits (T, B, V), the state after the last step, and every layer's sequence."""
+    """What a forward pass gives: logits (T, B, V), the state after the last step, every layer's sequence, and `inputs`
+    (T, B, I), what the first layer saw.
+    """
 
     logits: Any
     state: State
     layers: tuple[Unrolled, ...]
+    inputs: Any
 
 
 @dataclass(frozen=True)
@@ -70,33 +73,40 @@ class Model:
         return [start_state(cell, B, params["readout.W"]) for cell in self.cells]
 
     def forward(self, params: Mapping[str, Tensor], x: Any, state: Sequence[LayerState] | None = None, *,
-                mask: Any = None, rng: np.random.Generator | None = None) -> Forward:
+                mask: Any = None, rng: np.random.Generator | None = None, trace_inputs: bool = False) -> Forward:
         """Run symbols x (T, B), integers in [0, V), from `state`.
 
-        `mask` (T, B): rows keep their state where it is False. `rng` turns dropout on. Raises ShapeError.
+        `mask` (T, B): rows keep their state where it is False. `rng` turns dropout on. `trace_inputs` puts `inputs` on
+        the tape even when they are one-hot, so that a gradient can be asked for.
+        Raises InputError for a missing parameter, ShapeError for sizes or symbols that do not fit, DtypeError for symbols
+        that are not integers.
         """
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
         T, B = x.shape
+        for name in ("readout.W", "readout.b") if self.config.embed == "onehot" else ("readout.W", "readout.b", "embed.W"):
+            if name not in params:
+                raise InputError(f"model: expected the parameter {name!r}, got none; known: {', '.join(sorted(params))}")
         if state is None:
             state = self.start(B, params)
-        rate = self.config.dropout if rng is not None else 0.0
+        if len(state) != len(self.cells):
+            raise ShapeError(f"model: expected the state of {len(self.cells)} layers, got {len(state)}")
         if self.config.embed == "onehot":
-            h: Any = Tensor(_one_hot(x, self.V, params["readout.W"].data))
+            h: Any = Tensor(_one_hot(x, self.V, params["readout.W"].data), requires_grad=trace_inputs)
         else:
             h = ops.embedding(params["embed.W"], x)
+        inputs = h
         layers = []
         for i, (cell, start) in enumerate(zip(self.cells, state, strict=True)):
             if i and rng is not None:
-                h = nn.dropout(h, rate, rng)
-            own = layer_params(params, i)
-            layers.append(scan(cell, own, h, start, mask=mask, layer=i))
+                h = nn.dropout(h, self.config.dropout, rng)
+            layers.append(scan(cell, layer_params(params, i), h, start, mask=mask, layer=i))
             h = layers[-1].outputs
         if rng is not None:
-            h = nn.dropout(h, rate, rng)
+            h = nn.dropout(h, self.config.dropout, rng)
         flat = ops.reshape(h, (T * B, self.config.hidden)) @ params["readout.W"] + params["readout.b"]
         logits = ops.reshape(flat, (T, B, self.V))
-        return Forward(logits, [dict(layer.state) for layer in layers], tuple(layers))
+        return Forward(logits, [dict(layer.state) for layer in layers], tuple(layers), inputs)
 
 
 def layer_params(params: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
@@ -106,7 +116,7 @@ def layer_params(params: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
 
 
 def _override(spec: Param, config: ModelConfig) -> Param:
-    """The initialiser that the configuration asks for instead of the cell's; a bias with a value of its own keeps it."""
+    """The initialiser that the configuration asks for instead of the cell's; a bias that starts elsewhere than 0 stays."""
     if spec.role in ("input", "recurrent") and config.init != "cell":
         return Param(spec.shape, config.init, spec.role)
     if spec.role == "bias" and spec.init == "zeros" and config.init_bias != "cell":
@@ -115,6 +125,10 @@ def _override(spec: Param, config: ModelConfig) -> Param:
 
 
 def _one_hot(x: Any, V: int, like: Any) -> Any:
+    if x.dtype.kind not in "iu":
+        raise DtypeError(f"model: expected integer symbols, got {x.dtype}")
+    if x.size and isinstance(x, np.ndarray) and not 0 <= int(x.min()) <= int(x.max()) < V:
+        raise ShapeError(f"model: expected symbols in [0, {V}), got {int(x.min())} to {int(x.max())}")
     out = np.zeros_like(like, shape=(*x.shape, V))
     np.put_along_axis(out, x[..., None], 1.0, axis=-1)
     return out
@@ -155,5 +169,6 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
         states, _ = specification(cell)
         output = next(iter(states.values()))
         if output.shape != (config.hidden,):
-            raise InputError(f"cell {cell.name}: expected its first state to have shape ({config.hidden},), got {output.shape}")
+            raise InputError(f"cell {cell.name}: expected its first state to have shape ({config.hidden},), got "
+                             f"{output.shape}")
     return Model(config, V, cells)
