@@ -150,6 +150,54 @@ def test_non_contiguous_parameters_are_updated_too(name: str) -> None:
     np.testing.assert_array_equal(base.T, plain)
 
 
+class Foreign:
+    """An array of another owner, as CuPy's: NumPy's functions are answered, conversion to NumPy is refused."""
+
+    def __init__(self, inner: np.ndarray[Any, Any]) -> None:
+        self.inner = inner
+        self.shape, self.dtype, self.size, self.flags = inner.shape, inner.dtype, inner.size, inner.flags
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray[Any, Any]:
+        raise TypeError("implicit conversion to a NumPy array is not allowed")
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
+        assert all(isinstance(i, Foreign | float | int) for i in (*inputs, *out)), "host and device mixed"
+        plain = [i.inner if isinstance(i, Foreign) else i for i in inputs]
+        if out:
+            options["out"] = tuple(o.inner for o in out)
+        result = getattr(ufunc, method)(*plain, **options)
+        return out[0] if out else Foreign(np.asarray(result))
+
+    def __array_function__(self, function: Any, _: Any, args: Any, options: Any) -> Any:
+        assert function in (np.zeros_like, np.empty_like)
+        return Foreign(function(args[0].inner, **options))
+
+    def __add__(self, other: Foreign) -> Any:
+        return np.add(self, other)
+
+    def sum(self) -> Foreign:
+        return Foreign(np.asarray(self.inner.sum()))
+
+    def item(self) -> Any:
+        return self.inner.item()
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_the_owner_of_the_arrays_decides(name: str) -> None:
+    config, plain = CONFIGS[name], make_params()
+    foreign = {k: Foreign(p.copy()) for k, p in plain.items()}
+    states = init_state(config, plain), init_state(config, foreign)
+    for grads in gradients(plain, 3):
+        others = {k: Foreign(g.copy()) for k, g in grads.items()}
+        clip_value(grads, 5.0)
+        clip_value(others, 5.0)
+        assert clip_norm(others, 1.0) == pytest.approx(clip_norm(grads, 1.0), rel=1e-14)
+        update(config, plain, grads, states[0], 1e-2)
+        update(config, foreign, others, states[1], 1e-2)
+    for k, p in plain.items():
+        np.testing.assert_allclose(foreign[k].inner, p, rtol=1e-10, atol=1e-12)
+
+
 def test_one_flat_buffer_equals_many_arrays() -> None:
     config = OptimConfig(optim="adamw")
     params = make_params()
