@@ -104,6 +104,21 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How text is drawn from a model. Not part of a run."""
+
+    length: int = setting(500, "symbols to draw", minimum=1)
+    prime: str = setting("", "text to start with")
+    temperature: float = setting(1.0, "divides the logits: below 1 safer, above 1 wilder, 0 like --greedy", minimum=0)
+    greedy: bool = setting(False, "always take the most likely symbol")
+    top_k: int = setting(0, "draw among the K most likely symbols only; 0: all", minimum=0)
+    top_p: float = setting(1.0, "draw among the fewest symbols that have this share together", minimum=0)
+    stop: str = setting("", "end a sample behind this text")
+    num: int = setting(1, "samples side by side", minimum=1)
+    unknown: Literal["error", "skip", "replace"] = setting("error", "unknown symbols of the priming text")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that a run is made from; `as_dict` and `from_dict` are its JSON form."""
 

@@ -1,0 +1,132 @@
+"""Sampling, from models whose distribution is known: all weights zero, so that the logits are the readout's bias."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tinygrad_rnn.config import ModelConfig, SampleConfig
+from tinygrad_rnn.data import Vocabulary
+from tinygrad_rnn.errors import DataError, InputError
+from tinygrad_rnn.model import Model, Params, build_model
+from tinygrad_rnn.registry import load_cell
+from tinygrad_rnn.sample import generate
+from tinygrad_rnn.tensor import Tensor
+
+SHARES = np.array([0.5, 0.25, 0.125, 0.125])
+LETTERS = Vocabulary("chars", ("a", "b", "c", "d"))
+
+
+def known_model(shares: np.ndarray) -> tuple[Model, Params]:
+    """A model that predicts `shares` whatever it has read."""
+    model = build_model(ModelConfig(cell="rnn", hidden=3, layers=1), len(shares), load_cell("rnn"))
+    params = {name: Tensor(np.zeros(spec.shape)) for name, spec in model.params().items()}
+    params["readout.b"] = Tensor(np.log(shares))
+    return model, params
+
+
+def text(
+    options: SampleConfig, vocabulary: Vocabulary = LETTERS, shares: np.ndarray = SHARES, seed: int = 0
+) -> list[str]:
+    model, params = known_model(shares)
+    steps = list(generate(model, params, vocabulary, options, np.random.default_rng(seed)))
+    return ["".join(step[b] for step in steps) for b in range(options.num)]
+
+
+def shares_of(sample: str) -> np.ndarray:
+    return np.array([sample.count(letter) / len(sample) for letter in LETTERS.symbols])
+
+
+def test_frequencies_follow_the_model() -> None:
+    (sample,) = text(SampleConfig(length=4000))
+    assert len(sample) == 4000
+    assert np.abs(shares_of(sample) - SHARES).max() < 0.03
+
+
+def test_temperature_sharpens_as_a_power() -> None:
+    (sample,) = text(SampleConfig(length=4000, temperature=0.5))
+    expected = SHARES**2 / (SHARES**2).sum()
+    assert np.abs(shares_of(sample) - expected).max() < 0.03
+
+
+@pytest.mark.parametrize("options", [SampleConfig(length=50, greedy=True), SampleConfig(length=50, temperature=0.0)])
+def test_greedy_takes_the_likeliest(options: SampleConfig) -> None:
+    assert text(options) == ["a" * 50]
+
+
+def test_top_k_and_top_p_keep_the_fewest_that_reach_it() -> None:
+    assert set(text(SampleConfig(length=300, top_k=2))[0]) == {"a", "b"}
+    assert set(text(SampleConfig(length=300, top_k=99))[0]) == {"a", "b", "c", "d"}
+    assert set(text(SampleConfig(length=300, top_p=0.5))[0]) == {"a"}
+    assert set(text(SampleConfig(length=300, top_p=0.51))[0]) == {"a", "b"}
+    (sample,) = text(SampleConfig(length=4000, top_k=2))
+    assert abs(sample.count("a") / 4000 - 2 / 3) < 0.03
+
+
+def test_prime_comes_first_and_stop_ends_a_sample() -> None:
+    (sample,) = text(SampleConfig(length=400, prime="dcd", stop="ba"))
+    assert sample.startswith("dcd")
+    assert sample.endswith("ba")
+    assert sample.count("ba") == 1
+    assert len(sample) < 403
+
+
+def test_samples_stop_one_by_one() -> None:
+    samples = text(SampleConfig(length=500, num=6, stop="dd"))
+    assert len({len(sample) for sample in samples}) > 1
+    assert all(sample.endswith("dd") and sample.count("dd") == 1 for sample in samples)
+
+
+def test_a_seed_repeats_the_text_and_another_does_not() -> None:
+    options = SampleConfig(length=100, num=2)
+    assert text(options) == text(options)
+    assert text(options) != text(options, seed=1)
+
+
+def test_unknown_symbols_of_the_priming_text() -> None:
+    known = Vocabulary("chars", ("a", "b", "c", "�"), unknown=3)
+    with pytest.raises(DataError, match="'x'"):
+        text(SampleConfig(length=3, prime="axb"))
+    assert text(SampleConfig(length=1, prime="axb", unknown="skip"))[0].startswith("ab")
+    assert text(SampleConfig(length=1, prime="axb", unknown="replace"), known)[0].startswith("a�b")
+    with pytest.raises(InputError, match="at least one symbol"):
+        text(SampleConfig(length=3, prime="xyz", unknown="skip"))
+
+
+def test_the_unknown_symbol_is_never_drawn() -> None:
+    known = Vocabulary("chars", ("a", "b", "c", "�"), unknown=3)
+    (sample,) = text(SampleConfig(length=500), known, np.array([0.05, 0.03, 0.02, 0.9]))
+    assert "�" not in sample
+    assert set(sample) == {"a", "b", "c"}
+
+
+def test_bytes_become_text_when_a_character_is_complete() -> None:
+    vocabulary = Vocabulary("bytes", tuple(map(chr, range(256))))
+    shares = np.full(256, 1e-9)
+    shares[list("é".encode())] = 0.5
+    (sample,) = text(SampleConfig(length=40), vocabulary, shares / shares.sum())
+    assert "é" in sample
+    assert set(sample) <= {"é", "�"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (SampleConfig(temperature=-1.0), "--temperature"),
+        (SampleConfig(temperature=float("nan")), "--temperature"),
+        (SampleConfig(top_p=0.0), "--top-p"),
+        (SampleConfig(top_p=1.5), "--top-p"),
+    ],
+)
+def test_impossible_options(options: SampleConfig, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        text(options)
+
+
+def test_a_long_prime_equals_feeding_it_symbol_by_symbol(rng: np.random.Generator) -> None:
+    model = build_model(ModelConfig(cell="lstm", hidden=5, layers=2), 4, load_cell("lstm"))
+    params = model.init(rng, np.float64)
+    whole = list(generate(model, params, LETTERS, SampleConfig(prime="abcd" * 5, length=20, greedy=True), rng))
+    longer = "".join(step[0] for step in whole)
+    again = list(generate(model, params, LETTERS, SampleConfig(prime=longer[:30], length=10, greedy=True), rng))
+    assert "".join(step[0] for step in again) == longer

@@ -1,0 +1,386 @@
+"""Training runs: that they learn, resume bit for bit, stop, diverge and recover as they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinygrad_rnn.checkpoint import load
+from tinygrad_rnn.config import RunConfig, recipe, replace
+from tinygrad_rnn.data import Dataset, load_dataset
+from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
+from tinygrad_rnn.restore import load_run_model
+from tinygrad_rnn.run import checkpoints, open_run, read_metrics
+from tinygrad_rnn.train import (
+    DivergedError,
+    Event,
+    Finished,
+    RolledBack,
+    Sampled,
+    Saved,
+    Started,
+    StepDone,
+    Trainer,
+    Validated,
+    Watched,
+    plan,
+    resume_training,
+    start_training,
+)
+
+SMALL: dict[str, Any] = {
+    "model.hidden": 12, "model.layers": 2, "data.corpus": "hello", "data.seq_len": 10, "data.batch": 4,
+    "train.dtype": "float64", "train.steps": 30, "train.eval_every": 10, "train.save_every": 10, "train.device": "cpu",
+}  # fmt: skip
+
+
+def configured(**changes: Any) -> RunConfig:
+    return replace(RunConfig(), {**SMALL, **{name.replace("__", "."): value for name, value in changes.items()}})
+
+
+def dataset_of(config: RunConfig) -> Dataset:
+    return load_dataset(config.data)
+
+
+def begin(out: Path, **changes: Any) -> Trainer:
+    config = configured(**changes)
+    return start_training(config, dataset_of(config), out)
+
+
+def of_kind(events: list[Event], kind: type) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def last_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    return load(checkpoints(open_run(path))[-1])
+
+
+def assert_same_checkpoint(a: Path, b: Path) -> None:
+    arrays, meta = last_checkpoint(a)
+    others, other = last_checkpoint(b)
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        assert array.dtype == others[name].dtype
+        assert array.tobytes() == others[name].tobytes(), name
+    for key in ("step", "epoch", "cursor", "rng", "optim_step", "first_loss"):
+        assert meta[key] == other[key], key
+
+
+# ---------------------------------------------------------------------------------------------- learn
+
+
+def test_a_run_learns_and_tells_what_happens(tmp_path: Path) -> None:
+    changes = {"train.steps": 60, "train.sample_every": 30, "train.watch": "grads:20", "optim.lr": 0.01}
+    events = list(begin(tmp_path / "run", **{k.replace(".", "__"): v for k, v in changes.items()}).events())
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+    steps = of_kind(events, StepDone)
+    assert [event.step for event in steps] == list(range(1, 61))
+    V = events[0].V
+    assert steps[0].loss == pytest.approx(math.log(V), rel=0.15)  # an untrained model knows nothing
+    assert steps[-1].loss < 0.7 * steps[0].loss
+    assert all(event.clipped_norm <= min(event.grad_norm, 5.0) + 1e-12 for event in steps)
+    assert [event.step for event in of_kind(events, Validated)] == [10, 20, 30, 40, 50, 60]
+    assert [event.step for event in of_kind(events, Sampled)] == [30, 60]
+    watched = of_kind(events, Watched)
+    assert [event.step for event in watched] == [20, 40, 60]
+    assert {series.state for series in watched[0].report.series} == {"h", "c"}
+    assert all(len(series.norm) == 10 for series in watched[0].report.series)
+    assert of_kind(events, Saved)[0].step == 0
+    kinds = [record["kind"] for record in read_metrics(open_run(tmp_path / "run"))]
+    assert kinds.count("step") == 60
+    assert kinds.count("watch") == 3
+    assert kinds.count("val") == 6
+
+
+def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tmp_path: Path) -> None:
+    events = list(begin(tmp_path / "run", train__keep=1).events())
+    losses = {event.step: event.loss for event in of_kind(events, Validated)}
+    best = min(losses, key=losses.__getitem__)
+    assert load_run_model(tmp_path / "run").step == best
+    assert load_run_model(tmp_path / "run", which="latest").step == 30
+
+
+def test_sampling_and_watching_change_no_number(tmp_path: Path) -> None:
+    list(begin(tmp_path / "plain", model__dropout=0.3).events())
+    list(begin(tmp_path / "busy", model__dropout=0.3, train__sample_every=3, train__watch="grads").events())
+    assert_same_checkpoint(tmp_path / "plain", tmp_path / "busy")
+
+
+def test_two_seeds_differ_and_one_repeats(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        list(begin(tmp_path / name, train__seed=seed, train__steps=5).events())
+    assert_same_checkpoint(tmp_path / "a", tmp_path / "b")
+    a, _ = last_checkpoint(tmp_path / "a")
+    c, _ = last_checkpoint(tmp_path / "c")
+    assert not np.array_equal(a["params/readout.W"], c["params/readout.W"])
+
+
+# --------------------------------------------------------------------------------------------- resume
+
+RESUMED: list[dict[str, Any]] = [
+    {},
+    {"model__cell": "gru", "optim__optim": "rmsprop", "model__dropout": 0.4},
+    {"model__cell": "rnn", "optim__optim": "sgd", "optim__momentum": 0.9, "optim__lr": 0.05, "train__dtype": "float32"},
+    {"model__cell": "mut1", "model__embed": "7", "model__cell_options": {"input_map": "fixed"}},
+    {"model__cell": "mut2", "optim__optim": "adagrad", "train__loss": "sum", "optim__clip_value": 0.5},
+    {"model__cell": "mut3", "optim__optim": "adamw", "train__bptt": 30, "optim__lr_decay": "exp:0.5@1"},
+    {"model__embed": "onehot", "data__tokens": "bytes", "data__batch": 40, "data__seq_len": 80},
+]
+
+
+@pytest.mark.parametrize("changes", RESUMED)
+def test_resume_is_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    list(begin(tmp_path / "whole", train__steps=40, **changes).events())
+    list(begin(tmp_path / "parts", train__steps=17, **changes).events())
+    resumed = list(resume_training(tmp_path / "parts", steps=40).events())
+    assert resumed[0].from_step == 17
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+    losses = [
+        [record["loss"] for record in read_metrics(open_run(tmp_path / name)) if record["kind"] == "step"]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_resume_after_a_kill_repeats_what_was_lost(tmp_path: Path) -> None:
+    list(begin(tmp_path / "whole").events())
+    trainer = begin(tmp_path / "killed")
+    for event in trainer.events():
+        if isinstance(event, StepDone) and event.step == 16:
+            break  # as a SIGKILL would: nothing is saved on the way out
+    assert max(record["step"] for record in read_metrics(open_run(tmp_path / "killed"))) == 16
+    resumed = list(resume_training(tmp_path / "killed").events())
+    assert resumed[0].from_step == 10
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "killed")
+    steps = [r["step"] for r in read_metrics(open_run(tmp_path / "killed")) if r["kind"] == "step"]
+    assert steps == list(range(1, 31))
+
+
+def test_stop_saves_and_says_interrupted(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run")
+    events = []
+    for event in trainer.events():
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 7:
+            trainer.stop()
+    assert isinstance(events[-1], Finished)
+    assert (events[-1].reason, events[-1].step) == ("interrupted", 7)
+    assert events[-2] == Saved(7, checkpoints(open_run(tmp_path / "run"))[-1])
+
+
+def test_resume_refuses_what_it_cannot_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 40)
+    config = configured(data__text=(str(text),), train__steps=4)
+    list(start_training(config, dataset_of(config), tmp_path / "run").events())
+    with pytest.raises(InputError, match="at least 4 steps"):
+        resume_training(tmp_path / "run", steps=3)
+    with pytest.raises(FileError, match="no run"):
+        resume_training(tmp_path / "elsewhere")
+    text.write_text("to be or not to be, that is the answer, not. " * 40)
+    with pytest.raises(DataError, match="expected the text it was trained on"):
+        resume_training(tmp_path / "run", steps=8)
+    with monkeypatch.context() as patch:
+        patch.setattr("tinygrad_rnn.registry.source_hash", lambda cls: "0" * 64)
+        with pytest.raises(PluginError, match="has changed since this run was made"):
+            load_run_model(tmp_path / "run")
+        load_run_model(tmp_path / "run", allow_changed_cell=True)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    list(begin(tmp_path / "run", train__steps=2).events())
+    list(begin(tmp_path / "other", train__steps=2, model__hidden=5).events())
+    file, foreign = (checkpoints(open_run(tmp_path / name))[-1] for name in ("run", "other"))
+    file.write_bytes(foreign.read_bytes())
+    with pytest.raises(CheckpointError, match="it is of another model"):
+        resume_training(tmp_path / "run", steps=4)
+
+
+def test_patience_stops_early(tmp_path: Path) -> None:
+    # with a rate of 0 no validation is better than the first
+    events = list(begin(tmp_path / "run", optim__lr=0.0, train__patience=2, train__eval_every=3).events())
+    assert (events[-1].reason, events[-1].step) == ("patience", 9)
+
+
+def test_init_from_takes_the_weights_and_nothing_else(tmp_path: Path) -> None:
+    list(begin(tmp_path / "first", train__steps=20).events())
+    config = configured(optim__lr=0.0, train__steps=1, train__seed=5)
+    trainer = start_training(config, dataset_of(config), tmp_path / "second", init_from=tmp_path / "first")
+    arrays = load_run_model(tmp_path / "first").params
+    assert trainer.progress.step == 0
+    for name, value in trainer.params.items():
+        assert np.array_equal(value.data, arrays[name].data), name
+    other = configured(data__corpus="python-docs")
+    with pytest.raises(InputError, match="same symbols"):
+        start_training(other, dataset_of(other), tmp_path / "third", init_from=tmp_path / "first")
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_run_in_the_way_is_not_touched(tmp_path: Path) -> None:
+    list(begin(tmp_path / "run", train__steps=2).events())
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(FileError, match="--overwrite"):
+        begin(tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------ truncated BPTT
+
+
+def test_bptt_over_two_batches_is_one_long_window(tmp_path: Path) -> None:
+    """The gradient of the second update, by k2 = 2 k1, is that of one window of 2 k1 steps with the late loss only."""
+    from tinygrad_rnn import ops
+    from tinygrad_rnn.tensor import grad
+
+    trainer = begin(tmp_path / "run", train__bptt=20, optim__lr=0.0)
+    events = trainer.events()
+    while not (isinstance(event := next(events), StepDone) and event.step == 1):
+        pass
+    x, y, start = trainer._window()
+    assert (x.shape, y.shape) == ((20, 4), (10, 4))
+    assert np.array_equal(x, np.concatenate([trainer.streams[0][0], trainer.streams[1][0]]))
+    _, _, got = trainer._gradients(x, y, start)
+    forward = trainer.model.forward(trainer.params, x)
+    expected = grad(ops.cross_entropy(forward.logits[10:], y), list(trainer.trained.values()))
+    for (name, array), value in zip(got.items(), expected, strict=True):
+        assert np.allclose(array, value.data, rtol=1e-12, atol=1e-15), name
+    short = grad(
+        ops.cross_entropy(trainer.model.forward(trainer.params, trainer.streams[1][0], trainer.state).logits, y),
+        list(trainer.trained.values()),
+    )
+    assert any(not np.allclose(a, b.data, rtol=1e-6) for a, b in zip(got.values(), short, strict=True))
+
+
+def test_bptt_has_to_be_a_multiple_of_the_sequence_length(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="multiple of --seq-len 10"):
+        begin(tmp_path / "run", train__bptt=25)
+    assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------------- divergence
+
+
+def poisoned(trainer: Trainer, at: int) -> Trainer:
+    """Put an infinity into a weight of layer 1 when step `at` is done."""
+    original = trainer._advance
+
+    def advance(state: Any) -> None:
+        original(state)
+        if trainer.progress.step == at:
+            trainer.params["layers.1.W_hf"].data[0, 0] = np.nan
+
+    trainer._advance = advance  # type: ignore[method-assign]
+    return trainer
+
+
+def test_divergence_names_the_place_and_keeps_the_batch(tmp_path: Path) -> None:
+    trainer = poisoned(begin(tmp_path / "run"), at=14)
+    with pytest.raises(DivergedError) as caught:
+        list(trainer.events())
+    error = caught.value
+    assert error.where["step"] == 15
+    assert (error.where["layer"], error.where["timestep"]) == (1, 0)
+    assert error.where["gate"] == "f"
+    assert "step-00000010" in str(error)
+    assert "\n" not in str(error)
+    arrays, meta = load(tmp_path / "run" / "diverged-step-00000015.safetensors")
+    assert arrays["batch/x"].shape == (10, 4)
+    assert meta["step"] == 14
+    assert load_run_model(tmp_path / "run", which="latest").step == 10
+
+
+def test_rollback_goes_on_from_the_last_checkpoint_with_half_the_rate(tmp_path: Path) -> None:
+    trainer = poisoned(begin(tmp_path / "run", train__on_divergence="rollback"), at=14)
+    events = []
+    for event in trainer.events():
+        events.append(event)
+        if isinstance(event, RolledBack):
+            del trainer._advance  # once is enough
+    (back,) = of_kind(events, RolledBack)
+    assert (back.step, back.to_step, back.lr) == (15, 10, 1e-3)
+    assert isinstance(events[-1], Finished)
+    assert events[-1].step == 30
+    steps = [r for r in read_metrics(open_run(tmp_path / "run")) if r["kind"] == "step"]
+    assert [r["step"] for r in steps] == list(range(1, 31))
+    assert {r["lr"] for r in steps if r["step"] > 10} == {1e-3}
+
+
+def test_a_loss_far_above_the_first_one_is_divergence(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="3 times the first one"):
+        list(begin(tmp_path / "run", optim__optim="sgd", optim__lr=1e3, train__steps=200).events())
+
+
+# -------------------------------------------------------------------------------------------- recipes
+
+
+def test_min_char_rnn_is_the_program_of_the_lecture(tmp_path: Path) -> None:
+    """Twenty updates of the recipe against a bare NumPy loop with the same start, in float64."""
+    config = replace(RunConfig(), {**recipe("min-char-rnn"), "data.corpus": "hello", "model.hidden": 9,
+                                   "train.steps": 20, "train.dtype": "float64", "train.device": "cpu"})  # fmt: skip
+    data = dataset_of(config)
+    trainer = start_training(config, data, tmp_path / "run")
+    p = {name: value.data.copy() for name, value in trainer.params.items()}
+    Wxh, Whh, bh = p["layers.0.W_xh"].T, p["layers.0.W_hh"].T, p["layers.0.b_h"][:, None]
+    Why, by = p["readout.W"].T, p["readout.b"][:, None]
+    assert abs(Wxh.std() - 0.01) < 0.003
+    assert not bh.any()
+    memory = [np.zeros_like(w) for w in (Wxh, Whh, Why, bh, by)]
+    h_prev = np.zeros((9, 1))
+    expected = []
+    for n in range(20):
+        inputs = data.train[n * 25 : n * 25 + 25].astype(int)
+        targets = data.train[n * 25 + 1 : n * 25 + 26].astype(int)
+        hs, ps, loss = {-1: h_prev}, {}, 0.0
+        for t in range(25):
+            hs[t] = np.tanh(Wxh[:, [inputs[t]]] + Whh @ hs[t - 1] + bh)
+            e = np.exp(Why @ hs[t] + by)
+            ps[t] = e / e.sum()
+            loss -= np.log(ps[t][targets[t], 0])
+        grads = [np.zeros_like(w) for w in (Wxh, Whh, Why, bh, by)]
+        dh_next = np.zeros((9, 1))
+        for t in reversed(range(25)):
+            dy = ps[t].copy()
+            dy[targets[t]] -= 1
+            grads[2] += dy @ hs[t].T
+            grads[4] += dy
+            draw = (1 - hs[t] ** 2) * (Why.T @ dy + dh_next)
+            grads[3] += draw
+            grads[0][:, inputs[t]] += draw[:, 0]
+            grads[1] += draw @ hs[t - 1].T
+            dh_next = Whh.T @ draw
+        for w, g, m in zip((Wxh, Whh, Why, bh, by), grads, memory, strict=True):
+            g = np.clip(g, -5, 5)
+            m += g * g
+            w -= 0.1 * g / np.sqrt(m + 1e-8)
+        h_prev = hs[24]
+        expected.append(loss / 25)
+    got = [event.loss for event in of_kind(list(trainer.events()), StepDone)]
+    assert got == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["char-rnn", "torch-rnn"])
+def test_the_other_recipes_run(tmp_path: Path, name: str) -> None:
+    config = replace(RunConfig(), {**recipe(name), "data.corpus": "hello", "train.steps": 2, "model.hidden": 8})
+    events = list(start_training(config, dataset_of(config), tmp_path / "run").events())
+    assert events[-1].step == 2
+
+
+# ----------------------------------------------------------------------------------------------- plan
+
+
+def test_plan_measures_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configured()
+    data = dataset_of(config)
+    small = plan(config, data)
+    assert small.steps == 30
+    assert small.seconds == pytest.approx(30 * small.seconds_per_step)
+    longer = plan(dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=40)), data)
+    assert 3 < longer.activation_bytes / small.activation_bytes < 5  # what is kept grows with T
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,126 @@
+"""A model taken up again from a run folder: checked against the code and the data it was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tinygrad_rnn import backend
+from tinygrad_rnn.backend import Device
+from tinygrad_rnn.config import RunConfig
+from tinygrad_rnn.data import Vocabulary
+from tinygrad_rnn.errors import CheckpointError, PluginError
+from tinygrad_rnn.model import Model, Params, build_model
+from tinygrad_rnn.registry import CellEntry, check_identity, load_cell, load_plugin_file
+from tinygrad_rnn.run import (
+    best_checkpoint,
+    describe,
+    latest_checkpoint,
+    load_run_checkpoint,
+    open_run,
+    run_config,
+)
+from tinygrad_rnn.tensor import Tensor
+
+PARAMS = "params/"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model, ready to sample from, to score a text or to look into."""
+
+    model: Model
+    params: Params
+    vocabulary: Vocabulary
+    config: RunConfig
+    step: int
+    path: Path
+
+
+def find_cell(
+    name: str,
+    stored: Mapping[str, str] | None = None,
+    *,
+    plugins: Sequence[str | Path] = (),
+    third_party: bool = True,
+    allow_changed: bool = False,
+) -> CellEntry:
+    """The cell `name`, after running the plugin files; held against the identity that a run stored.
+
+    Raises PluginError when the code is not the one the run was made with (unless `allow_changed`), InputError for an
+    unknown name.
+    """
+    for path in plugins:
+        load_plugin_file(path)
+    entry = load_cell(name, third_party=third_party)
+    if stored is not None and not allow_changed:
+        difference = check_identity(stored, entry)
+        if difference is not None:
+            raise PluginError(f"{difference}; take the old code, or say --allow-changed-cell to use the new one")
+    return entry
+
+
+def place_params(
+    model: Model, arrays: Mapping[str, np.ndarray[Any, Any]], dtype: Any, device: Device, what: str
+) -> Params:
+    """Tensors on `device` from the arrays of a checkpoint, checked against what the model declares.
+
+    Raises CheckpointError when a name, shape or dtype does not fit.
+    """
+    specs = model.params()
+    if specs.keys() != arrays.keys():
+        missing, extra = sorted(specs.keys() - arrays.keys()), sorted(arrays.keys() - specs.keys())
+        raise CheckpointError(
+            f"{what}: expected the parameters of {model.config.cell}, got none for {missing} and more "
+            f"for {extra}; it is of another model"
+        )
+    params: Params = {}
+    for name, spec in specs.items():
+        array = arrays[name]
+        if array.shape != spec.shape:
+            raise CheckpointError(
+                f"{what}: expected {name} of shape {spec.shape}, got {array.shape}; it is of another model"
+            )
+        params[name] = Tensor(
+            backend.from_host(array.astype(dtype, copy=False), device.xp), requires_grad=spec.role != "buffer"
+        )
+    return params
+
+
+def load_run_model(
+    path: str | Path,
+    *,
+    which: Literal["best", "latest"] = "best",
+    device: str = "auto",
+    allow_changed_cell: bool = False,
+    plugins: Sequence[str | Path] = (),
+    third_party: bool = True,
+) -> LoadedModel:
+    """The model of the run folder `path`, from its best checkpoint (by validation loss) or its latest.
+
+    Raises FileError for a folder that is no run, CheckpointError for a damaged checkpoint, PluginError for a cell that
+    is missing or changed, DeviceError.
+    """
+    run = open_run(path)
+    described = describe(run)
+    config = run_config(run)
+    place = backend.select(device)
+    files = tuple(plugins) or tuple(described.get("plugins", ()))
+    entry = find_cell(
+        config.model.cell,
+        described["cell"],
+        plugins=files,
+        third_party=third_party,
+        allow_changed=allow_changed_cell,
+    )
+    vocabulary = Vocabulary.from_json(described["vocabulary"])
+    model = build_model(config.model, vocabulary.size, entry)
+    file = best_checkpoint(run) if which == "best" else latest_checkpoint(run)
+    arrays, meta = load_run_checkpoint(run, file)
+    own = {name[len(PARAMS) :]: array for name, array in arrays.items() if name.startswith(PARAMS)}
+    params = place_params(model, own, config.train.dtype, place, str(file))
+    return LoadedModel(model, params, vocabulary, config, int(meta["step"]), Path(run.path))

@@ -1,0 +1,692 @@
+"""Training: a loop that yields events and prints nothing, and that `resume` continues bit for bit on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from tinygrad_rnn import backend, engine, ops, optim
+from tinygrad_rnn.backend import Array, Device
+from tinygrad_rnn.checkpoint import save
+from tinygrad_rnn.config import RunConfig, SampleConfig, as_dict
+from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
+from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
+from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFiniteError
+from tinygrad_rnn.evaluate import mean_loss
+from tinygrad_rnn.model import Forward, Model, Params, State, build_model, detach
+from tinygrad_rnn.registry import CellEntry
+from tinygrad_rnn.restore import PARAMS, find_cell, load_run_model, place_params
+from tinygrad_rnn.run import (
+    TEXT,
+    Run,
+    append_metrics,
+    create_run,
+    describe,
+    latest_checkpoint,
+    load_run_checkpoint,
+    open_run,
+    prune,
+    run_config,
+    save_run_checkpoint,
+    truncate_metrics,
+    update_description,
+)
+from tinygrad_rnn.sample import generate
+from tinygrad_rnn.tensor import Tensor, grad
+
+MAX_ROLLBACKS = 5
+
+
+@dataclass(frozen=True)
+class Started:
+    """The first event: what is trained, on how much, for how long, and which executor runs the cells."""
+
+    params: int
+    characters: int
+    V: int
+    steps: int
+    steps_per_epoch: int
+    device: str
+    executor: str
+    reason: str
+    from_step: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One update. `loss` is in nats per symbol; `grad_norm` is before and `clipped_norm` after clipping."""
+
+    step: int
+    epoch: float
+    loss: float
+    grad_norm: float
+    clipped_norm: float
+    param_norm: float
+    lr: float
+    symbols_per_s: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A validation: nats per symbol on the held-out part, and whether it is the best so far."""
+
+    step: int
+    loss: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sample drawn during training."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Per-timestep gradient norms of the batch of this step."""
+
+    step: int
+    report: GradNormReport
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint was written."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The loss diverged: training went back to a checkpoint and halved its rate."""
+
+    step: int
+    to_step: int
+    lr: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event: ``done``, ``patience`` or ``interrupted``."""
+
+    step: int
+    reason: str
+    best_loss: float | None
+    path: Path
+
+
+Event = Started | StepDone | Validated | Sampled | Watched | Saved | RolledBack | Finished
+
+
+@final
+class DivergedError(NonFiniteError):
+    """Training cannot go on: the loss or a gradient is not finite, or the loss is far above the first one."""
+
+
+@dataclass
+class Progress:
+    """What changes while a run goes on, beside parameters and optimiser slots; all of it is in a checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    cursor: int = 0  # the next batch of this pass over the text
+    first_loss: float | None = None
+    best_loss: float | None = None
+    since_best: int = 0
+    lr_scale: float = 1.0
+    rollbacks: int = 0
+
+
+@final
+class Trainer:
+    """A run in progress. Made by `start_training` or `resume_training`; `events` does the work."""
+
+    def __init__(
+        self, run: Run, config: RunConfig, dataset: Dataset, model: Model, device: Device, params: Params
+    ) -> None:
+        self.run = run
+        self.config = config
+        self.dataset = dataset
+        self.model = model
+        self.device = device
+        self.params = params
+        self.trained = {name: value for name, value in params.items() if value.requires_grad}
+        self.optim_state = optim.init_state(config.optim, self._arrays())
+        self.streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
+        self.held_out = (
+            fitted_streams(dataset.val, config.data.batch, config.data.seq_len) if len(dataset.val) > 1 else None
+        )
+        self.rng = np.random.default_rng([config.train.seed, 1])
+        self.progress = Progress()
+        self.state: State = model.start(config.data.batch, params)
+        self.history: list[State] = []  # the state before each earlier batch that a gradient still flows back to
+        self.depth = _bptt_batches(config)
+        self.watch_every = parse_watch(config.train.watch)
+        self.steps_per_epoch = len(self.streams)
+        self.total = config.train.steps or config.train.epochs * self.steps_per_epoch
+        self.stopped = False
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end after the current step. Safe in a signal handler."""
+        self.stopped = True
+
+    # ------------------------------------------------------------------------------------ events
+
+    def events(self) -> Iterator[Event]:
+        """Train until the end, yielding what happens.
+
+        Raises DivergedError when the loss is not finite (or too far above the first), after writing the batch that did
+        it; CheckpointError when a checkpoint cannot be written.
+        """
+        now = self.progress
+        executor, reason = self._executor()
+        yield Started(
+            self.model.count(),
+            self.dataset.characters,
+            self.model.V,
+            self.total,
+            self.steps_per_epoch,
+            self.device.name,
+            executor,
+            reason,
+            now.step,
+        )
+        if now.step == 0:
+            yield self._save(None)  # so that there is always a sound checkpoint to go back to
+        start = time.perf_counter()
+        from_step = now.step
+        reason = "done"
+        saved_at = now.step
+        while now.step < self.total:
+            if self.stopped:
+                reason = "interrupted"
+                break
+            try:
+                done, report = self._step()
+            except DivergedError as error:
+                if self.config.train.on_divergence == "abort" or now.rollbacks >= MAX_ROLLBACKS:
+                    raise
+                yield self._roll_back(error)
+                now = self.progress
+                continue
+            elapsed = time.perf_counter() - start
+            per_step = elapsed / (now.step - from_step) if now.step > from_step else elapsed
+            size = self.config.data.batch * self.config.data.seq_len
+            done = dataclasses.replace(
+                done,
+                symbols_per_s=size / per_step if per_step else 0.0,
+                seconds_left=per_step * (self.total - now.step),
+            )
+            append_metrics(self.run, {"kind": "step", **dataclasses.asdict(done)})
+            yield done
+            if report is not None:
+                append_metrics(self.run, {"kind": "watch", "step": now.step, **report.to_json()})
+                yield Watched(now.step, report)
+            last = now.step >= self.total
+            loss = None
+            if self._due(self.config.train.eval_every) or last:
+                validated = self._validate(counts=self._due(self.config.train.eval_every))
+                if validated is not None:
+                    loss = validated.loss
+                    yield validated
+            if self._due(self.config.train.sample_every):
+                yield self._sample()
+            patience = self.config.train.patience
+            if patience and now.since_best >= patience:
+                reason = "patience"
+            if (
+                self._due(self.config.train.save_every)
+                or last
+                or reason == "patience"
+                or loss == now.best_loss is not None
+            ):
+                saved_at = now.step
+                yield self._save(loss)
+            if reason == "patience":
+                break
+        if now.step != saved_at:
+            yield self._save(None)
+        yield Finished(now.step, reason, now.best_loss, self.run.path)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.progress.step % every == 0
+
+    def _executor(self) -> tuple[str, str]:
+        with engine.no_grad():
+            x = backend.from_host(np.zeros((1, 1), np.intp), self.device.xp)
+            layer = self.model.forward(self.params, x).layers[0]
+        return layer.executor, layer.reason
+
+    # -------------------------------------------------------------------------------------- step
+
+    def _step(self) -> tuple[StepDone, GradNormReport | None]:
+        now, config = self.progress, self.config
+        x, y, start = self._window()
+        random = self.rng.bit_generator.state
+        anomaly = config.train.anomaly
+        T = config.data.seq_len
+        try:
+            with np.errstate(all="ignore"):
+                if anomaly:
+                    with engine.anomaly():
+                        forward, total, grads = self._gradients(x, y, start)
+                else:
+                    forward, total, grads = self._gradients(x, y, start)
+        except NonFiniteError as error:
+            raise self._diverged(str(error), error.where, x, y, start, random) from error
+        loss = total.item() / (T if config.train.loss == "sum" else 1)
+        report = None
+        if self.watch_every and (now.step + 1) % self.watch_every == 0:
+            report = watch_gradients(forward, total, self._on_device(y), cell=config.model.cell)
+        optim.clip_value(grads, config.optim.clip_value)
+        norm = optim.clip_norm(grads, config.optim.clip_norm)
+        limit = config.train.diverge_factor
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._locate(x, y, start, random, "loss" if not math.isfinite(loss) else "gradient norm")
+        if now.first_loss is None:
+            now.first_loss = loss
+        if limit and loss > limit * max(now.first_loss, math.log(self.model.V)):
+            raise self._diverged(
+                f"loss {loss:.4g} is more than {limit:g} times the first one ({now.first_loss:.4g})",
+                {},
+                x,
+                y,
+                start,
+                random,
+            )
+        epoch = now.step / self.steps_per_epoch
+        lr = optim.learning_rate(config.optim, epoch) * now.lr_scale
+        arrays = self._arrays()
+        optim.update(config.optim, arrays, grads, self.optim_state, lr)
+        for value in self.trained.values():
+            value.mark_changed()
+        self._advance(detach(forward.state))
+        clipped = min(norm, config.optim.clip_norm) if config.optim.clip_norm else norm
+        return StepDone(
+            now.step, now.step / self.steps_per_epoch, loss, norm, clipped, optim.global_norm(arrays), lr, 0.0, 0.0
+        ), report
+
+    def _gradients(self, x: Array, y: Array, start: State) -> tuple[Forward, Tensor, dict[str, Array]]:
+        """One forward and backward pass: the pass itself, the training loss, and the gradient of every parameter."""
+        config = self.config
+        forward = self.model.forward(
+            self.params, self._on_device(x), start, rng=self.rng if config.model.dropout else None
+        )
+        logits = forward.logits
+        T = config.data.seq_len
+        if len(x) > T:
+            logits = logits[len(x) - T :]  # the loss of the new steps only; their gradient flows further back
+        loss = ops.cross_entropy(logits, self._on_device(y))
+        if config.train.loss == "sum":
+            loss = loss * float(T)
+        found = grad(loss, list(self.trained.values()))
+        # copies: two parameters may have been handed one and the same array, and clipping works in place
+        return forward, loss, {name: g.data.copy() for name, g in zip(self.trained, found, strict=True)}
+
+    def _window(self) -> tuple[Array, Array, State]:
+        """The symbols x (k2, B) of this update, the targets y (k1, B) of its new steps, and the state before x."""
+        now = self.progress
+        x, y = self.streams[now.cursor]
+        back = min(len(self.history), self.depth - 1)
+        if not back:
+            return x, y, self.state
+        earlier = [self.streams[now.cursor - j][0] for j in range(back, 0, -1)]
+        return np.concatenate([*earlier, x]), y, self.history[-back]
+
+    def _advance(self, state: State) -> None:
+        now = self.progress
+        if self.depth > 1:
+            self.history = [*self.history, self.state][-(self.depth - 1) :]
+        self.state = state
+        now.step += 1
+        now.cursor += 1
+        if now.cursor == self.steps_per_epoch:
+            now.cursor, now.epoch = 0, now.epoch + 1
+            self.state, self.history = self.model.start(self.config.data.batch, self.params), []
+
+    def _arrays(self) -> dict[str, Array]:
+        return {name: value.data for name, value in self.trained.items()}
+
+    def _on_device(self, array: Any) -> Array:
+        return backend.from_host(array, self.device.xp)
+
+    # -------------------------------------------------------------------------- evaluation, samples
+
+    def _validate(self, counts: bool) -> Validated | None:
+        if self.held_out is None:
+            return None
+        now = self.progress
+        loss = mean_loss(self.model, self.params, self.held_out)
+        best = now.best_loss is None or loss < now.best_loss
+        if best:
+            now.best_loss, now.since_best = loss, 0
+        elif counts:
+            now.since_best += 1
+        append_metrics(self.run, {"kind": "val", "step": now.step, "loss": loss, "best": best})
+        return Validated(now.step, loss, best)
+
+    def _sample(self) -> Sampled:
+        # a stream of random numbers of its own: a sample more or less changes no training run
+        rng = np.random.default_rng([self.config.train.seed, 2, self.progress.step])
+        options = SampleConfig(length=self.config.train.sample_length)
+        pieces = generate(self.model, self.params, self.dataset.vocabulary, options, rng)
+        text = "".join(piece[0] for piece in pieces)
+        append_metrics(self.run, {"kind": "sample", "step": self.progress.step, "text": text})
+        return Sampled(self.progress.step, text)
+
+    # ---------------------------------------------------------------------------------- checkpoints
+
+    def _save(self, loss: float | None) -> Saved:
+        path = save_run_checkpoint(
+            self.run, self.progress.step, self._checkpoint_arrays(), self._checkpoint_meta(), loss
+        )
+        prune(self.run, self.config.train.keep)
+        return Saved(self.progress.step, Path(path))
+
+    def _checkpoint_arrays(self) -> dict[str, Array]:
+        arrays = {PARAMS + name: value.data for name, value in self.params.items()}
+        for slot, values in self.optim_state["slots"].items():
+            arrays |= {f"optim/{slot}/{name}": value for name, value in values.items()}
+        for age, state in enumerate([self.state, *reversed(self.history)]):
+            arrays |= {
+                f"state/{age}/{layer}/{name}": value
+                for layer, values in enumerate(state)
+                for name, value in values.items()
+            }
+        return {name: backend.to_host(value) for name, value in arrays.items()}
+
+    def _checkpoint_meta(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self.progress),
+            "optim_step": self.optim_state["step"],
+            "rng": self.rng.bit_generator.state,
+            "data_sha256": self.dataset.sha256,
+        }
+
+    def load(self, file: Path) -> None:
+        """Take everything up from a checkpoint of this run. Raises CheckpointError when it does not fit."""
+        arrays, meta = load_run_checkpoint(self.run, file)
+        groups: dict[str, dict[str, Any]] = {"params": {}, "optim": {}, "state": {}}
+        for name, array in arrays.items():
+            kind, _, rest = name.partition("/")
+            groups.setdefault(kind, {})[rest] = array
+        params = place_params(self.model, groups["params"], self.config.train.dtype, self.device, str(file))
+        for name, value in self.params.items():
+            value.data[...] = params[name].data
+            value.mark_changed()
+        try:
+            for slot, values in self.optim_state["slots"].items():
+                for name in values:
+                    values[name] = self._on_device(groups["optim"][f"{slot}/{name}"])
+            ages = 1 + max(int(name.partition("/")[0]) for name in groups["state"])
+            states = [
+                [
+                    {name: self._on_device(groups["state"][f"{age}/{layer}/{name}"]) for name in values}
+                    for layer, values in enumerate(self.state)
+                ]
+                for age in range(ages)
+            ]
+            self.state, self.history = states[0], list(reversed(states[1:]))
+            self.progress = Progress(**{field.name: meta[field.name] for field in dataclasses.fields(Progress)})
+            self.optim_state["step"] = int(meta["optim_step"])
+            self.rng.bit_generator.state = meta["rng"]
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{file}: expected a checkpoint of this run, got one without {error}; it is of another "
+                "version or another optimiser"
+            ) from error
+
+    # ----------------------------------------------------------------------------------- divergence
+
+    def _locate(self, x: Array, y: Array, start: State, random: Any, what: str) -> DivergedError:
+        """Run the batch once more and look at every value, to say where the first NaN or infinity is born."""
+        after = self.rng.bit_generator.state
+        self.rng.bit_generator.state = random
+        try:
+            with engine.anomaly(), np.errstate(all="ignore"):
+                self._gradients(x, y, start)
+        except NonFiniteError as error:
+            return self._diverged(str(error), error.where, x, y, start, random)
+        finally:
+            self.rng.bit_generator.state = after
+        return self._diverged(f"the {what} is not finite, although every value is", {}, x, y, start, random)
+
+    def _diverged(
+        self, why: str, where: Mapping[str, object], x: Array, y: Array, start: State, random: Any
+    ) -> DivergedError:
+        step = self.progress.step + 1
+        arrays = {**self._checkpoint_arrays(), "batch/x": np.asarray(x), "batch/y": np.asarray(y)}
+        for layer, values in enumerate(start):
+            arrays |= {f"batch/state/{layer}/{name}": backend.to_host(value) for name, value in values.items()}
+        file = self.run.path / f"diverged-step-{step:08d}.safetensors"
+        kept = ""
+        try:
+            save(file, arrays, {**self._checkpoint_meta(), "rng": random, "where": dict(where)})
+            kept = f" The batch is kept in {file}."
+        except CheckpointError:
+            kept = " The batch could not be kept."
+        good = latest_checkpoint(self.run)
+        append_metrics(self.run, {"kind": "diverged", "step": step, "why": why, "where": dict(where)})
+        return DivergedError(
+            f"diverged at step {step}: {why}.{kept} Last good checkpoint: {good}. Try a smaller --lr, --clip-norm 1, "
+            "or --on-divergence rollback.",
+            {"step": step, **where},
+        )
+
+    def _roll_back(self, error: DivergedError) -> RolledBack:
+        step, rollbacks, scale = self.progress.step + 1, self.progress.rollbacks, self.progress.lr_scale
+        self.load(latest_checkpoint(self.run))
+        self.progress.rollbacks = rollbacks + 1
+        self.progress.lr_scale = scale / 2
+        truncate_metrics(self.run, self.progress.step)
+        lr = self.config.optim.lr * self.progress.lr_scale
+        append_metrics(self.run, {"kind": "rollback", "step": self.progress.step, "from": step, "lr": lr})
+        return RolledBack(step, self.progress.step, lr, str(error))
+
+
+def parse_watch(text: str) -> int:
+    """``grads`` or ``grads:EVERY`` as a number of steps; '' is 0, never. Raises InputError."""
+    if not text:
+        return 0
+    what, colon, every = text.partition(":")
+    if what != "grads" or (colon and (not every.isdigit() or int(every) < 1)):
+        raise InputError(f"--watch {text!r}: expected grads or grads:EVERY with EVERY of at least 1")
+    return int(every) if colon else 1
+
+
+def _bptt_batches(config: RunConfig) -> int:
+    """How many batches a gradient flows back through, the newest included."""
+    k1, k2 = config.data.seq_len, config.train.bptt
+    if k2 == 0:
+        return 1
+    if k2 < k1 or k2 % k1:
+        raise InputError(f"--bptt {k2}: expected a multiple of --seq-len {k1}")
+    return k2 // k1
+
+
+# ------------------------------------------------------------------------------------ start and resume
+
+
+def _prepare(config: RunConfig, V: int, entry: CellEntry) -> tuple[Model, Device]:
+    parse_watch(config.train.watch)
+    _bptt_batches(config)
+    optim.learning_rate(config.optim, 0.0)
+    return build_model(config.model, V, entry), backend.select(config.train.device)
+
+
+def start_training(
+    config: RunConfig,
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    init_from: str | Path | None = None,
+    plugins: Sequence[str | Path] = (),
+    third_party: bool = True,
+    stdin_text: bytes | None = None,
+) -> Trainer:
+    """A new run in the folder `out`, which is made (or, with `overwrite`, made anew).
+
+    `init_from` is a run whose weights are taken (and nothing else). Everything that can be wrong with the configuration
+    is found before the folder is touched. Raises InputError, DataError, DeviceError, PluginError, FileError.
+    """
+    entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
+    vocabulary = dataset.vocabulary
+    model, device = _prepare(config, vocabulary.size, entry)
+    params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
+    if init_from is not None:
+        other = load_run_model(init_from, device=device.name, plugins=plugins, third_party=third_party)
+        if other.vocabulary != vocabulary:
+            raise InputError(
+                f"--init-from {init_from}: expected a run with the same symbols (V={vocabulary.size}), got "
+                f"V={other.vocabulary.size}; train on the same text, or start afresh"
+            )
+        arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
+        params = place_params(model, arrays, config.train.dtype, device, str(init_from))
+    Streams(dataset.train, config.data.batch, config.data.seq_len)
+    run = create_run(
+        out,
+        {
+            "config": as_dict(config),
+            "cell": entry.identity.to_json(),
+            "plugins": [str(Path(path).resolve()) for path in plugins],
+            "data": {"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters},
+            "vocabulary": vocabulary.to_json(),
+            "device": device.name,
+            "seed": config.train.seed,
+            "parameters": model.count(),
+        },
+        overwrite=overwrite,
+    )
+    if stdin_text is not None:
+        (run.path / TEXT).write_bytes(stdin_text)
+    return Trainer(run, config, dataset, model, device, params)
+
+
+def resume_training(
+    path: str | Path,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    device: str | None = None,
+    allow_changed_cell: bool = False,
+    plugins: Sequence[str | Path] = (),
+    third_party: bool = True,
+) -> Trainer:
+    """The run at `path`, taken up where its newest checkpoint left it.
+
+    `steps` or `epochs` are the new TOTAL length. Raises FileError, CheckpointError, PluginError, DataError when the
+    text is not the one it was trained on, InputError when the run is longer already.
+    """
+    run = open_run(path)
+    described = describe(run)
+    config = run_config(run)
+    changes: dict[str, Any] = {}
+    if steps is not None or epochs is not None:
+        changes = {"steps": steps or 0, "epochs": epochs or config.train.epochs}
+    if device is not None:
+        changes["device"] = device
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+    files = tuple(plugins) or tuple(described.get("plugins", ()))
+    entry = find_cell(
+        config.model.cell,
+        described["cell"],
+        plugins=files,
+        third_party=third_party,
+        allow_changed=allow_changed_cell,
+    )
+    vocabulary = Vocabulary.from_json(described["vocabulary"])
+    dataset = _same_text(run, config, vocabulary, described["data"])
+    model, place = _prepare(config, vocabulary.size, entry)
+    params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, place.xp)
+    trainer = Trainer(run, config, dataset, model, place, params)
+    trainer.load(latest_checkpoint(run))
+    if trainer.progress.step > trainer.total:
+        raise InputError(
+            f"run {run.path}: expected a total length of at least {trainer.progress.step} steps, which are done "
+            f"already, got {trainer.total}; --steps and --epochs mean the whole run"
+        )
+    truncate_metrics(run, trainer.progress.step)
+    update_description(run, {"config": as_dict(config)})
+    return trainer
+
+
+def _same_text(run: Run, config: RunConfig, vocabulary: Vocabulary, stored: Mapping[str, Any]) -> Dataset:
+    """The text of the run, read again; standard input comes from the copy that the run kept."""
+    data = config.data
+    if data.text == ("-",):
+        data = dataclasses.replace(data, text=(str(run.path / TEXT),))
+    # a symbol that the run never saw is no error here: the checksum says it better
+    dataset = load_dataset(data, vocabulary, unknown="skip" if vocabulary.unknown is None else "replace")
+    if dataset.sha256 != stored["sha256"]:
+        raise DataError(
+            f"run {run.path}: expected the text it was trained on ({stored['source']}), got another content; restore "
+            "that text, or train anew with --init-from"
+        )
+    return dataset
+
+
+# ---------------------------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would cost: numbers trained, bytes kept for the backward pass, and time by a probe of a few steps."""
+
+    params: int
+    characters: int
+    steps: int
+    steps_per_epoch: int
+    activation_bytes: int
+    seconds_per_step: float
+
+    @property
+    def seconds(self) -> float:
+        """The whole run, without validation."""
+        return self.steps * self.seconds_per_step
+
+
+def plan(
+    config: RunConfig, dataset: Dataset, *, plugins: Sequence[str | Path] = (), third_party: bool = True, probe: int = 3
+) -> Plan:
+    """Measure `probe` steps of the run that `config` describes, without writing anything."""
+    entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
+    model, device = _prepare(config, dataset.vocabulary.size, entry)
+    params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
+    streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
+    x, y = (backend.from_host(part, device.xp) for part in streams[0])
+    trained = [value for value in params.values() if value.requires_grad]
+    times = []
+    kept = 0
+    for _ in range(probe):
+        began = time.perf_counter()
+        loss = ops.cross_entropy(model.forward(params, x).logits, y)
+        grad(loss, trained)
+        times.append(time.perf_counter() - began)
+        kept = _kept_bytes(loss, params)
+    total = config.train.steps or config.train.epochs * len(streams)
+    return Plan(model.count(), dataset.characters, total, len(streams), kept, float(np.median(times)))
+
+
+def _kept_bytes(loss: Tensor, params: Params) -> int:
+    """The memory of the arrays that the tape keeps, each counted once, without the parameters."""
+    own = {id(value.data) for value in params.values()}
+    kept: dict[int, int] = {}
+    for node in engine.below(loss.node) if loss.node is not None else ():
+        for array in node.saved:
+            base = array if getattr(array, "base", None) is None else array.base
+            if backend.is_array(base) and id(base) not in own:
+                kept[id(base)] = int(base.nbytes)
+    return sum(kept.values())
