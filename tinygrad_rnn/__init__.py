@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.autodiff import recompute as recompute
     from tinygrad_rnn.autodiff import vjp as vjp
     from tinygrad_rnn.backend import Device as Device
+    from tinygrad_rnn.backend import from_host as from_host
     from tinygrad_rnn.backend import select as select_device
     from tinygrad_rnn.backend import to_host as to_host
     from tinygrad_rnn.cell import Cell as Cell
@@ -50,6 +51,11 @@ if TYPE_CHECKING:
     from tinygrad_rnn.data import fitted_streams as fitted_streams
     from tinygrad_rnn.data import load_dataset as load_dataset
     from tinygrad_rnn.data import text_statistics as text_statistics
+    from tinygrad_rnn.diagnostics import HORIZON_EPS as HORIZON_EPS
+    from tinygrad_rnn.diagnostics import GradNormReport as GradNormReport
+    from tinygrad_rnn.diagnostics import GradNormSeries as GradNormSeries
+    from tinygrad_rnn.diagnostics import gradnorm as gradnorm
+    from tinygrad_rnn.diagnostics import gradnorm_over as gradnorm_over
     from tinygrad_rnn.engine import anomaly as anomaly
     from tinygrad_rnn.engine import listen as listen
     from tinygrad_rnn.engine import no_grad as no_grad
@@ -76,6 +82,9 @@ if TYPE_CHECKING:
     from tinygrad_rnn.options import coerce as coerce
     from tinygrad_rnn.options import field_types as field_types
     from tinygrad_rnn.options import parse_options as parse_options
+    from tinygrad_rnn.plots import gradnorm_figure as gradnorm_figure
+    from tinygrad_rnn.plots import loss_figure as loss_figure
+    from tinygrad_rnn.plots import save_figure as save_figure
     from tinygrad_rnn.registry import CellEntry as CellEntry
     from tinygrad_rnn.registry import CellIdentity as CellIdentity
     from tinygrad_rnn.registry import CellRow as CellRow
@@ -86,6 +95,13 @@ if TYPE_CHECKING:
     from tinygrad_rnn.restore import LoadedModel as LoadedModel
     from tinygrad_rnn.restore import find_cell as find_cell
     from tinygrad_rnn.restore import load_run_model as load_run_model
+    from tinygrad_rnn.run import best_checkpoint as best_checkpoint
+    from tinygrad_rnn.run import checkpoints as checkpoints
+    from tinygrad_rnn.run import describe as describe_run
+    from tinygrad_rnn.run import latest_checkpoint as latest_checkpoint
+    from tinygrad_rnn.run import open_run as open_run
+    from tinygrad_rnn.run import read_metrics as read_metrics
+    from tinygrad_rnn.run import run_config as run_config
     from tinygrad_rnn.sample import generate as generate
     from tinygrad_rnn.sequence import Unrolled as Unrolled
     from tinygrad_rnn.sequence import scan as scan
@@ -93,25 +109,47 @@ if TYPE_CHECKING:
     from tinygrad_rnn.sequence import unroll as unroll
     from tinygrad_rnn.tensor import Tensor as Tensor
     from tinygrad_rnn.tensor import grad as grad
+    from tinygrad_rnn.textplot import sparkline as sparkline
+    from tinygrad_rnn.textplot import terminal_plot as terminal_plot
+    from tinygrad_rnn.train import DivergedError as DivergedError
+    from tinygrad_rnn.train import Event as Event
+    from tinygrad_rnn.train import Finished as Finished
+    from tinygrad_rnn.train import Plan as Plan
+    from tinygrad_rnn.train import RolledBack as RolledBack
+    from tinygrad_rnn.train import Sampled as Sampled
+    from tinygrad_rnn.train import Saved as Saved
+    from tinygrad_rnn.train import Started as Started
+    from tinygrad_rnn.train import StepDone as StepDone
+    from tinygrad_rnn.train import Trainer as Trainer
+    from tinygrad_rnn.train import Validated as Validated
+    from tinygrad_rnn.train import Watched as Watched
+    from tinygrad_rnn.train import plan as plan
+    from tinygrad_rnn.train import resume_training as resume_training
+    from tinygrad_rnn.train import start_training as start_training
 
 # module -> the names it gives; "old:new" renames. The block above says the same to type checkers.
 _PUBLIC = {
     "autodiff": "gradcheck hvp jacobian jvp recompute vjp",
-    "backend": "Device to_host select:select_device",
+    "backend": "Device from_host select:select_device to_host",
     "cell": "Cell Param State bias buffer input_matrix recurrent_matrix specification",
     "checkpoint": "load:load_checkpoint save:save_checkpoint",
     "config": "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS SampleConfig TrainConfig as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config",
     "data": "Dataset Streams Vocabulary corpora fitted_streams load_dataset text_statistics",
+    "diagnostics": "GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over",
     "engine": "anomaly listen no_grad tap",
     "errors": "CheckpointError DataError DeviceError DtypeError FileError GradientError InPlaceError InputError NonFiniteError PluginError ShapeError TinygradRNNError nearest",
     "evaluate": "Score score",
     "model": "Forward Model build_model",
     "options": "check_limits coerce field_types parse_options",
+    "plots": "gradnorm_figure loss_figure save_figure",
     "registry": "CellEntry CellIdentity CellRow available_cells load_cell load_plugin_file register_cell",
     "restore": "LoadedModel find_cell load_run_model",
+    "run": "best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
     "sample": "generate",
     "sequence": "Unrolled scan truncated_windows unroll",
     "tensor": "Tensor grad",
+    "textplot": "sparkline terminal_plot",
+    "train": "DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated Watched plan resume_training start_training",
 }
 _SOURCES = {name.rpartition(":")[2]: (module, name.partition(":")[0]) for module, names in _PUBLIC.items() for name in names.split()}
 
