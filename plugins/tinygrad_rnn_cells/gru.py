@@ -9,12 +9,13 @@ from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_
 
 
 class GRU(Cell):
-    """z keeps the old state (as in Cho et al. and PyTorch; Chung et al. write it the other way round)."""
+    """z = 1 keeps the old state, as in Cho et al. and PyTorch; Chung et al. write it the other way round."""
 
     name = "gru"
     summary = "gated recurrent unit: reset and update gate, no separate cell state"
     citation = ("K. Cho et al., Learning phrase representations using RNN encoder-decoder, arXiv 1406.1078, v3 "
                 "(reset_before) and v1 (reset_after)")
+    deviations = "The paper has no biases. Weights start uniform in +-1/sqrt(H), as in PyTorch, biases at 0."
     equation = """\
 r = sigmoid(x W_xr + h W_hr + b_r)
 z = sigmoid(x W_xz + h W_hz + b_z)
@@ -25,7 +26,7 @@ h' = z * h + (1 - z) * n"""
     @dataclass(frozen=True)
     class Options:
         form: Literal["reset_before", "reset_after"] = field(
-            default="reset_before", metadata={"help": "reset the state before its product, or the product (as PyTorch)"})
+            default="reset_before", metadata={"help": "reset the state, or its product with W_hn (PyTorch)"})
         recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of every W_h*"})
 
     def state(self) -> dict[str, State]:

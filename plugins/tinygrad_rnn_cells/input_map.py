@@ -9,15 +9,17 @@ from tinygrad_rnn import Cell, InputError, Param, buffer, input_matrix
 
 CITATION = ("R. Jozefowicz, W. Zaremba and I. Sutskever, An empirical exploration of recurrent network architectures, "
             "ICML 2015")
-DEVIATIONS = """\
+INITIAL = "Weights start uniform in +-1/sqrt(H), biases at 0: z = 1 overwrites, so no bias means remember."
+DEVIATIONS = f"""\
 The paper prints x without a matrix, which needs I = H. input_map says what stands in its place:
 identity  x itself, paper-exact, only for I = H (the default there)
 fixed     x P, P random signs / sqrt(I), saved and never trained (Keras 0.x)
-learned   x P, P trained like any matrix (RecurrentLayers.jl, torchrecurrent; the default for I != H)"""
+learned   x P, P trained like any matrix (RecurrentLayers.jl, torchrecurrent; the default for I != H)
+{INITIAL}"""
 
 
 @dataclass(frozen=True)
-class MUTOptions:
+class MUTOptions(Cell.Options):
     """Options of MUT1 and MUT2."""
 
     input_map: Literal["auto", "identity", "fixed", "learned"] = field(
@@ -35,8 +37,8 @@ def chosen_map(cell: Cell) -> str:
 def check_map(cell: Cell) -> None:
     """Raise InputError when the paper's bare x does not fit."""
     if chosen_map(cell) == "identity" and cell.I != cell.H:
-        raise InputError(f"cell {cell.name}: input_map=identity adds x (I={cell.I} numbers) to H={cell.H} units, so it needs "
-                         f"I = H; use input_map=learned or fixed, or an embedding of {cell.H}")
+        raise InputError(f"cell {cell.name}: input_map=identity adds x (I={cell.I} numbers) to H={cell.H} units, so it "
+                         f"needs I = H; use input_map=learned or fixed, or an embedding of {cell.H}")
 
 
 def map_params(cell: Cell) -> dict[str, Param]:

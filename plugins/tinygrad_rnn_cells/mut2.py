@@ -14,7 +14,7 @@ class MUT2(Cell):
     name = "mut2"
     summary = "evolved cell: reset gate from a bare x"
     citation = CITATION
-    deviations = DEVIATIONS
+    deviations = f"{DEVIATIONS}\nz multiplies h by W_hz, as every implementation does; some prints say W_hx."
     equation = """\
 z = sigmoid(x W_xz + h W_hz + b_z)
 r = sigmoid(x + h W_hr + b_r)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_matrix, tap
-from tinygrad_rnn_cells.input_map import CITATION
+from tinygrad_rnn_cells.input_map import CITATION, INITIAL
 
 
 class MUT3(Cell):
@@ -15,6 +15,7 @@ class MUT3(Cell):
     name = "mut3"
     summary = "evolved cell: update gate from tanh(h)"
     citation = CITATION
+    deviations = INITIAL
     equation = """\
 z = sigmoid(x W_xz + tanh(h) W_hz + b_z)
 r = sigmoid(x W_xr + h W_hr + b_r)

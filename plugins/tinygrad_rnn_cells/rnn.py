@@ -14,7 +14,10 @@ class RNN(Cell):
     name = "rnn"
     summary = "simple recurrent network: one squashed sum"
     citation = "J. L. Elman, Finding structure in time, Cognitive Science 14, 1990"
-    equation = "h' = f(x W_xh + h W_hh + b_h)"
+    deviations = "One bias, from 0 (PyTorch: two that add up); weights start uniform in +-1/sqrt(H), as in PyTorch."
+    equation = """\
+a = x W_xh + h W_hh + b_h
+h' = f(a)"""
 
     @dataclass(frozen=True)
     class Options:
@@ -34,5 +37,5 @@ class RNN(Cell):
 
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         a = tap("a", x @ p.W_xh + s.h @ p.W_hh + p.b_h)
-        squash = {"tanh": ops.tanh, "relu": ops.relu, "sigmoid": ops.sigmoid, "identity": lambda a: a}
-        return {"h": squash[self.options.activation](a)}
+        activation = self.options.activation
+        return {"h": a if activation == "identity" else getattr(ops, activation)(a)}

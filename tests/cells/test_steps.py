@@ -1,0 +1,305 @@
+"""Every built-in cell against its bare formula: values, gradients, and what the contract promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinygrad_rnn import Cell, InputError, Tensor, grad, gradcheck, listen, load_cell, ops, specification, unroll
+
+Array = np.ndarray[Any, Any]
+Make = Callable[..., Any]
+
+SIZES = [(3, 2, 3, 3), (3, 2, 2, 4), (1, 2, 3, 2), (4, 1, 2, 3), (3, 2, 3, 1), (1, 1, 1, 1)]  # T, B, I, H
+
+
+@pytest.mark.parametrize(("T", "B", "I", "H"), SIZES)
+def test_unroll_equals_the_bare_formula(variant: str, T: int, B: int, I: int, H: int, make_case: Make) -> None:
+    case = make_case(variant, T, B, I, H)
+    done = unroll(case.cell, case.params, case.xs, case.state)
+    states, _ = case.reference()
+    output = next(iter(case.state))
+    np.testing.assert_allclose(done.outputs.data, np.stack([s[output] for s in states]), rtol=1e-13, atol=1e-15)
+    for name in case.state:
+        np.testing.assert_allclose(done.state[name].data, states[-1][name], rtol=1e-13, atol=1e-15)
+        for got, expected in zip(done.states[name], states, strict=True):
+            np.testing.assert_allclose(got.data, expected[name], rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize(("I", "H"), [(2, 2), (2, 3), (3, 1)])
+def test_gradients_of_first_and_second_order(variant: str, I: int, H: int, make_case: Make) -> None:
+    """With respect to the inputs, every start state and every parameter at once; the seed keeps relu off its kink."""
+    case = make_case(variant, T=3, B=2, I=I, H=H, seed=3)
+    states, params = list(case.state), list(case.params)
+
+    def f(xs: Tensor, *rest: Tensor) -> tuple[Any, ...]:
+        start = dict(zip(states, rest[: len(states)], strict=True))
+        own = dict(zip(params, rest[len(states):], strict=True))
+        done = unroll(case.cell, own, xs, start)
+        return (done.outputs, *done.state.values())
+
+    gradcheck(f, case.xs, *case.state.values(), *case.params.values(), rng=np.random.default_rng(1), order=2)
+
+
+def test_every_gradient_entry_by_differences(variant: str, make_case: Make) -> None:
+    """Entry by entry, so that a gradient of a small parameter cannot hide behind a large one."""
+    case = make_case(variant, T=3, B=2, I=2, H=3, seed=4)
+    weights = np.random.default_rng(5).normal(size=(3, 2, 3))
+    arrays = {"xs": case.xs, **case.state, **case.params}
+    tensors = {name: Tensor(array, requires_grad=True) for name, array in arrays.items()}
+
+    def loss(values: dict[str, Any]) -> Any:
+        done = unroll(case.cell, {k: values[k] for k in case.params}, values["xs"], {k: values[k] for k in case.state})
+        return ops.sum(done.outputs * weights)
+
+    found = grad(loss(tensors), list(tensors.values()))
+    for (name, array), g in zip(arrays.items(), found, strict=True):
+        expected = np.empty_like(array)
+        for index in np.ndindex(array.shape):
+            moved = []
+            for side in (1e-6, -1e-6):
+                changed = array.copy()
+                changed[index] += side
+                moved.append(float(loss({**arrays, name: changed}).data))
+            expected[index] = (moved[0] - moved[1]) / 2e-6
+        np.testing.assert_allclose(g.data, expected, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def test_declared_states_and_parameters(variant: str, make_case: Make) -> None:
+    case = make_case(variant, I=2, H=3)
+    states, params = specification(case.cell)
+    done = unroll(case.cell, case.params, case.xs)
+    assert list(done.state) == list(states)
+    assert {name: spec.shape for name, spec in states.items()} == dict.fromkeys(states, (3,))
+    for name, spec in params.items():
+        expected = {"W_x": ((2, 3), "input"), "W_h": ((3, 3), "recurrent"), "b_": ((3,), "bias")}
+        if name == "P":
+            assert (spec.shape, spec.role) == ((2, 3), "buffer" if case.cell.options.input_map == "fixed" else "input")
+        else:
+            assert (spec.shape, spec.role) == expected[name[: 2 if name[0] == "b" else 3]], name
+
+
+def test_without_a_state_every_state_starts_at_zero(variant: str, make_case: Make) -> None:
+    case = make_case(variant)
+    given = unroll(case.cell, case.params, case.xs, {name: np.zeros_like(s) for name, s in case.state.items()})
+    np.testing.assert_array_equal(unroll(case.cell, case.params, case.xs).outputs.data, given.outputs.data)
+
+
+def test_a_row_depends_on_that_row_alone(variant: str, make_case: Make) -> None:
+    case = make_case(variant, B=3)
+    before = unroll(case.cell, case.params, case.xs, case.state).outputs.data
+    xs, state = case.xs.copy(), {name: s.copy() for name, s in case.state.items()}
+    xs[:, 1] += 1.0
+    for s in state.values():
+        s[1] -= 0.5
+    after = unroll(case.cell, case.params, xs, state).outputs.data
+    np.testing.assert_array_equal(after[:, [0, 2]], before[:, [0, 2]])
+    assert np.all(np.any(after[:, 1] != before[:, 1], axis=-1))
+    leaf = Tensor(case.xs, requires_grad=True)
+    g = grad(ops.sum(unroll(case.cell, case.params, leaf, case.state).outputs[:, 1]), leaf).data
+    assert not g[:, [0, 2]].any()
+    assert g[:, 1].any()
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 2e-5), (np.float64, 1e-13)])
+def test_dtype_is_kept(variant: str, dtype: Any, rtol: float, make_case: Make) -> None:
+    case = make_case(variant, T=5, dtype=dtype)
+    params = {name: Tensor(value, requires_grad=True) for name, value in case.params.items()}
+    done = unroll(case.cell, params, case.xs)
+    assert {value.dtype for value in (done.outputs, *done.state.values())} == {np.dtype(dtype)}
+    found = grad(ops.sum(done.outputs), list(params.values()))
+    assert {g.dtype for g in found} == {np.dtype(dtype)}
+    wide = {name: value.astype(np.float64) for name, value in case.params.items()}
+    expected = unroll(case.cell, wide, case.xs.astype(np.float64))
+    np.testing.assert_allclose(done.outputs.data, expected.outputs.data, rtol=rtol, atol=rtol)
+
+
+def test_inputs_need_not_be_contiguous(variant: str, make_case: Make) -> None:
+    case = make_case(variant)
+    expected = unroll(case.cell, case.params, case.xs, case.state).outputs.data
+    batch_major = np.ascontiguousarray(case.xs.swapaxes(0, 1)).swapaxes(0, 1)
+    columns = {name: np.asfortranarray(value) for name, value in case.params.items()}
+    every_other = {name: np.repeat(s, 2, axis=1)[:, ::2] for name, s in case.state.items()}
+    assert not batch_major.flags.c_contiguous
+    np.testing.assert_allclose(unroll(case.cell, columns, batch_major, every_other).outputs.data, expected, rtol=1e-14)
+
+
+def test_extreme_inputs_stay_finite(variant: str, make_case: Make) -> None:
+    case = make_case(variant, T=4)
+    xs = Tensor(case.xs * 1e4, requires_grad=True)
+    params = {name: Tensor(value, requires_grad=True) for name, value in case.params.items()}
+    done = unroll(case.cell, params, xs, case.state)
+    found = grad(ops.sum(done.outputs), [xs, *params.values()])
+    for value in (done.outputs, *done.state.values(), *found):
+        assert np.isfinite(value.data).all()
+    if "relu" not in variant and "identity" not in variant:
+        assert np.abs(done.outputs.data).max() <= 1.0
+
+
+def test_taps_announce_the_gates_of_the_equation(variant: str, make_case: Make) -> None:
+    case = make_case(variant)
+    heard: list[tuple[str, Any]] = []
+    with listen(lambda name, value: heard.append((name, value.data))):
+        loud = unroll(case.cell, case.params, case.xs, case.state)
+    quiet = unroll(case.cell, case.params, case.xs, case.state)
+    np.testing.assert_array_equal(loud.outputs.data, quiet.outputs.data)
+    _, gates = case.reference()
+    assert [name for name, _ in heard] == [name for step in gates for name in step]
+    for (_, value), expected in zip(heard, [v for step in gates for v in step.values()], strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-13, atol=1e-15)
+    left = [line.partition(" = ")[0].strip() for line in case.cell.equation.splitlines()]
+    assert {name for name in left if not name.endswith("'")} == set(gates[0])
+    assert {name[:-1] for name in left if name.endswith("'")} == set(case.state)
+
+
+def test_one_definition_runs_on_arrays_alone(variant: str, make_case: Make) -> None:
+    """`step` with plain arrays gives plain arrays: nothing in a cell needs a tape."""
+    case = make_case(variant)
+    new = case.cell.step(SimpleNamespace(**case.params), case.xs[0], SimpleNamespace(**case.state))
+    expected, _ = case.formula(case.params, case.xs[0], case.state)
+    for name, value in new.items():
+        assert type(value) is np.ndarray
+        np.testing.assert_allclose(value, expected[name], rtol=1e-13, atol=1e-15)
+
+
+# ------------------------------------------------------------------------------------- the known traps
+
+
+def gates_of(case: Any, state: dict[str, Array]) -> dict[str, Array]:
+    """The gates of the last step, as the cell announces them."""
+    heard: dict[str, Array] = {}
+    with listen(lambda name, value: heard.update({name: value.data})):
+        unroll(case.cell, case.params, case.xs, state)
+    return heard
+
+
+def test_gru_z_keeps_and_mut_z_overwrites(cell_name: str, make_case: Make) -> None:
+    """reference/cells.md 1.3, 1.4: the same gate name, opposite meanings."""
+    variants = {"gru": ["gru-before", "gru-after"], "mut1": ["mut1-auto"], "mut2": ["mut2-auto"], "mut3": ["mut3"]}
+    for variant in variants.get(cell_name, []):
+        case = make_case(variant, T=1)
+        case.params["b_z"][:] = 50.0  # z = 1 to rounding
+        new = unroll(case.cell, case.params, case.xs, case.state).outputs.data[0]
+        _, (gates,) = case.reference()
+        kept, other = (case.state["h"], gates["n"]) if cell_name == "gru" else (gates["n"], case.state["h"])
+        np.testing.assert_allclose(new, kept, rtol=1e-12)
+        assert np.abs(new - other).min() > 1e-3
+
+
+def test_mut1_z_does_not_see_h_and_mut2_z_does(make_case: Make) -> None:
+    for variant, sees in (("mut1-auto", False), ("mut2-auto", True), ("mut3", True)):
+        case = make_case(variant, T=1)
+        one, other = (gates_of(case, {"h": h})["z"] for h in (case.state["h"], case.state["h"] + 0.5))
+        assert bool(np.any(one != other)) is sees
+        assert ("W_hz" in case.params) is sees
+
+
+def test_mut2_z_multiplies_h_by_w_hz(make_case: Make) -> None:
+    """Some prints say W_hx; a matrix of that name must not exist, and W_hz must reach z."""
+    case = make_case("mut2-auto", T=1)
+    assert "W_hx" not in case.params
+    h, W = case.state["h"], case.params["W_hz"]
+    z = gates_of(case, case.state)["z"]
+    a = case.xs[0] @ case.params["W_xz"] + h @ W + case.params["b_z"]
+    np.testing.assert_allclose(np.log(z / (1 - z)), a, rtol=1e-9)
+
+
+@pytest.mark.parametrize("cell_name", ["mut1", "mut2"])
+def test_identity_map_explains_itself(cell_name: str) -> None:
+    cls = load_cell(cell_name).cls
+    with pytest.raises(InputError) as caught:
+        cls(65, 128, {"input_map": "identity"})
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in (cell_name, "I=65", "H=128", "I = H", "learned", "fixed", "embedding of 128"):
+        assert part in text
+
+
+@pytest.mark.parametrize("cell_name", ["mut1", "mut2"])
+def test_auto_map_is_exact_where_it_can_be(cell_name: str) -> None:
+    cls = load_cell(cell_name).cls
+    assert "P" not in specification(cls(4, 4))[1]
+    assert specification(cls(3, 4))[1]["P"].role == "input"
+    assert "P" not in specification(cls(4, 4, {"input_map": "identity"}))[1]
+    assert specification(cls(4, 4, {"input_map": "fixed"}))[1]["P"].role == "buffer"
+
+
+# ---------------------------------------------------------------------------------- options and sizes
+
+
+@pytest.mark.parametrize(
+    ("cell_name", "options", "parts"),
+    [
+        ("rnn", {"activation": "tahn"}, ["cell rnn", "'activation'", "tanh"]),
+        ("rnn", {"activaton": "tanh"}, ["cell rnn", "'activaton'", "activation"]),
+        ("lstm", {"forget_bias": "high"}, ["cell lstm", "'forget_bias'", "high"]),
+        ("gru", {"form": "after"}, ["cell gru", "'form'", "reset_after"]),
+        ("mut3", {"input_map": "learned"}, ["cell mut3", "'input_map'"]),
+    ],
+)
+def test_wrong_options_name_cell_option_and_choices(cell_name: str, options: dict[str, str], parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_cell(cell_name).cls(2, 3, options)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_wrong_initialiser_names_cell_and_parameter() -> None:
+    with pytest.raises(InputError, match=r"cell lstm, parameter W_hi: no initialiser 'ortogonal'.*orthogonal"):
+        specification(load_cell("lstm").cls(2, 3, {"recurrent_init": "ortogonal"}))
+
+
+@pytest.mark.parametrize(("I", "H", "wrong"), [(0, 3, "I"), (2, -1, "H"), (2, 2.5, "H"), ("2", 3, "I")])
+def test_wrong_sizes(cell_name: str, I: Any, H: Any, wrong: str) -> None:
+    with pytest.raises(InputError, match=f"cell {cell_name}: expected {wrong} to be a whole number from 1, got"):
+        load_cell(cell_name).cls(I, H)
+
+
+def test_recurrent_init_reaches_every_recurrent_matrix_and_no_other(cell_name: str) -> None:
+    cell = load_cell(cell_name).cls(3, 4, {"recurrent_init": "orthogonal:0.9"})
+    for name, spec in specification(cell)[1].items():
+        assert (spec.init == "orthogonal:0.9") is (spec.role == "recurrent"), name
+
+
+def test_forget_bias_is_the_start_value_of_b_f_alone() -> None:
+    for value, text in ((1.0, "constant:1.0"), (2.5, "constant:2.5"), (0.0, "zeros"), (-1.0, "constant:-1.0")):
+        params = specification(load_cell("lstm").cls(2, 3, {"forget_bias": value}))[1]
+        assert {name: spec.init for name, spec in params.items() if spec.role == "bias"} == {
+            "b_i": "zeros", "b_f": text, "b_o": "zeros", "b_g": "zeros"}
+
+
+# -------------------------------------------------------------------------------------------- texts
+
+
+def test_texts_are_there(cell_name: str) -> None:
+    cls: type[Cell] = load_cell(cell_name).cls
+    assert cls.name == cell_name
+    for text in (cls.summary, cls.citation, cls.equation, cls.deviations, cls.__doc__ or ""):
+        assert len(text.strip()) > 10
+    assert "\n" not in cls.summary
+    assert max(len(line) for text in (cls.equation, cls.deviations) for line in text.splitlines()) <= 130
+
+
+def test_every_parameter_is_in_the_equation(cell_name: str) -> None:
+    options = {"form": "reset_after"} if cell_name == "gru" else {}
+    cell = load_cell(cell_name).cls(2, 3, options)
+    for name in specification(cell)[1]:
+        assert name in (cell.equation if name != "P" else cell.deviations), name
+
+
+def test_every_option_has_help(cell_name: str) -> None:
+    for option in dataclasses.fields(load_cell(cell_name).cls.Options):
+        assert option.metadata["help"]
+
+
+def test_cells_are_short(cell_name: str) -> None:
+    """About 40 lines a cell: what grows beyond that belongs to the host."""
+    source = inspect.getsource(sys.modules[load_cell(cell_name).cls.__module__])
+    assert sum(bool(line.strip()) for line in source.splitlines()) <= 45
