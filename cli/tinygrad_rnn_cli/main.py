@@ -1,0 +1,178 @@
+"""The program: finds a command by name, runs it, and turns what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+import tinygrad_rnn as tr
+from tinygrad_rnn_cli import console
+from tinygrad_rnn_cli.options import COMMON, screen_options
+
+PROGRAM = "tinygrad-rnn"
+
+# command -> the module and the name in it. Imported when the command is used, or its line of --help is wanted;
+# none of these modules imports NumPy, rich or a plugin before it runs.
+COMMANDS = {
+    # "demo": "demo:demo",
+    # "train": "train:train",
+    # "resume": "resume:resume",
+    # "sample": "sample:sample",
+    # "eval": "evaluate:evaluate",
+    "diagnose": "diagnose:diagnose",
+    "cells": "cells:cells",
+    "data": "data:data",
+    # "inspect": "inspect_run:inspect_run",
+    # "plot": "plot:plot",
+    "doctor": "doctor:doctor",
+}
+
+OK, ERROR, USAGE, CHECK_FAILED, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 4, 128 + signal.SIGINT
+
+
+class Group(click.Group):
+    """A group that offers the nearest name for an unknown command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}{tr.nearest(args[0], self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class Program(Group):
+    """The group of all commands, loaded by name, with our exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"tinygrad_rnn_cli.{module}"), name)
+        return command
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any
+             ) -> NoReturn:
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        console.fresh_screen()
+        try:
+            code = super().main(arguments, PROGRAM, *rest, **extra)
+            sys.stdout.flush()  # while a closed pipe can still be caught
+        except Exception as error:
+            code = report(error, arguments)
+        except KeyboardInterrupt:
+            code = report(click.Abort(), arguments)
+        sys.exit(code if isinstance(code, int) else OK)
+
+
+def report(error: Exception, arguments: Sequence[str]) -> int:
+    """Say what went wrong, in one line (with its traceback under -vv; a bug always has one), and the exit code."""
+    if isinstance(error, BrokenPipeError):
+        _forget_stdout()
+        return 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else ERROR
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        console.fail("interrupted")
+        return int(INTERRUPTED)
+    told = _expected(error)
+    if told is None:
+        traceback.print_exception(error)
+        console.fail(f"this is a bug in {PROGRAM} {tr.__version__}: please report it with the lines above")
+        return ERROR
+    if _wants_traceback(arguments):
+        traceback.print_exception(error)
+    message, code = told
+    console.fail(message)
+    return code
+
+
+def _expected(error: Exception) -> tuple[str, int] | None:
+    """The line and the code of an error that is not ours; None for a bug."""
+    if isinstance(error, click.ClickException):
+        return _usage(error), error.exit_code
+    if isinstance(error, tr.NonFiniteError):
+        return str(error), DIVERGED
+    if isinstance(error, tr.InputError):
+        return str(error), USAGE
+    if isinstance(error, tr.TinygradRNNError):
+        return str(error), ERROR
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error or 'no size given'}); lower --hidden, --batch, --seq-len or --layers", ERROR
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", ERROR
+    return None
+
+
+def _usage(error: click.ClickException) -> str:
+    """click's own errors in our style: the flag first, the nearest name, no usage block."""
+    page = ""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        page = f"; see {error.ctx.command_path} --help"
+    if isinstance(error, click.NoSuchOption):
+        name = _as_written(error)
+        near = f"; did you mean {', '.join(error.possibilities)}?" if error.possibilities else page
+        return f"no option {name}{near}"
+    if isinstance(error, click.MissingParameter):
+        what = error.param.make_metavar(error.ctx) if error.param is not None and error.ctx is not None else "argument"
+        return f"missing {what}{page}"
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        names = error.param.opts if isinstance(error.param, click.Option) else [error.param.human_readable_name]
+        return f"{names[0]}: {error.message}"
+    return error.format_message()
+
+
+def _as_written(error: click.NoSuchOption) -> str:
+    """The option as the user typed it: for -rnn_siz click names only its first letter."""
+    name = error.option_name
+    if name.startswith("--") or len(name) != 2:
+        return name
+    written = [arg for arg in sys.argv[1:] if arg.startswith(name) and len(arg) > 2]
+    return written[0].partition("=")[0] if written else name
+
+
+def _wants_traceback(arguments: Sequence[str]) -> bool:
+    return console.screen().verbose >= 2 or "-vv" in arguments or list(arguments).count("-v") >= 2
+
+
+def _forget_stdout() -> None:
+    """The reader has gone: let the interpreter flush into nothing when it ends, instead of complaining."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(tr.__version__, "--version", message=f"{PROGRAM} %(version)s", help="print the version and stop")
+def cli() -> None:
+    """Train recurrent networks on text, sample from them, and see their gradients vanish.
+
+    First: `tinygrad-rnn demo`. Then: `tinygrad-rnn train my.txt`, `sample`, `diagnose gradnorm`.
+
+    Every option can also stand in the environment (--seq-len as TINYGRAD_RNN_SEQ_LEN) or in a file (--config). Exit
+    codes: 0 fine, 1 error, 2 usage, 3 a check failed, 4 diverged, 130 interrupted.
+    """
+
+
+cli.params += screen_options()
+for _option in cli.params:
+    _option.__dict__.setdefault("section", COMMON)
+
+
+def main() -> None:
+    """The entry point of the program."""
+    cli.main()
+
+
+__all__ = ["COMMANDS", "Group", "cli", "main", "report"]

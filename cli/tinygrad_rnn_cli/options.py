@@ -1,0 +1,564 @@
+"""Options made from the configuration's own fields, and the rule by which their values are found.
+
+A flag, its help, default, choices and limits all come from the dataclasses of the library. A value is
+looked for in this order: flag, environment, --set, config file, recipe, the run's checkpoint, default;
+`resolve` remembers where each was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+
+import tinygrad_rnn as tr
+from tinygrad_rnn_cli import aliases
+from tinygrad_rnn_cli.console import emit, emit_json, note, screen
+
+if TYPE_CHECKING:
+    from click.types import OptionHelpExtra
+
+PREFIX = "TINYGRAD_RNN_"
+TITLES = {
+    "model": "Model",
+    "data": "Text and batches",
+    "optim": "Optimiser",
+    "train": "Training",
+    "sample": "Sampling",
+}
+COMMON = "Common options"
+OWN = "Options"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Given:
+    """What was written on the command line and in the environment, as the parser finds it."""
+
+    flags: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    old_names: list[tuple[str, str]] = field(default_factory=list)
+    sets: list[str] = field(default_factory=list)
+    file: Path | None = None
+    plugins: tuple[str, ...] = ()
+    third_party: bool = True
+    show: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration that rules, and where each value came from."""
+
+    run: tr.RunConfig
+    sample: tr.SampleConfig
+    origins: Mapping[str, str]
+    plugins: tuple[str, ...]
+    third_party: bool
+    extras: Mapping[str, str]
+    """what old names say that is no setting: out, init_from, run, text"""
+
+
+def given() -> Given:
+    """What the running command was given."""
+    found: Given = click.get_current_context().meta.setdefault("tinygrad_rnn_cli.given", Given())
+    return found
+
+
+# ------------------------------------------------------------------------------------- options from fields
+
+
+class Flag(click.Option):
+    """An option that knows its section of the help page, its setting, and its default as a reader writes it."""
+
+    def __init__(self, *args: Any, section: str = OWN, key: str = "", shown: str = "", limits: str = "", **facts: Any
+                 ) -> None:
+        super().__init__(*args, **facts)
+        self.section = section
+        self.key = key
+        self.shown = shown
+        self.limits = limits
+
+    def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
+        extra = super().get_help_extra(ctx)
+        if self.shown:
+            extra["default"] = self.shown
+        if self.limits:
+            extra["range"] = self.limits
+        return extra
+
+
+class Command(click.Command):
+    """A command whose help page groups the options by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {OWN: []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                title = getattr(param, "section", COMMON if "--help" in param.opts else OWN)
+                sections.setdefault(title, []).append(record)
+        common = sections.pop(COMMON, [])
+        for title, records in [*sections.items(), (COMMON, common)]:
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help = "show this page and stop"
+        return option
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if given().show and not getattr(self.callback, "resolves", False):
+            resolve()  # this command has no setting of its own: print and stop here
+        return super().invoke(ctx)
+
+
+class _SettingType(click.ParamType[Any]):
+    """Text to the type of one field, by the library's own rules."""
+
+    def __init__(self, key: str) -> None:
+        cls, declared = _declared(key)
+        self.key = key
+        self.declared = declared
+        self.annotation = tr.field_types(cls)[declared.name]
+        self.name = key
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        if "metavar" in self.declared.metadata:
+            return str(self.declared.metadata["metavar"])
+        if typing.get_origin(self.annotation) is Literal:
+            return "|".join(map(str, typing.get_args(self.annotation)))
+        return {int: "N", float: "X"}.get(self.annotation, "TEXT")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        what = "--" + _flag_name(self.declared)
+        if param is not None and ctx is not None and _from_environment(ctx, param):
+            what = str(param.envvar)
+        try:
+            found = tr.coerce(self.annotation, value, what)
+            tr.check_limits(self.declared, found, what)
+        except tr.InputError as error:
+            raise click.UsageError(str(error), ctx) from error
+        return found
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        words: Sequence[str] = [str(word) for word in typing.get_args(self.annotation)]
+        if self.key == "model.cell":
+            words = [row.name for row in tr.available_cells()]
+        elif self.key == "data.corpus":
+            words = [corpus.name for corpus in tr.corpora()]
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def _sections() -> dict[str, type[Any]]:
+    return {**tr.SECTIONS, "sample": tr.SampleConfig}
+
+
+@functools.cache
+def _declared(key: str) -> tuple[type[Any], dataclasses.Field[Any]]:
+    section, _, name = key.partition(".")
+    cls = _sections()[section]
+    return cls, next(f for f in dataclasses.fields(cls) if f.name == name)
+
+
+def _flag_name(declared: dataclasses.Field[Any]) -> str:
+    return str(declared.metadata.get("flag", declared.name.replace("_", "-")))
+
+
+def _from_environment(ctx: click.Context, param: click.Parameter) -> bool:
+    return ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT
+
+
+def spell(value: Any) -> str:
+    """A default as one writes it on the command line."""
+    if value == "" or value == () or value == {}:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _limits(declared: dataclasses.Field[Any]) -> str:
+    minimum, below = declared.metadata.get("minimum"), declared.metadata.get("below")
+    low = "" if minimum is None else f"{minimum}<="
+    high = "" if below is None else f"<{below}"
+    return f"{low}x{high}" if low or high else ""
+
+
+def _take(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Keep a value that was given; what was not given leaves no trace, so that lower layers can speak."""
+    assert isinstance(param, Flag)
+    if value is None or value == ():
+        return value
+    here = given()
+    layer = here.environment if _from_environment(ctx, param) else here.flags
+    origin = f"environment {param.envvar}" if layer is here.environment else f"flag {param.opts[0]}"
+    if param.key == "model.cell_options":
+        for name, item in _pairs(value, param.opts[0]).items():
+            layer[f"{param.key}.{name}"] = item
+            here.origins[f"{param.key}.{name}"] = origin
+        return value
+    layer[param.key] = value
+    here.origins[param.key] = origin
+    return value
+
+
+def _pairs(items: Sequence[str], flag: str) -> dict[str, str]:
+    pairs = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip():
+            raise click.UsageError(f"{flag}: expected KEY=VALUE, got {item!r}")
+        pairs[name.strip().replace("-", "_")] = value.strip()
+    return pairs
+
+
+def _option(key: str, short: Sequence[str] = (), hidden: bool = False, section: str = "") -> Flag:
+    cls, declared = _declared(key)
+    flag = _flag_name(declared)
+    default = getattr(cls(), declared.name)
+    facts: dict[str, Any] = {
+        "help": str(declared.metadata["help"]),
+        "section": section or TITLES[key.partition(".")[0]],
+        "key": key,
+        "shown": spell(default),
+        "limits": _limits(declared),
+        "envvar": PREFIX + flag.upper().replace("-", "_"),
+        "expose_value": False,
+        "callback": _take,
+        "hidden": hidden,
+        "default": None,
+    }
+    name = key.replace(".", "__")
+    if isinstance(default, bool):
+        facts["shown"] = flag if default else f"no-{flag}"
+        return Flag([f"--{flag}/--no-{flag}", name], **facts)
+    if isinstance(default, Mapping):
+        return Flag([f"--{flag}", name], multiple=True, type=str, metavar=declared.metadata["metavar"],
+                    **{**facts, "help": f"{facts['help']}; repeat for several (see: cells info NAME)", "shown": ""})
+    return Flag([f"--{flag}", *short, name], type=_SettingType(key), **facts)
+
+
+def settings(*keys: str, short: Mapping[str, str] | None = None, without: Sequence[str] = ()) -> Callable[[F], F]:
+    """Decorator: an option for each of the `keys` (``section.field``, or ``section.*`` for all of its fields).
+
+    Options that `common` gives (seed, device, dtype) and the text, which is an argument, are left out.
+    """
+    wanted: list[str] = []
+    for key in keys:
+        section, _, name = key.partition(".")
+        names = [f.name for f in dataclasses.fields(_sections()[section])] if name == "*" else [name]
+        wanted += [f"{section}.{one}" for one in names]
+    left_out = {"data.text", "train.seed", "train.device", "train.dtype", *without}
+
+    def decorate(function: F) -> F:
+        function.resolves = True  # type: ignore[attr-defined]
+        for key in reversed([key for key in wanted if key not in left_out]):
+            _attach(function, _option(key, tuple((short or {}).get(key, "").split())))
+        return function
+
+    return decorate
+
+
+def _attach(function: Callable[..., Any], option: click.Option) -> None:
+    """What click's own decorators do, for an option that is made already."""
+    params: list[click.Parameter] = function.__dict__.setdefault("__click_params__", [])
+    params.append(option)
+
+
+def old_names(command: Literal["train", "sample"]) -> Callable[[F], F]:
+    """Decorator: the names of char-rnn, torch-rnn and char-rnn-tensorflow, hidden."""
+
+    def take(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value is not None:
+            given().old_names.append((param.opts[0], value))
+
+    def decorate(function: F) -> F:
+        for name in aliases.NAMES[command]:
+            slug = ("old_" if name.startswith("--") else "older_") + name.strip("-")
+            _attach(function, Flag([name, slug], hidden=True, expose_value=False, callback=take, type=str))
+        return function
+
+    return decorate
+
+
+# ------------------------------------------------------------------------------------------ common options
+
+
+def common(*shown: str) -> Callable[[F], F]:
+    """Decorator: the options that every command takes. `shown` are those of seed, device, dtype, plugin and config
+    that mean something to the command; the rest is accepted too, so that a script can pass them to all, but hidden.
+    """
+
+    def decorate(function: F) -> F:
+        options = [
+            Flag(["--config", "_file"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.toml",
+                 envvar=PREFIX + "CONFIG", callback=_config, hidden="config" not in shown,
+                 help="read settings from this file (--show-config prints one)"),
+            Flag(["--set", "_set"], multiple=True, metavar="SECTION.FIELD=VALUE", callback=_sets,
+                 hidden="config" not in shown, help="set one field of the configuration, as in --set optim.beta2=0.99"),
+            Flag(["--show-config", "_show"], is_flag=True, callback=_show, hidden="config" not in shown,
+                 help="print every setting and where it came from, and stop"),
+            *(_option(f"train.{name}", hidden=name not in shown, section=COMMON)
+              for name in ("seed", "device", "dtype")),
+            Flag(["--plugin", "_plugin"], multiple=True, metavar="PATH.py", type=click.Path(), callback=_plugins,
+                 envvar=PREFIX + "PLUGIN", hidden="plugin" not in shown, help="load cells from this file; repeatable"),
+            Flag(["--no-plugins", "_no_plugins"], is_flag=True, callback=_no_plugins, envvar=PREFIX + "NO_PLUGINS",
+                 hidden="plugin" not in shown, help="use built-in cells only"),
+            *screen_options(),
+        ]
+        for option in reversed(options):
+            option.expose_value = False
+            if isinstance(option, Flag):
+                option.section = COMMON
+            _attach(function, option)
+        return function
+
+    return decorate
+
+
+def screen_options() -> list[click.Option]:
+    """-v, -q and --color, which the program itself takes as well as every command."""
+    return [
+        Flag(["-v", "--verbose", "_verbose"], count=True, expose_value=False, callback=_verbose, section=COMMON,
+             help="say more; -vv shows the traceback of an error"),
+        Flag(["-q", "--quiet", "_quiet"], is_flag=True, expose_value=False, callback=_quiet, section=COMMON,
+             help="no progress, no advice"),
+        Flag(["--color", "_color"], type=click.Choice(["auto", "always", "never"]), expose_value=False,
+             callback=_color, section=COMMON, shown="auto", envvar=PREFIX + "COLOR",
+             help="colours; NO_COLOR and FORCE_COLOR are heard too"),
+    ]
+
+
+def _verbose(ctx: click.Context, param: click.Parameter, value: int) -> None:
+    screen().verbose += value
+
+
+def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    screen().quiet |= value
+
+
+def _color(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        screen().color = value
+        ctx.color = {"always": True, "never": False}.get(value)
+
+
+def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        given().file = value
+
+
+def _sets(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+    given().sets.extend(value)
+
+
+def _show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    given().show |= value
+
+
+def _plugins(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+    given().plugins += tuple(str(path) for path in value)
+
+
+def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        given().third_party = False
+
+
+def load_plugins() -> None:
+    """Run the files of --plugin, so that their cells are known."""
+    here = given()
+    if here.plugins and not here.third_party:
+        raise click.UsageError("--plugin and --no-plugins exclude each other; give one of them")
+    for path in here.plugins:
+        tr.load_plugin_file(path)
+
+
+# ----------------------------------------------------------------------------------- where a value comes from
+
+
+def resolve(*, base: tr.RunConfig | None = None, origin: str = "default", recipe: str | None = None,
+            text: Sequence[str] = ()) -> Settings:
+    """The configuration of the running command, layer over layer; with --show-config it is printed, and that is all.
+
+    `base` is the configuration of a run that the command works on; what no layer says keeps its value.
+    Raises UsageError or InputError that name the layer.
+    """
+    here = given()
+    if here.plugins and not here.third_party:
+        raise click.UsageError("--plugin and --no-plugins exclude each other; give one of them")
+    known = _known_keys()
+    translated = aliases.translate(here.old_names)
+    for line in translated.notes:
+        note(f"note: {line}")
+    flags = {**translated.settings, **here.flags}
+    if text or translated.extras.get("text"):
+        if "data.corpus" in here.flags:
+            raise click.UsageError("TEXT and --corpus exclude each other; give one of them")
+        flags["data.text"] = tuple(text) or (translated.extras["text"],)
+    run = base or tr.RunConfig()
+    sample = tr.SampleConfig()
+    origins = {key: origin for key in _all_keys() if not key.startswith("sample.")}
+    origins.update({key: "default" for key in _all_keys() if key.startswith("sample.")})
+    file = _read_file(here.file) if here.file else {}
+    if base is not None:
+        file = {key: value for key, value in file.items() if key in known}  # a run has settled the others
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        (f"recipe {recipe}", tr.recipe(recipe) if recipe else {}),
+        (f"file {here.file}", file),
+        ("--set", _read_sets(here.sets, known if base is not None else None)),
+        ("environment", here.environment),
+        ("flag", flags),
+    ]
+    for name, layer in layers:
+        of_run = {key: value for key, value in layer.items() if not key.startswith("sample.")}
+        of_sample = {key[7:]: value for key, value in layer.items() if key.startswith("sample.")}
+        try:
+            run = tr.replace_config(run, {**_undone(run, of_run), **of_run})
+            sample = _replace_sample(sample, of_sample)
+        except tr.InputError as error:
+            raise click.UsageError(_in_words(name, str(error))) from error
+        for key in layer:
+            origins[key] = here.origins.get(key, name) if name in ("environment", "flag") else name
+            if key in translated.settings and key not in here.flags and name == "flag":
+                origins[key] = f"flag {translated.sources[key]}"
+            if key == "data.text" and name == "flag":
+                origins[key] = "argument TEXT"
+    found = Settings(run, sample, origins, here.plugins, here.third_party, translated.extras)
+    if here.show:
+        _show_config(found, known)
+        click.get_current_context().exit()
+    return found
+
+
+def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
+    """What a layer takes back by what it says: options belong to the cell, a corpus replaces a text."""
+    undone: dict[str, Any] = {}
+    if layer.get("model.cell", run.model.cell) != run.model.cell:
+        undone["model.cell_options"] = {}
+    if "data.corpus" in layer:
+        undone["data.text"] = ()
+    return undone
+
+
+def _replace_sample(sample: tr.SampleConfig, changes: Mapping[str, Any]) -> tr.SampleConfig:
+    new: dict[str, Any] = {}
+    names = {f.name: f for f in dataclasses.fields(sample)}
+    for name, value in changes.items():
+        if name not in names:
+            raise tr.InputError(f"no setting 'sample.{name}'{tr.nearest(name, names)}")
+        new[name] = tr.coerce(tr.field_types(tr.SampleConfig)[name], value, f"sample.{name}")
+        tr.check_limits(names[name], new[name], f"sample.{name}")
+    return dataclasses.replace(sample, **new)
+
+
+def _in_words(layer: str, message: str) -> str:
+    """An error of the configuration with the place where the value was written."""
+    if layer == "flag":
+        section, _, rest = message.partition(".")
+        return f"--{rest.replace('_', '-', 1)}" if section in _sections() else message
+    return f"{layer.removeprefix('file ')}: {message}"
+
+
+def _known_keys() -> set[str]:
+    """The settings that the running command has an option for."""
+    params = click.get_current_context().command.params
+    keys = {param.key for param in params if isinstance(param, Flag) and param.key}
+    if any(isinstance(param, click.Argument) and param.name == "text" for param in params):
+        keys.add("data.text")
+    return keys
+
+
+def _all_keys() -> list[str]:
+    return [f"{section}.{f.name}" for section, cls in _sections().items() for f in dataclasses.fields(cls)]
+
+
+def _read_sets(items: Sequence[str], only: set[str] | None) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise click.UsageError(f"--set: expected SECTION.FIELD=VALUE, got {item!r}")
+        home = ".".join(key.split(".")[:2])
+        if only is not None and home in _all_keys() and home not in only:
+            own = ", ".join(sorted(only)) or "nothing"
+            raise click.UsageError(f"--set {key}: the run has settled it; this command sets {own}")
+        layer[key] = value.strip()
+    return layer
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise tr.FileError(f"--config {path}: {error.strerror or error}; expected a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise tr.FileError(f"--config {path}: expected TOML, got an error: {error}") from error
+    layer: dict[str, Any] = {}
+    for section, fields in tables.items():
+        if section not in _sections() or not isinstance(fields, Mapping):
+            homes = [key for key in _all_keys() if key.endswith(f".{section}")]
+            hint = f"; did you mean {', '.join(homes)}?" if homes else tr.nearest(section, _sections())
+            raise click.UsageError(f"{path}: expected tables [model], [data], ..., got {section!r}{hint}")
+        for name, value in fields.items():
+            layer[f"{section}.{name}"] = value
+    return layer
+
+
+def _show_config(found: Settings, known: set[str]) -> None:
+    """Print the settings as TOML that --config reads back, each with its origin; as JSON where --json was given."""
+    values = _flat(found)
+    wanted = [key for key in values if ".".join(key.split(".")[:2]) in known]
+    if click.get_current_context().params.get("as_json"):
+        emit_json({key: {"value": values[key], "origin": found.origins.get(key, "default")} for key in wanted})
+        return
+    lines = [(f"{key} = {_toml(values[key])}", found.origins.get(key, "default")) for key in wanted]
+    width = min(48, max((len(line) for line, _ in lines), default=0))
+    for line, where in lines:
+        emit(f"{line.ljust(width)}  # {where}")
+
+
+def _flat(found: Settings) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for section, fields in {**tr.config_as_dict(found.run), "sample": dataclasses.asdict(found.sample)}.items():
+        for name, value in fields.items():
+            if isinstance(value, Mapping) and value:
+                values.update({f"{section}.{name}.{option}": item for option, item in value.items()})
+            elif not isinstance(value, Mapping):
+                values[f"{section}.{name}"] = value
+    return values
+
+
+def _toml(value: Any) -> str:
+    import json
+
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value) if isinstance(value, int | float) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def free_folder(parent: Path, stem: str) -> Path:
+    """The first of parent/stem-1, -2, ... that does not exist."""
+    number = 1
+    while os.path.lexists(parent / f"{stem}-{number}"):
+        number += 1
+    return parent / f"{stem}-{number}"
