@@ -85,6 +85,18 @@ class GradNormReport:
                 "series": [series.to_json() for series in self.series],
                 "params": {name: _json(norm) for name, norm in self.params.items()}}
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> GradNormReport:
+        """The inverse of `to_json`, from parsed JSON; a norm of None is NaN. Raises InputError for anything else."""
+        try:
+            series = tuple(GradNormSeries(**{**entry, "norm": tuple(_number_from_json(n) for n in entry["norm"])})
+                           for entry in value["series"])
+            params = {name: _number_from_json(norm) for name, norm in value.get("params", {}).items()}
+            return cls(value["cell"], value["layers"], value["hidden"], value["steps"], series, params)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError("gradient norms: expected the object that diagnose gradnorm --json prints, got something "
+                             f"else ({type(error).__name__}: {error})") from error
+
     def select(self, *, loss: str | None = None, layer: int | None = None, state: str | None = None
                ) -> tuple[GradNormSeries, ...]:
         """The series of that loss, layer and state; None means any."""
@@ -94,6 +106,10 @@ class GradNormReport:
 
 def _json(number: float | int | None) -> float | int | None:
     return number if number is None or math.isfinite(number) else None
+
+
+def _number_from_json(number: float | None) -> float:
+    return math.nan if number is None else float(number)
 
 
 # ------------------------------------------------------------------------------------------ judgement

@@ -1,0 +1,312 @@
+"""Gradient norms per timestep against answers known without the engine: algebra, BPTT by hand, finite differences."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinygrad_rnn import InputError, ModelConfig, ShapeError, Tensor, build_model, grad, load_cell, no_grad, ops
+from tinygrad_rnn.diagnostics import GradNormReport, describe, gradnorm, gradnorm_over, loss_step, watch_gradients
+
+V = 7
+KNOWN = [(0.5, "vanishing"), (0.9, "vanishing"), (1.0, "healthy"), (1.1, "exploding")]
+
+
+def model_and_data(cell: str, T: int, B: int = 3, *, hidden: int = 8, layers: int = 1, embed: str = "hidden",
+                   seed: int = 0, dtype: Any = np.float64, **options: Any) -> tuple[Any, Any, Any, Any]:
+    config = ModelConfig(cell=cell, hidden=hidden, layers=layers, embed=embed, cell_options=options)
+    model = build_model(config, V, load_cell(cell))
+    rng = np.random.default_rng(seed)
+    params = model.init(rng, dtype)
+    return model, params, rng.integers(0, V, (T, B)), rng.integers(0, V, (T, B))
+
+
+def only(report: GradNormReport, **which: Any) -> Any:
+    (series,) = report.select(**which)
+    return series
+
+
+# ------------------------------------------------------------------------------------------ analytic truth
+
+
+@pytest.mark.parametrize("B", [1, 4])
+@pytest.mark.parametrize("T", [10, 50, 200])
+@pytest.mark.parametrize(("g", "verdict"), KNOWN)
+def test_linear_rnn_has_slope_ln_g(g: float, verdict: str, T: int, B: int) -> None:
+    model, params, x, y = model_and_data("rnn", T, B, activation="identity", recurrent_init=f"orthogonal:{g}")
+    series = only(gradnorm(model, params, x, y, losses=("last",)))
+    norm = np.array(series.norm)
+    lag = T - 1 - np.arange(T)
+    np.testing.assert_allclose(norm, norm[-1] * g**lag, rtol=1e-9)
+    assert series.slope == pytest.approx(math.log(g), abs=1e-9)
+    assert series.verdict == verdict
+    assert series.reason.startswith(verdict)
+    expected = next((n - 1 for n in range(T) if g**n < 1e-3), None)
+    assert series.horizon == expected
+
+
+def test_verdicts_hold_for_long_sequences_and_powers_that_underflow() -> None:
+    for g, verdict in KNOWN:
+        slope, _, found, _ = describe([g ** (2999 - t) if g <= 1 else 1e-200 * g ** (2999 - t) for t in range(3000)])
+        assert found == verdict
+        assert slope == pytest.approx(math.log(g), abs=1e-3)  # subnormal numbers at the far end have few digits
+
+
+@pytest.mark.parametrize(("activation", "bound"), [("tanh", 1.0), ("sigmoid", 0.25)])
+@given(scale=st.floats(0.05, 8.0), seed=st.integers(0, 10_000))
+def test_norms_never_exceed_the_bound_of_pascanu(activation: str, bound: float, scale: float, seed: int) -> None:
+    """Pascanu, Mikolov & Bengio 2013, equations 6 and 7: sup|f'| times the largest singular value, to the lag."""
+    T = 12
+    model, params, x, y = model_and_data("rnn", T, 2, hidden=5, seed=seed, activation=activation,
+                                         recurrent_init=f"normal:{scale / math.sqrt(5)}")
+    norm = np.array(only(gradnorm(model, params, x, y, losses=("last",))).norm)
+    factor = bound * np.linalg.norm(params["layers.0.W_hh"].data, 2)
+    assert (norm <= norm[-1] * factor ** (T - 1 - np.arange(T)) * (1 + 1e-9)).all()
+
+
+def test_the_training_loss_hides_that_the_network_vanishes() -> None:
+    """The trap: spectral radius 0.6, T = 50. One loss per step holds the curve up; the last-step gradient is gone."""
+    model, params, x, y = model_and_data("rnn", 50, 16, hidden=64, recurrent_init="orthogonal:0.6")
+    report = gradnorm(model, params, x, y)
+    last, train = only(report, loss="last"), only(report, loss="train")
+    assert last.norm[0] / last.norm[-1] < 1e-11
+    assert 0.3 < train.norm[0] / train.norm[-1] < 3
+    assert (last.verdict, train.verdict) == ("vanishing", "healthy")
+    assert "judge by the loss at the last step" in train.reason
+
+
+# ------------------------------------------------------------------------------ against other computations
+
+
+def sigmoid(a: Any) -> Any:
+    return 1 / (1 + np.exp(-a))
+
+
+def test_lstm_norms_equal_backpropagation_by_hand() -> None:
+    T, B, H = 9, 4, 6
+    model, params, x, y = model_and_data("lstm", T, B, hidden=H)
+    p = {name.removeprefix("layers.0."): value.data for name, value in params.items()}
+    h, c = np.zeros((B, H)), np.zeros((B, H))
+    kept = []
+    for t in range(T):
+        e = p["embed.W"][x[t]]
+        gates = {k: e @ p[f"W_x{k}"] + h @ p[f"W_h{k}"] + p[f"b_{k}"] for k in "ifog"}
+        gates = {k: np.tanh(a) if k == "g" else sigmoid(a) for k, a in gates.items()}
+        before, c = c, gates["f"] * c + gates["i"] * gates["g"]
+        h = gates["o"] * np.tanh(c)
+        kept.append((gates, before, c, h))
+
+    def by_hand(counts: Any) -> tuple[Any, Any]:
+        dh, dc = np.zeros((B, H)), np.zeros((B, H))
+        norms = []
+        for t in reversed(range(T)):
+            gates, before, c, h = kept[t]
+            logits = h @ p["readout.W"] + p["readout.b"]
+            share = np.exp(logits - logits.max(-1, keepdims=True))
+            share /= share.sum(-1, keepdims=True)
+            dh = dh + counts[t] * (share - np.eye(V)[y[t]]) @ p["readout.W"].T
+            dc = dc + dh * gates["o"] * (1 - np.tanh(c) ** 2)
+            norms.append((np.linalg.norm(dh), np.linalg.norm(dc)))
+            i, f, o, g = (gates[k] for k in "ifog")
+            da = {"i": dc * g * i * (1 - i), "f": dc * before * f * (1 - f), "o": dh * np.tanh(c) * o * (1 - o),
+                  "g": dc * i * (1 - g**2)}
+            dh = sum(da[k] @ p[f"W_h{k}"].T for k in "ifog")
+            dc = dc * f
+        return tuple(np.array(norms[::-1]).T)  # type: ignore[return-value]
+
+    report = gradnorm(model, params, x, y, losses=("last", "train", "step:4"))
+    weights = {"last": np.eye(T)[-1] / B, "train": np.full(T, 1 / (T * B)), "step:4": np.eye(T)[4] / B}
+    for loss, counts in weights.items():
+        dh, dc = by_hand(counts)
+        np.testing.assert_allclose(only(report, loss=loss, state="h").norm, dh, rtol=1e-9, atol=1e-300)
+        np.testing.assert_allclose(only(report, loss=loss, state="c").norm, dc, rtol=1e-9, atol=1e-300)
+
+
+@pytest.mark.parametrize(("cell", "t"), [("gru", 0), ("mut1", 3), ("lstm", 2), ("lstm", 5)])
+def test_norms_equal_finite_differences_of_the_state(cell: str, t: int) -> None:
+    """Perturb h_t by hand and run on from t: no tape."""
+    T, B, H, eps = 6, 2, 4, 1e-5
+    model, params, x, y = model_and_data(cell, T, B, hidden=H)
+    forward = model.forward(params, x)
+    at_t = {name: values[t].data for name, values in forward.layers[0].states.items()}
+
+    def loss(name: str, delta: Any) -> float:
+        state = {**at_t, name: at_t[name] + delta}
+        if name == "c":  # h_t = o tanh(c_t) moves along
+            state["h"] = at_t["h"] / np.tanh(at_t["c"]) * np.tanh(state["c"])
+        h = state["h"]
+        if t < T - 1:
+            with no_grad():
+                h = model.forward(params, x[t + 1:], [state]).layers[0].states["h"][-1].data
+        logits = Tensor(h @ params["readout.W"].data + params["readout.b"].data)
+        return float(ops.cross_entropy(logits, y[-1]))
+
+    report = gradnorm(model, params, x, y, losses=("last",))
+    for name in at_t:
+        slopes = []
+        for index in np.ndindex(B, H):
+            step = np.zeros((B, H))
+            step[index] = eps
+            slopes.append((loss(name, step) - loss(name, -step)) / (2 * eps))
+        assert only(report, state=name).norm[t] == pytest.approx(np.linalg.norm(slopes), rel=1e-6)
+
+
+def test_inputs_equal_the_embedding_gradient_and_one_hot_has_one_too() -> None:
+    model, params, _, y = model_and_data("gru", 7, 1)
+    x = np.arange(7)[:, None]  # every symbol once, so row k of the embedding's gradient is dL/dx at step k
+    report = gradnorm(model, params, x, y, wrt=("inputs", "params"))
+    table = _parameter_gradient(model, params, x, y, "embed.W")
+    np.testing.assert_allclose(only(report, loss="train").norm, np.linalg.norm(table, axis=1), rtol=1e-12)
+    assert report.params["embed.W"] == pytest.approx(np.linalg.norm(table), rel=1e-12)
+    assert report.params.keys() == params.keys()
+    onehot = gradnorm(*model_and_data("gru", 7, 1, embed="onehot"), wrt=("states", "inputs"), losses=("last",))
+    assert [series.state for series in onehot.series] == ["h", "x"]
+    assert min(only(onehot, state="x").norm) > 0
+
+
+def _parameter_gradient(model: Any, params: Any, x: Any, y: Any, name: str) -> Any:
+    loss = ops.cross_entropy(model.forward(params, x).logits, y)
+    return grad(loss, params[name]).data
+
+
+def test_parameters_are_those_of_the_training_loss_whatever_is_drawn() -> None:
+    model, params, x, y = model_and_data("lstm", 5, layers=2)
+    alone = gradnorm(model, params, x, y, losses=("last",), wrt=("params",))
+    assert alone.series == ()
+    assert alone.params == pytest.approx(gradnorm(model, params, x, y, wrt=("states", "params")).params, rel=1e-12)
+
+
+# --------------------------------------------------------------------------------------------- the report
+
+
+def test_report_has_every_layer_state_and_loss_and_survives_json() -> None:
+    model, params, x, y = model_and_data("lstm", 6, layers=2, dtype=np.float32)
+    report = gradnorm(model, params, x, y, losses=("last", "train", "step:2", "last"))
+    assert [(s.loss, s.layer, s.state) for s in report.series] == [
+        (loss, layer, state) for loss in ("last", "train", "step:2") for layer in (0, 1) for state in ("h", "c")]
+    text = json.dumps(report.to_json(), allow_nan=False)
+    data = json.loads(text)
+    assert (data["cell"], data["layers"], data["hidden"], data["steps"]) == ("lstm", 2, 8, 6)
+    for series in data["series"]:
+        assert len(series["norm"]) == 6
+        assert {"loss", "layer", "state", "norm", "slope", "horizon", "verdict", "reason", "numbers"} <= series.keys()
+    assert GradNormReport.from_json(data) == report
+    with pytest.raises(InputError, match="gradnorm --json"):
+        GradNormReport.from_json({"cell": "lstm"})
+
+
+def test_step_k_counts_from_step_k() -> None:
+    model, params, x, y = model_and_data("rnn", 20, activation="identity", recurrent_init="orthogonal:0.5")
+    report = gradnorm(model, params, x, y, losses=("step:12", "step:19", "last"))
+    series = only(report, loss="step:12")
+    assert series.at == 12
+    assert all(norm == 0 for norm in series.norm[13:])
+    assert series.slope == pytest.approx(math.log(0.5), abs=1e-9)
+    assert series.horizon == 9
+    assert only(report, loss="step:19").norm == only(report, loss="last").norm
+
+
+def test_watching_a_training_step_equals_measuring_it() -> None:
+    model, params, x, y = model_and_data("gru", 6, layers=2)
+    forward = model.forward(params, x)
+    watched = watch_gradients(forward, ops.cross_entropy(forward.logits, y), y, cell="gru")
+    measured = gradnorm(model, params, x, y)
+    assert (watched.cell, watched.layers, watched.hidden, watched.steps) == ("gru", 2, 8, 6)
+    for one, other in zip(watched.series, measured.series, strict=True):
+        assert (one.loss, one.layer, one.state, one.verdict) == (other.loss, other.layer, other.state, other.verdict)
+        assert one.norm == pytest.approx(other.norm, rel=1e-12)
+
+
+def test_several_batches_give_the_root_mean_square() -> None:
+    model, params, x, y = model_and_data("lstm", 10, 2)
+    halves = [(x[:5], y[:5]), (x[5:], y[5:])]
+    both = only(gradnorm_over(model, params, halves, losses=("last",)), state="h").norm
+    one, two = (only(gradnorm(model, params, *half, losses=("last",)), state="h").norm for half in halves)
+    np.testing.assert_allclose(both, np.sqrt((np.square(one) + np.square(two)) / 2), rtol=1e-12)
+    carried = only(gradnorm_over(model, params, halves, losses=("last",), carry=True), state="h").norm
+    state = model.forward(params, x[:5]).state
+    started = only(gradnorm(model, params, x[5:], y[5:], losses=("last",), state=state), state="h").norm
+    np.testing.assert_allclose(carried, np.sqrt((np.square(one) + np.square(started)) / 2), rtol=1e-12)
+
+
+def test_float32_norms_do_not_underflow_before_float32_does() -> None:
+    """Elements of 1e-30 have squares that float32 calls 0."""
+    linear = {"activation": "identity", "recurrent_init": "orthogonal:0.3"}
+    model, params, x, y = model_and_data("rnn", 60, dtype=np.float32, **linear)
+    series = only(gradnorm(model, params, x, y, losses=("last",)))
+    assert 0 < series.norm[0] < 1e-29
+    assert series.slope == pytest.approx(math.log(0.3), abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ describe
+
+
+def test_a_single_step_is_healthy() -> None:
+    slope, horizon, verdict, reason = describe([0.3])
+    assert (slope, horizon, verdict) == (0.0, None, "healthy")
+    assert "single step" in reason
+
+
+def test_zeros_and_infinities_are_judged() -> None:
+    slope, horizon, verdict, reason = describe([0.0, 0.0, 0.0, 1.0, 1.0])
+    assert (slope, horizon, verdict) == (0.0, 1, "vanishing")
+    assert "nothing reaches the first 3 steps" in reason
+    assert describe([0.0, 0.0])[1:3] == (0, "vanishing")
+    assert describe([math.inf, 2.0, 1.0])[2] == "exploding"
+    assert describe([math.nan, 2.0, 1.0])[0] == pytest.approx(math.log(2))
+    assert describe([math.nan, math.nan])[:3] == (0.0, None, "exploding")
+    # no path at the loss's own step: counted from the first step that has one
+    assert describe([1e-9, 1e-3, 1.0, 0.0], 1e-2)[1] == 1
+
+
+def test_small_slopes_are_judged_by_what_is_left_in_the_end() -> None:
+    far = 5000
+    assert describe([math.exp(-0.005 * (far - t)) for t in range(far)])[2] == "vanishing"
+    assert describe([math.exp(0.005 * (far - t)) for t in range(far)])[2] == "exploding"
+    assert describe([math.exp(-0.005 * (50 - t)) for t in range(50)])[2] == "healthy"
+
+
+def test_horizon_is_how_many_steps_the_norm_stays_above() -> None:
+    norm = [0.5 ** (19 - t) for t in range(20)]
+    assert describe(norm, 0.1)[1] == 3  # 0.5**3 = 0.125 is above, 0.5**4 = 0.0625 below
+    assert describe(norm, 0.125)[1] == 3  # exactly at the share is not below it
+    assert describe([1.0] * 20)[1] is None
+
+
+def test_one_loss_per_step_explodes_only_when_the_norm_outgrows_their_number() -> None:
+    assert describe([float(50 - t) for t in range(50)], every_step=True)[2] == "healthy"
+    assert describe([1.1 ** (50 - t) for t in range(50)], every_step=True)[2] == "exploding"
+    assert describe([0.8 ** (50 - t) for t in range(50)], every_step=True)[2] == "vanishing"
+
+
+@pytest.mark.parametrize(("norm", "eps", "message"), [
+    ([], 1e-3, "one number per timestep"), ([1.0, -1.0], 1e-3, "at least 0"), ([1.0], 0.0, "--horizon-eps"),
+    ([1.0], 1.0, "--horizon-eps")])
+def test_describe_refuses_what_is_no_curve(norm: list[float], eps: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        describe(norm, eps)
+
+
+@pytest.mark.parametrize("loss", ["lasst", "step", "step:", "step:-1", "step:x", "step:6", "step:1.5", ""])
+def test_unknown_losses_are_one_line(loss: str) -> None:
+    with pytest.raises(InputError, match="--loss") as caught:
+        loss_step(loss, 6)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_batches_and_targets_are_named() -> None:
+    model, params, x, y = model_and_data("rnn", 6)
+    with pytest.raises(InputError, match="did you mean states"):
+        gradnorm(model, params, x, y, wrt=("state",))
+    with pytest.raises(ShapeError, match="one shape"):
+        gradnorm(model, params, x, y[:-1])
+    with pytest.raises(ShapeError, match="6 steps"):
+        gradnorm_over(model, params, [(x, y), (x[:3], y[:3])])
+    with pytest.raises(InputError, match="at least one batch"):
+        gradnorm_over(model, params, [])

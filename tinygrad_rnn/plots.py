@@ -1,0 +1,200 @@
+"""Pictures from plain data: gradient norms per timestep, and the loss of a run. Matplotlib, without its global state.
+
+Colours are those of Okabe & Ito 2008, which colour-blind people tell apart; states differ in line style too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinygrad_rnn.diagnostics import GradNormReport, GradNormSeries
+from tinygrad_rnn.errors import FileError, InputError, nearest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))
+FORMATS = ("png", "svg", "pdf")
+
+_TRAP = ("Thin dashes: the training loss. It has a loss at every step, so it looks healthy even when the network "
+         "vanishes: judge by the thick curves.")
+
+
+def gradnorm_figure(reports: Sequence[GradNormReport], loss: str = "last", *, layer: int | None = None,
+                    state: str | None = None, relative: bool = False, training: bool = True, title: str = "") -> Figure:
+    """Gradient norms per timestep of one or several models, on a log axis.
+
+    `loss` is the series to judge by ("last" or "step:K"), drawn thick; the training-loss series, where the reports have
+    one, is thin and dashed, with a note on the trap (`training` False leaves it out). With one report every layer and
+    state has a colour; with several each report has a colour and shows its top layer, each state in a line style,
+    unless `layer` or `state` chooses. The axis is absolute, nats per unit of the state, or with `relative` a ratio to
+    the norm at the step of the loss. A norm of 0 is a triangle at the lower edge, one not finite at the upper.
+
+    Raises InputError when there is nothing to draw.
+    """
+    from matplotlib.figure import Figure
+
+    chosen: list[tuple[int, GradNormReport, GradNormSeries]] = []
+    for name in (loss, "train") if training and loss != "train" else (loss,):
+        for i, report in enumerate(reports):
+            top = layer if layer is not None or len(reports) == 1 else report.layers - 1
+            chosen += [(i, report, series) for series in report.select(loss=name, layer=top, state=state)]
+    if not any(series.loss == loss for _, _, series in chosen):
+        known = sorted({f"{s.loss}, layer {s.layer}, state {s.state}" for report in reports for s in report.series})
+        raise InputError(f"plot: expected a series of loss {loss!r}, layer {'any' if layer is None else layer}, state "
+                         f"{state or 'any'}, got none; the reports have: {'; '.join(known) or 'nothing'}")
+    figure = Figure(figsize=(8.6, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    single = len(reports) == 1
+    keys = list(dict.fromkeys((s.layer, s.state) for _, _, s in chosen))
+    states = list(dict.fromkeys(s.state for _, _, s in chosen))
+    marked: set[int] = set()
+    for i, report, series in chosen:
+        colour = COLOURS[(keys.index((series.layer, series.state)) if single else i) % len(COLOURS)]
+        style: Any = STYLES[0 if single else states.index(series.state) % len(STYLES)]
+        where = f"layer {series.layer}, " if (single and report.layers > 1) or layer is not None else ""
+        name = f"{report.cell or 'model'}: {where}{series.state}"
+        _curve(axes, series, relative, colour, style, name, thin=series.loss != loss)
+        if series.loss == loss:
+            marked.add(series.at)
+    for at in sorted(marked):
+        axes.axvline(at, color="0.55", linewidth=0.8, zorder=0)
+        axes.annotate(f"loss at t = {at}", (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                      textcoords="offset points", ha="right" if at > 0 else "left", fontsize=8, color="0.35")
+    axes.set_yscale("log")
+    if not any(0 < norm < math.inf for _, _, series in chosen for norm in series.norm):
+        axes.set_ylim(1e-3, 1.0)  # matplotlib refuses a log axis without a single point
+    axes.set_xlabel("timestep t (symbols, earliest first)")
+    norm = rf"$\Vert\partial L\,/\,\partial {states[0] if len(states) == 1 and len(states[0]) == 1 else 's'}_t\Vert$"
+    axes.set_ylabel(norm + (" over its value at the loss (ratio)" if relative else "  (nats per unit of the state)"))
+    axes.set_title(title or f"How much gradient reaches timestep t{_model(reports)}", loc="left", fontsize=11, pad=16)
+    axes.grid(True, which="major", color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside right upper", fontsize=8.5, frameon=False, handlelength=3.2)
+    if any(series.loss != loss for _, _, series in chosen):
+        figure.supxlabel(_TRAP, fontsize=8, color="0.3")
+    return figure
+
+
+def _model(reports: Sequence[GradNormReport]) -> str:
+    sizes = {(report.layers, report.hidden) for report in reports}
+    if len(sizes) != 1:
+        return ""
+    layers, hidden = sizes.pop()
+    return f"  ({layers} {'layer' if layers == 1 else 'layers'} of {hidden} units)"
+
+
+def _curve(axes: Any, series: GradNormSeries, relative: bool, colour: str, style: Any, name: str, *, thin: bool
+           ) -> None:
+    norm = np.asarray(series.norm[:series.at + 1], dtype=np.float64)
+    if relative:
+        usable = norm[np.isfinite(norm) & (norm > 0)]
+        norm = norm / (usable[-1] if usable.size else 1.0)
+    t = np.arange(len(norm))
+    line = np.where(np.isfinite(norm) & (norm > 0), norm, np.nan)  # a log axis has no place for the others
+    look: dict[str, Any] = {"color": colour, "linestyle": (0, (3, 2)) if thin else style,
+                            "linewidth": 1.1 if thin else 2.0, "alpha": 0.75 if thin else 1.0}
+    told = ", training loss" if thin else f"\n{series.verdict}, {series.slope:+.2g} nats/step back"
+    lonely = int(np.count_nonzero(np.isfinite(line))) == 1
+    axes.plot(t, line, label=name + told, marker="o" if lonely else None, markersize=4, **look)
+    for mark, what, at, edge in (("v", "exactly 0", norm == 0, 0.015), ("^", "not finite", ~np.isfinite(norm), 0.985)):
+        if at.any():
+            axes.plot(t[at], np.full(int(at.sum()), edge), mark, color=colour, markersize=4, clip_on=False,
+                      transform=axes.get_xaxis_transform(),
+                      label=f"{name}, {what} at {int(at.sum())} of {len(norm)} steps")
+
+
+def loss_figure(records: Iterable[Mapping[str, Any]], title: str = "") -> Figure:
+    """Training and validation loss of a run against its steps, from the records of its metrics.jsonl.
+
+    Reads the records of kind "step" and "val" (``step``, ``loss``). Left axis nats per symbol, right axis bits. Many
+    training losses are drawn faint, with their running median over 1 % of them on top.
+    Raises InputError when there is no loss at all.
+    """
+    from matplotlib.figure import Figure
+
+    train: dict[int, float] = {}
+    val: dict[int, float] = {}
+    for record in records:
+        if record.get("kind") in ("step", "val"):  # a later record of a step rules: the run was resumed or rolled back
+            value = record["loss"]
+            (train if record["kind"] == "step" else val)[int(record["step"])] = math.nan if value is None else value
+    if not train and not val:
+        raise InputError("plot: expected metrics with a loss, got none; train at least one step")
+    figure = Figure(figsize=(8.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    if train:
+        steps = np.array(sorted(train))
+        losses = np.array([train[step] for step in steps])
+        many = len(steps) > 200
+        axes.plot(steps, losses, color=COLOURS[0], linewidth=0.7 if many else 1.5, alpha=0.3 if many else 1.0,
+                  marker="o" if len(steps) == 1 else None, label="training, each batch" if many else "training")
+        if many:
+            axes.plot(steps, _median(losses, max(3, len(losses) // 100)), color=COLOURS[0], linewidth=1.7,
+                      label="training, running median")
+    if val:
+        steps = np.array(sorted(val))
+        losses = np.array([val[step] for step in steps])
+        told = ""
+        if np.isfinite(losses).any():
+            best = int(np.nanargmin(losses))
+            told = f" (best {losses[best]:.3f} nats, step {steps[best]})"
+        axes.plot(steps, losses, color=COLOURS[1], linewidth=1.5, marker="o", markersize=3.5, label="validation" + told)
+    axes.set_xlabel("step (updates)")
+    axes.set_ylabel("cross-entropy (nats per symbol)")
+    bits = axes.secondary_yaxis("right", functions=(_bits, _nats))
+    bits.set_ylabel("bits per symbol")
+    axes.set_title(title or "Loss", loc="left", fontsize=11)
+    axes.grid(True, color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper right", fontsize=8.5, frameon=False)
+    return figure
+
+
+def _bits(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def _nats(bits: Any) -> Any:
+    return bits * math.log(2)
+
+
+def _median(values: Any, window: int) -> Any:
+    """The running median, centred; at the ends over what there is."""
+    half = window // 2
+    with np.errstate(all="ignore"):
+        return np.array([np.median(values[max(0, i - half):i + half + 1]) for i in range(len(values))])
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write `figure` to `path`, as PNG, SVG or PDF by its suffix. An old file is replaced only by a complete new one.
+
+    Raises InputError for another suffix, FileError when the file cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix[1:].lower()
+    if suffix not in FORMATS:
+        raise InputError(f"plot {path}: expected a name that ends in .png, .svg or .pdf, got "
+                         f"{path.suffix or 'no ending'}{nearest(suffix, FORMATS) if suffix else ''}")
+    # without the date the same data give the same file
+    facts: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                figure.savefig(file, format=suffix, dpi=150, metadata=facts)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    except OSError as error:
+        raise FileError(f"plot {path}: cannot write it: {error.strerror or error}; choose another place") from error
+    return path
