@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final, get_args
 
-from tinygrad_rnn.errors import InputError, PluginError
+from tinygrad_rnn.errors import InputError, PluginError, nearest
 from tinygrad_rnn.nn import parse_initialiser
 from tinygrad_rnn.options import parse_options
 
@@ -73,20 +73,21 @@ class Cell(ABC):
 
     @dataclass(frozen=True)
     class Options:
-        """Fields with defaults and, as ``field(metadata={"help": ...})``, help: they become ``--cell-opt key=value``."""
+        """Fields with defaults and ``field(metadata={"help": ...})``: they become ``--cell-opt key=value``."""
 
     @final
     def __init__(self, I: int, H: int, options: Mapping[str, Any] | None = None) -> None:
         """A cell for I inputs and H units. Raises InputError for sizes or options that cannot work."""
-        for letter, size in (("I", I), ("H", H)):
+        sizes: dict[str, Any] = {"I": I, "H": H}
+        for letter, size in sizes.items():
             if not isinstance(size, int) or size < 1:
-                raise InputError(f"cell {self.name}: expected {letter} to be a whole number of at least 1, got {size!r}")
+                raise InputError(f"cell {self.name}: expected {letter} to be a whole number from 1, got {size!r}")
         self.I = I
         self.H = H
-        self.options: Any = parse_options(type(self).Options, dict(options or {}))
+        self.options: Any = parse_options(type(self).Options, dict(options or {}), f"cell {self.name}")
         self.check()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  (to be overridden by the few cells that need it)
         """Raise InputError when sizes and options do not go together; called once, at construction."""
 
     @abstractmethod
@@ -104,9 +105,9 @@ class Cell(ABC):
 
 def check_declaration(cls: Any) -> None:
     """Raise PluginError when `cls` is not a complete Cell: what is missing, and in which class."""
-    where = f"cell {getattr(cls, 'name', None) or getattr(cls, '__name__', cls)!r}"
     if not (inspect.isclass(cls) and issubclass(cls, Cell)):
-        raise PluginError(f"{where}: expected a subclass of tinygrad_rnn.Cell, got {cls!r}")
+        raise PluginError(f"cell: expected a subclass of tinygrad_rnn.Cell, got {cls!r}")
+    where = f"cell {getattr(cls, 'name', cls.__name__)!r}"
     for field in ("name", "summary", "citation", "equation"):
         if not isinstance(getattr(cls, field, None), str) or not getattr(cls, field).strip():
             raise PluginError(f"{where}: expected a text in the class attribute {field!r}, got none")
@@ -118,13 +119,36 @@ def check_declaration(cls: Any) -> None:
 
 
 def specification(cell: Cell) -> tuple[dict[str, State], dict[str, Param]]:
-    """The declared state and parameters, checked. Raises PluginError when they make no sense."""
-    states, params = cell.state(), cell.params()
+    """The declared state and parameters, checked once per cell.
+
+    Raises PluginError when they make no sense, InputError when an initialiser that an option names does not exist.
+    """
+    known: tuple[dict[str, State], dict[str, Param]] | None = cell.__dict__.get("_specification")
+    if known is None:
+        known = cell.__dict__["_specification"] = _checked_specification(cell)
+    return known
+
+
+def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Param]]:
+    # Any: what a stranger wrote is not yet what the annotations promise
+    states: Any = cell.state()
+    params: Any = cell.params()
+    for what, specs, kind in (("state", states, State), ("params", params, Param)):
+        if not isinstance(specs, dict) or not all(isinstance(spec, kind) for spec in specs.values()):
+            raise PluginError(f"cell {cell.name}: expected {what}() to return a dict of tinygrad_rnn.{kind.__name__} "
+                              f"by name, got {specs!r}")
+        for name, spec in specs.items():
+            if not str(name).isidentifier():
+                raise PluginError(f"cell {cell.name}: expected names that are Python names in {what}(), got {name!r}")
+            if not all(isinstance(size, int) and size >= 1 for size in spec.shape):
+                raise PluginError(f"cell {cell.name}, {name}: expected a shape of whole numbers from 1, got "
+                                  f"{spec.shape}")
     if not states:
         raise PluginError(f"cell {cell.name}: expected at least one state, got none")
     for name, spec in params.items():
-        if not name.isidentifier():
-            raise PluginError(f"cell {cell.name}: expected parameter names that are Python names, got {name!r}")
+        if spec.role not in get_args(Role):
+            raise PluginError(f"cell {cell.name}, parameter {name}: no role {spec.role!r}"
+                              f"{nearest(str(spec.role), get_args(Role))}")
         try:
             parse_initialiser(spec.init)
         except InputError as error:
@@ -138,11 +162,14 @@ def specification(cell: Cell) -> tuple[dict[str, State], dict[str, Param]]:
 def take_step(cell: Cell, p: SimpleNamespace, x: Any, state: Mapping[str, Any], shapes: Mapping[str, State]
               ) -> dict[str, Any]:
     """`cell.step`, with what it returns held against what it declared. Raises PluginError, which names the cell."""
-    new = cell.step(p, x, SimpleNamespace(**state))
+    new: Any = cell.step(p, x, SimpleNamespace(**state))
     if not isinstance(new, dict) or new.keys() != shapes.keys():
-        got = sorted(new) if isinstance(new, dict) else type(new).__name__
+        got = list(new) if isinstance(new, dict) else type(new).__name__
         raise PluginError(f"cell {cell.name}: expected step to return a dict with the states {list(shapes)}, got {got}")
     for name, old in state.items():
+        if not hasattr(new[name], "shape") or not hasattr(new[name], "dtype"):
+            raise PluginError(f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got "
+                              f"{new[name]!r}")
         if new[name].shape != old.shape or new[name].dtype != old.dtype:
             raise PluginError(f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got "
                               f"{tuple(new[name].shape)} {new[name].dtype}")

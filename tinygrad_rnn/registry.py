@@ -7,9 +7,8 @@ no cell: the built-in ones come through the same entry points as everybody's.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import inspect
 import sys
+import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -67,17 +66,17 @@ def register_cell(cls: C) -> C:
     Raises PluginError when the declaration is incomplete or the name belongs to another cell.
     """
     check_declaration(cls)
-    module = sys.modules.get(cls.__module__)
-    where = getattr(module, "__file__", None) or cls.__module__
+    where = _where(cls)
     entry = CellEntry(cls, CellIdentity(cls.name, f"file {Path(where).name}", "unversioned", source_hash(cls)))
     known = _registered.get(cls.name)
     if known is not None and known.identity != entry.identity:
-        raise PluginError(f"cell {cls.name!r} is registered twice: by {known.cls.__module__} and by {cls.__module__}; "
-                          "rename one")
+        raise PluginError(f"cell {cls.name!r} is registered twice: by {_where(known.cls)} and by {where}; rename one")
     for row in _rows():
         if row.name == cls.name:
-            raise PluginError(f"cell {cls.name!r} is registered twice: by {row.distribution} {row.version} and by {where}; "
-                              "rename one")
+            if row.location.partition(":")[0] == cls.__module__:
+                return cls  # a decorated class that its distribution names too: one cell, known already
+            raise PluginError(f"cell {cls.name!r} is registered twice: by {row.distribution} {row.version} and by "
+                              f"{where}; rename one")
     _registered[cls.name] = entry
     return cls
 
@@ -87,15 +86,36 @@ def forget_cell(name: str) -> None:
     _registered.pop(name, None)
 
 
+def _where(cls: type[Any]) -> str:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
+
+
 def source_hash(cls: type[Any]) -> str:
-    """SHA-256 of the file in which `cls` is written; of its name where there is no file (an interactive session)."""
-    try:
-        path = inspect.getsourcefile(cls)
-    except TypeError:
-        path = None
-    if path is not None and Path(path).is_file():
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}".encode()).hexdigest()
+    """SHA-256 of the files in which `cls` is written: its own, and those of its package that it takes classes and
+    functions from. Of its name where there is no file (an interactive session)."""
+    paths = [path for module in _own_modules(cls) if (path := _source_file(module)) is not None]
+    if not paths:
+        return hashlib.sha256(f"{cls.__module__}.{cls.__qualname__}".encode()).hexdigest()
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def _source_file(module: str) -> Path | None:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return Path(file) if file is not None and Path(file).is_file() else None
+
+
+def _own_modules(cls: type[Any]) -> list[str]:
+    """The module of `cls`, then, by name, the modules of the same package whose objects it reaches."""
+    package = cls.__module__.partition(".")[0]
+    found: set[str] = set()
+    waiting = [cls.__module__]
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        used = {getattr(value, "__module__", None) for value in list(vars(sys.modules[name]).values())}
+        waiting += [other for other in used - found
+                    if isinstance(other, str) and other.partition(".")[0] == package and other in sys.modules]
+    return [cls.__module__, *sorted(found - {cls.__module__})]
 
 
 def _found() -> dict[str, list[metadata.EntryPoint]]:
@@ -166,9 +186,9 @@ def load_cell(name: str, *, third_party: bool = True) -> CellEntry:
     distribution, version = _distribution(point)
     try:
         cls = point.load()
-    except Exception as error:  # whatever a stranger's module raises is that plugin's fault, and one line
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises is that plugin's fault
         raise PluginError(f"cell {name!r} of {distribution} {version} cannot be imported from {point.value}: "
-                          f"{type(error).__name__}: {error}") from error
+                          f"{_one_line(error)}") from error
     check_declaration(cls)
     if cls.name != name:
         raise PluginError(f"cell {name!r} of {distribution}: expected the class to be named like its entry point, got "
@@ -179,35 +199,45 @@ def load_cell(name: str, *, third_party: bool = True) -> CellEntry:
 def load_plugin_file(path: str | Path) -> list[CellEntry]:
     """Run a Python file that registers cells with `register_cell`; the cells it registered.
 
+    A file that is unchanged since it was loaded is not run again; a changed one replaces its cells.
     Raises PluginError when the file is missing, does not run, or registers nothing.
     """
     path = Path(path).resolve()
     if not path.is_file():
         raise PluginError(f"plugin {path}: expected a Python file, got none there")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = path.read_bytes()
+    digest = hashlib.sha256(source).hexdigest()
     name = f"tinygrad_rnn_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules and getattr(sys.modules[name], "__digest__", None) == digest:
         return [entry for entry in _registered.values() if entry.cls.__module__ == name]
-    for known in [key for key, entry in _registered.items() if entry.cls.__module__ == name]:
-        del _registered[known]  # the file has changed since it was loaded
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"plugin {path}: expected a file that ends in .py")
-    module = importlib.util.module_from_spec(spec)
+    _forget_module(name)  # the file has changed since it was loaded
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
     module.__dict__["__digest__"] = digest
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # Not by importlib: it may run cached bytecode of an older text, and would leave a __pycache__ beside the file.
+        exec(compile(source, str(path), "exec"), module.__dict__)
     except PluginError:
-        del sys.modules[name]
+        _forget_module(name)
         raise
-    except Exception as error:  # a stranger's file: any failure is one line that names it
-        del sys.modules[name]
-        raise PluginError(f"plugin {path.name} cannot be run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a stranger's file: any failure is one line that names it
+        _forget_module(name)
+        raise PluginError(f"plugin {path.name} cannot be run: {_one_line(error)}") from error
     entries = [entry for entry in _registered.values() if entry.cls.__module__ == name]
     if not entries:
         raise PluginError(f"plugin {path.name}: expected at least one class under @register_cell, got none")
     return entries
+
+
+def _forget_module(name: str) -> None:
+    sys.modules.pop(name, None)
+    for known in [key for key, entry in _registered.items() if entry.cls.__module__ == name]:
+        del _registered[known]
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def check_identity(stored: Mapping[str, str], entry: CellEntry) -> str | None:
