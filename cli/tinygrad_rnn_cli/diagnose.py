@@ -13,7 +13,8 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.cells import complete_cell
-from tinygrad_rnn_cli.console import emit, emit_json, fail, is_terminal, note, number, paint, table
+from tinygrad_rnn_cli.console import emit, emit_json, fail, note, number, paint, table
+from tinygrad_rnn_cli.drawing import draw_curves
 from tinygrad_rnn_cli.main import CHECK_FAILED, Group
 from tinygrad_rnn_cli.options import Command, Flag, Settings, common, given, resolve, settings
 
@@ -283,15 +284,12 @@ def _worth_words(report: GradNormReport, several: bool) -> list[GradNormSeries]:
     return [s for s in chosen if not several or s.layer == report.layers - 1]
 
 
-def draw(reports: Sequence[GradNormReport], width: int = 0, height: int = 16, training: bool = True) -> None:
+def draw(reports: Sequence[GradNormReport], height: int = 16, training: bool = True) -> None:
     """The curves in the terminal: all layers of one model, the top layers of several."""
     curves = plot_curves(reports, training)
-    colors = ("cyan", "magenta", "yellow", "green", "blue", "red", "white", "bright_black")
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf8sig")
-    emit(tr.terminal_plot(curves, width or plot_width(), height, ascii=not unicode, ylabel="||dL/ds_t||",
-                          xlabel="timestep t (the loss is at the right end)",
-                          x=(0.0, float(max(len(values) for _, values in curves) - 1)) if curves else None,
-                          paint=lambda index, glyph: paint(glyph, sys.stdout, fg=colors[index % len(colors)])))
+    last = max(len(values) for _, values in curves) - 1
+    draw_curves(curves, log=True, ylabel="||dL/ds_t||", xlabel="timestep t (the loss is at the right end)",
+                x=(0.0, float(last)), height=height)
 
 
 def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> list[tuple[str, tuple[float, ...]]]:
@@ -308,13 +306,6 @@ def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> lis
         if training and loss != "train" and trained:
             curves.append((f"{report.cell} {trained[0].state}, training loss", trained[0].norm))
     return curves
-
-
-def plot_width() -> int:
-    """Columns for a plot: those of the terminal, at most 100; 80 elsewhere."""
-    import shutil
-
-    return min(100, shutil.get_terminal_size().columns - 1) if is_terminal(sys.stdout) else 80
 
 
 def _plural(count: int, word: str) -> str:

@@ -22,15 +22,15 @@ PROGRAM = "tinygrad-rnn"
 # none of these modules imports NumPy, rich or a plugin before it runs.
 COMMANDS = {
     # "demo": "demo:demo",
-    # "train": "train:train",
-    # "resume": "resume:resume",
-    # "sample": "sample:sample",
-    # "eval": "evaluate:evaluate",
+    "train": "train:train",
+    "resume": "resume:resume",
+    "sample": "sample:sample",
+    "eval": "evaluate:evaluate",
     "diagnose": "diagnose:diagnose",
     "cells": "cells:cells",
     "data": "data:data",
-    # "inspect": "inspect_run:inspect_run",
-    # "plot": "plot:plot",
+    "inspect": "inspect_run:inspect_run",
+    "plot": "plot:plot",
     "doctor": "doctor:doctor",
 }
 

@@ -1,0 +1,227 @@
+"""What a training run says while it goes on: a live display on a terminal, plain lines elsewhere.
+
+rich prints nothing while its output is redirected and then dumps the last frame, so a pipe or a log file gets
+lines of our own, a few seconds apart.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tinygrad_rnn as tr
+from tinygrad_rnn_cli.console import detail, is_terminal, note, number, rich_console, screen, seconds, uses_color, warn
+from tinygrad_rnn_cli.diagnose import judged, plot_curves
+from tinygrad_rnn_cli.drawing import plot_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from tinygrad_rnn import Event, Finished, GradNormReport, StepDone, Trainer
+
+LINE_SECONDS = 5.0  # between two plain lines
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class View:
+    """What is shown of a run in progress."""
+
+    total: int = 0
+    from_step: int = 0
+    done: StepDone | None = None
+    val_loss: float | None = None
+    best: float | None = None
+    report: GradNormReport | None = None
+    printed: float = -math.inf
+    signal: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+def follow(trainer: Trainer) -> Finished:
+    """Run `trainer` to its end and show what happens.
+
+    The first SIGINT or SIGTERM lets it finish its step and save; the second ends the program at once. Exits with
+    128 + the signal's number when it was interrupted.
+    """
+    view = View()
+    live = is_terminal(sys.stderr) and not screen().quiet
+    finished: Finished | None = None
+    with _signals(trainer, view), _display(view) if live else nullcontext() as display:
+        say: Callable[[str], None] = note if display is None else display.console.print
+        for event in trainer.events():
+            _take(event, view, say, live)
+            if isinstance(event, tr.Finished):
+                finished = event
+            if display is not None:
+                display.update(_Frame(view))
+    assert finished is not None
+    if finished.reason == "interrupted":
+        note(f"interrupted; saved after step {number(finished.step)}. Go on: tinygrad-rnn resume {finished.path}")
+        click.get_current_context().exit(128 + (view.signal or signal.SIGINT))
+    return finished
+
+
+@contextmanager
+def _signals(trainer: Trainer, view: View) -> Iterator[None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if view.signal:  # the second one: the user does not want to wait
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            raise SystemExit(128 + number)
+        view.signal = number
+        trainer.stop()
+        note("stopping after this step, with a checkpoint; once more stops at once")
+
+    before = {}
+    for number_ in SIGNALS:
+        try:
+            before[number_] = signal.signal(number_, handle)
+        except ValueError:  # not in the main thread, as in some tests: then the host handles signals
+            break
+    try:
+        yield
+    finally:
+        for number_, handler in before.items():
+            signal.signal(number_, handler)
+
+
+def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> None:
+    """Note an event in the view, and print what deserves a line."""
+    match event:
+        case tr.Started():
+            view.total, view.from_step = event.steps, event.from_step
+            begun = f", from step {number(event.from_step)}" if event.from_step else ""
+            say(f"{number(event.params)} parameters, {number(event.characters)} characters, {event.V} symbols; "
+                f"{number(event.steps)} steps ({event.steps / event.steps_per_epoch:.4g} epochs){begun} on {event.device}")
+            detail(f"cells run by {event.executor}: {event.reason}")
+        case tr.StepDone():
+            view.done = event
+            view.losses.append(event.loss)
+            now = time.monotonic()
+            last = event.step >= view.total
+            if not live and (screen().verbose or last or now - view.printed >= LINE_SECONDS):
+                view.printed = now
+                say(step_line(event, view))
+        case tr.Validated():
+            view.val_loss = event.loss
+            if event.best:
+                view.best = event.loss
+            say(f"step {number(event.step)}: validation loss {event.loss:.4f} ({event.loss / math.log(2):.4f} bits)"
+                + (", the best so far" if event.best else ""))
+        case tr.Sampled():
+            say(f"step {number(event.step)}: sample")
+            say(_plain(event.text))
+        case tr.Watched():
+            view.report = event.report
+            if not live:
+                for series in event.report.select(loss="last"):
+                    say(f"step {number(event.step)}: gradient norms, layer {series.layer}, state {series.state}: slope "
+                        f"{series.slope:+.4f} nats per step back, {series.verdict}")
+        case tr.Saved():
+            detail(f"step {number(event.step)}: saved {event.path}")
+        case tr.RolledBack():
+            warn(f"step {number(event.step)}: {event.why} Back to step {number(event.to_step)}, learning rate "
+                 f"{event.lr:g}")
+        case tr.Finished():
+            if event.reason == "patience":
+                say(f"step {number(event.step)}: no better validation any more; stopped early")
+
+
+def _plain(text: str) -> str:
+    return text.rstrip("\n") + "\n"
+
+
+def step_line(done: StepDone, view: View) -> str:
+    """One line of a log, as char-rnn prints it and more."""
+    return (f"step {done.step}/{view.total}  epoch {done.epoch:.2f}  loss {done.loss:.4f}  "
+            f"grad {done.grad_norm:.3g}->{done.clipped_norm:.3g}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
+            f"{_rate(done.symbols_per_s)}  {seconds(done.seconds_left)} left")
+
+
+def _ratio(done: StepDone) -> float:
+    return done.clipped_norm / done.param_norm if done.param_norm else 0.0
+
+
+def _rate(per_second: float) -> str:
+    return f"{number(round(per_second))} char/s"
+
+
+# ----------------------------------------------------------------------------------------- live display
+
+
+def _display(view: View) -> AbstractContextManager[Live]:
+    from rich.live import Live
+
+    return Live(_Frame(view), console=rich_console(sys.stderr), refresh_per_second=8, transient=False)
+
+
+class _Frame:
+    """What rich draws, made anew for every frame from the view."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        view, done = self.view, self.view.done
+        step = done.step if done is not None else view.from_step
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column()
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right")
+        left = f"{seconds(done.seconds_left)} left" if done is not None else "starting"
+        bar.add_row(Text(f"step {step}/{view.total}", style="bold"),
+                    ProgressBar(total=max(view.total, 1), completed=step), Text(left))
+        parts: list[Any] = [bar]
+        if done is not None:
+            parts.append(_numbers(done, view))
+        if view.report is not None:
+            parts.append(_gradients(view.report))
+        return Group(*parts)
+
+
+def _numbers(done: StepDone, view: View) -> Any:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    val = "-" if view.val_loss is None else f"{view.val_loss:.4f}"
+    recent = view.losses[-200:]
+    for row in [
+        (f"[bold]loss[/] {done.loss:.4f}", f"[bold]validation[/] {val}", f"[bold]epoch[/] {done.epoch:.2f}",
+         f"[cyan]{tr.sparkline(recent, 30, ascii=not _unicode())}[/]"),
+        (f"gradient {done.grad_norm:.3g} -> {done.clipped_norm:.3g}", f"grad/param {_ratio(done):.1e}",
+         f"lr {done.lr:.3g}", _rate(done.symbols_per_s)),
+    ]:
+        grid.add_row(*row)
+    return grid
+
+
+def _gradients(report: GradNormReport) -> Any:
+    from rich.panel import Panel
+    from rich.text import Text
+
+    curves = plot_curves([report])
+    width = min(90, max(40, rich_console(sys.stderr).width - 6))
+    text = plot_text(curves, log=True, ylabel="||dL/ds_t||", xlabel="timestep t", x=(0.0, float(report.steps - 1)),
+                     height=9, width=width, colored=uses_color(sys.stderr))
+    words = "  ".join(f"{s.state}{s.layer}: {s.slope:+.3f} {s.verdict}" for s in report.select(loss=judged(report)))
+    return Panel(Text.from_ansi(text + "\n" + words), title="gradient norms", title_align="left", expand=False)
+
+
+def _unicode() -> bool:
+    return (sys.stderr.encoding or "").lower().replace("-", "").startswith("utf")

@@ -1,0 +1,48 @@
+"""``resume``: continue a run exactly where its newest checkpoint left it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import tinygrad_rnn as tr
+from tinygrad_rnn_cli.console import emit
+from tinygrad_rnn_cli.options import Command, common, resolve, settings
+
+
+@click.command("resume", cls=Command)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell has changed")
+@settings("train.steps", "train.epochs")
+@common("config", "device", "plugin")
+def resume(run: Path, allow_changed_cell: bool) -> None:
+    """Continue RUN: bit for bit as if it had never stopped (on a CPU).
+
+    --steps and --epochs are the TOTAL length of the run: with 100 steps done, --steps 200 does 100 more. Without them it
+    goes on to the length it was meant to have.
+    """
+    origin = f"run {run}"
+    found = resolve(base=tr.run_config(tr.open_run(run)), origin=origin)
+    for key in ("train.seed", "train.dtype"):
+        if found.origins[key] != origin and not found.origins[key].startswith("environment"):
+            raise click.UsageError(f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs and "
+                                   "--device")
+
+    def given(key: str) -> bool:
+        return found.origins[key] != origin
+
+    if given("train.epochs") and not given("train.steps"):
+        steps, epochs = None, found.run.train.epochs
+    else:
+        steps, epochs = (found.run.train.steps if given("train.steps") else None), None
+    trainer = tr.resume_training(run, steps=steps, epochs=epochs,
+                                 device=found.run.train.device if given("train.device") else None,
+                                 allow_changed_cell=allow_changed_cell, plugins=found.plugins,
+                                 third_party=found.third_party)
+    from tinygrad_rnn_cli.progress import follow
+    from tinygrad_rnn_cli.train import advise_next
+
+    finished = follow(trainer)
+    emit(str(finished.path))
+    advise_next(finished)

@@ -1,0 +1,87 @@
+"""``sample``: text from a trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+import tinygrad_rnn as tr
+from tinygrad_rnn_cli.console import detail, emit_json, is_terminal
+from tinygrad_rnn_cli.options import Command, Flag, common, old_names, resolve, settings
+
+
+@click.command("sample", cls=Command)
+@click.argument("run", required=False, type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--prime-file", type=click.Path(path_type=Path), metavar="FILE", help="start with the text of this file")
+@click.option("--stream/--no-stream", default=None, cls=Flag, shown="stream on a terminal",
+              help="print each symbol as it is drawn")
+@click.option("--which", type=click.Choice(["best", "latest"]), default="best", show_default=True,
+              help="which checkpoint: the best by validation loss, or the latest")
+@click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell has changed")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object, with the samples in a list")
+@settings("sample.*", short={"sample.length": "-n", "sample.temperature": "-t"})
+@old_names("sample")
+@common("config", "seed", "device", "plugin")
+def sample(run: Path | None, prime_file: Path | None, stream: bool | None, which: str, allow_changed_cell: bool,
+           as_json: bool) -> None:
+    """Let the model of RUN write. Prints the text and nothing else.
+
+    The same --seed gives the same text; without one it is that of the run. Several samples (--num) are printed one after
+    the other, each under a line "=== sample 1 of 3 ===".
+
+    \b
+    tinygrad-rnn sample runs/lstm-python-docs-1 -n 1000 -t 0.7 --prime "The "
+    """
+    import numpy as np
+
+    if run is None:
+        from tinygrad_rnn_cli.options import given
+
+        old = dict(given().old_names)
+        if "-checkpoint" not in old:
+            raise click.UsageError("missing RUN; name the folder that train made, as in: tinygrad-rnn sample runs/NAME")
+        run = Path(old["-checkpoint"])
+    found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
+    options = found.sample
+    if prime_file is not None:
+        if options.prime:
+            raise click.UsageError("--prime-file and --prime exclude each other; give one of them")
+        options = dataclasses.replace(options, prime=_read(prime_file))
+    loaded = tr.load_run_model(run, which="latest" if which == "latest" else "best", device=found.run.train.device,
+                               allow_changed_cell=allow_changed_cell, plugins=found.plugins,
+                               third_party=found.third_party)
+    detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {found.run.train.seed}")
+    rng = np.random.default_rng(found.run.train.seed)
+    pieces = tr.generate(loaded.model, loaded.params, loaded.vocabulary, options, rng)
+    if stream is None:
+        stream = is_terminal(sys.stdout)
+    if as_json or options.num > 1:
+        texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
+        if as_json:
+            emit_json({"run": str(run), "step": loaded.step, "seed": found.run.train.seed, "samples": texts})
+            return
+        for index, text in enumerate(texts, start=1):
+            sys.stdout.write(f"=== sample {index} of {options.num} ===\n{text}\n")
+        return
+    last = "\n"
+    for (piece,) in pieces:
+        if piece:
+            sys.stdout.write(piece)
+            last = piece
+            if stream:
+                sys.stdout.flush()
+    if is_terminal(sys.stdout) and not last.endswith("\n"):
+        sys.stdout.write("\n")  # a prompt behind the text would look like a part of it
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise tr.FileError(f"--prime-file {path}: {error.strerror or error}; expected a text file") from error
+    except UnicodeDecodeError as error:
+        raise tr.DataError(f"--prime-file {path}: expected UTF-8, got byte {error.object[error.start]:#04x} at offset "
+                           f"{error.start}; convert it to UTF-8") from error

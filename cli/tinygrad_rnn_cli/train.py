@@ -1,0 +1,146 @@
+"""``train``: a model from text, into a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+import tinygrad_rnn as tr
+from tinygrad_rnn_cli.console import detail, emit, memory, note, number, seconds, warn
+from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, old_names, resolve, settings
+
+if TYPE_CHECKING:
+    from tinygrad_rnn import Dataset, Finished, Plan
+
+RUNS = Path("runs")
+
+
+def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in tr.RECIPES if name.startswith(incomplete)]
+
+
+@click.command("train", cls=Command)
+@click.argument("text", nargs=-1, metavar="[TEXT]...")
+@click.option("--out", type=click.Path(path_type=Path), metavar="RUN",
+              help="the run folder to make  [default: runs/CELL-TEXT-1, -2, ...]")
+@click.option("--overwrite", is_flag=True, help="replace the run in --out")
+@click.option("--recipe", metavar="|".join(tr.RECIPES), shell_complete=_recipes,
+              help="published hyper-parameters, below the config file and above the defaults")
+@click.option("--init-from", type=click.Path(path_type=Path), metavar="RUN",
+              help="take the weights of another run (and nothing else; see resume)")
+@click.option("--plan", is_flag=True, help="print size, memory and time, measured over a few steps, and stop")
+@settings("model.*", "data.*", "optim.*", "train.*")
+@old_names("train")
+@common("config", "seed", "device", "dtype", "plugin")
+def train(text: tuple[str, ...], out: Path | None, overwrite: bool, recipe: str | None, init_from: Path | None,
+          plan: bool) -> None:
+    """Train a model on TEXT: files, folders, or '-' for standard input; without TEXT, on the corpus --corpus.
+
+    Prints the run folder on stdout; progress goes to stderr. Ctrl-C saves a checkpoint and stops. The flags of char-rnn
+    and torch-rnn (-rnn_size 128) are understood.
+
+    \b
+    tinygrad-rnn train my.txt --cell gru --hidden 256
+    tinygrad-rnn train --recipe char-rnn my.txt
+    """
+    found = resolve(recipe=recipe, text=text)
+    out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
+    init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
+    _check_cell(found)
+    dataset, piped = load_text(found)
+    if plan:
+        show_plan(tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party), found)
+        return
+    folder = out or free_folder(RUNS, f"{found.run.model.cell}-{text_name(found)}")
+    trainer = tr.start_training(kept_paths(found.run), dataset, folder, overwrite=overwrite, init_from=init_from,
+                                plugins=[Path(path) for path in found.plugins], third_party=found.third_party,
+                                stdin_text=piped)
+    from tinygrad_rnn_cli.progress import follow
+
+    note(f"{dataset.source} -> {folder}")
+    advise_size(trainer.model.count(), dataset)
+    finished = follow(trainer)
+    emit(str(finished.path))
+    advise_next(finished)
+
+
+def _check_cell(found: Settings) -> None:
+    """Find a wrong name or option of the cell before a large text is read."""
+    entry = tr.find_cell(found.run.model.cell, plugins=found.plugins, third_party=found.third_party)
+    tr.parse_options(entry.cls.Options, found.run.model.cell_options, f"cell {found.run.model.cell}")
+
+
+def load_text(found: Settings) -> tuple[Dataset, bytes | None]:
+    """The data set, and what came from standard input, which the run keeps."""
+    piped = None
+    stdin: io.BytesIO | None = None
+    if "-" in found.run.data.text:
+        if sys.stdin.isatty():
+            note("reading text from the terminal; end it with Ctrl-D")
+        piped = sys.stdin.buffer.read()
+        stdin = io.BytesIO(piped)
+    dataset = tr.load_dataset(found.run.data, stdin=stdin)
+    detail(f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
+           f"{dataset.sha256[:16]}")
+    return dataset, piped
+
+
+def kept_paths(config: tr.RunConfig) -> tr.RunConfig:
+    """The configuration with absolute paths to the text, so that `resume` finds it from any folder."""
+    paths = tuple(path if path == "-" else str(Path(path).absolute()) for path in config.data.text)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, text=paths))
+
+
+def text_name(found: Settings) -> str:
+    """A short name of the text for a folder: the corpus, the stem of the first file, or stdin."""
+    if not found.run.data.text:
+        return found.run.data.corpus
+    first = found.run.data.text[0]
+    return "stdin" if first == "-" else Path(first).absolute().stem or "text"
+
+
+def show_plan(plan: Plan, found: Settings) -> None:
+    """What the run would cost, on stdout."""
+    width = 8 if found.run.train.dtype == "float64" else 4
+    for name, value in [
+        ("parameters", f"{number(plan.params)} ({memory(plan.params * width)})"),
+        ("text", f"{number(plan.characters)} characters"),
+        ("steps", f"{number(plan.steps)} ({number(plan.steps_per_epoch)} per epoch)"),
+        ("memory", f"{memory(plan.activation_bytes)} for the backward pass of one step"),
+        ("speed", f"{plan.seconds_per_step * 1000:.1f} ms per step, "
+                  f"{number(round(found.run.data.batch * found.run.data.seq_len / plan.seconds_per_step))} char/s"),
+        ("time", f"about {seconds(plan.seconds)}, without validation"),
+    ]:
+        emit(f"{name:<12} {value}")
+
+
+def advise_size(params: int, dataset: Dataset) -> None:
+    """char-rnn's rule of thumb: parameters and characters should be of the same order of magnitude."""
+    ratio = params / max(dataset.characters, 1)
+    if ratio > 5:
+        note(f"advice: {ratio:.0f} times as many parameters as characters: the model can learn the text by heart; give more "
+             "text, a smaller --hidden, or --dropout 0.5")
+    elif ratio < 0.1:
+        note(f"advice: {1 / ratio:.0f} times as many characters as parameters: a larger model (--hidden) can learn more, if "
+             "you have the time")
+
+
+def advise_next(finished: Finished) -> None:
+    """What to type next."""
+    if finished.best_loss is None:
+        warn("nothing was held out, so there is no validation loss; see --val-frac")
+    else:
+        note(f"best validation loss {finished.best_loss:.4f} nats per symbol")
+    note("next:")
+    for command, why in [
+        (f"sample {finished.path}", "let it write"),
+        (f"diagnose gradnorm {finished.path}", "how far back its gradients reach"),
+        (f"resume {finished.path} --steps {2 * finished.step}", "train as long again"),
+    ]:
+        note(f"  tinygrad-rnn {command}   # {why}")
