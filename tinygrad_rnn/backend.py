@@ -75,8 +75,21 @@ def namespace(array: Array) -> Any:
 
 def is_array(value: object) -> bool:
     """Whether `value` is an array of some backend (not a Python or NumPy scalar, not a list)."""
-    return isinstance(value, np.ndarray) or (hasattr(value, "__array_ufunc__") and hasattr(value, "dtype")
-                                             and not isinstance(value, np.generic))
+    if isinstance(value, np.ndarray):
+        return True
+    overrides = getattr(value, "__array_ufunc__", None)  # None says "not me": a tensor is no array
+    return overrides is not None and hasattr(value, "dtype") and not isinstance(value, np.generic)
+
+
+def check_device(name: str, x: Any, index: Array) -> None:
+    """Raise DeviceError unless `index` is where `x` (an array, or what holds one as ``data``) is.
+
+    CuPy would copy an index from the host without a word, once for every step of a sequence.
+    """
+    array = x if is_array(x) else getattr(x, "data", None)
+    if is_array(array) and type(array) is not type(index) and namespace(array) is not namespace(index):
+        raise DeviceError(f"{name}: expected indices on the device of the array, got {namespace(index).__name__} for "
+                          f"{namespace(array).__name__}; move them once, before the loop")
 
 
 def to_host(array: Array) -> np.ndarray[Any, Any]:
@@ -95,10 +108,10 @@ def from_host(array: np.ndarray[Any, Any], xp: Any) -> Array:
 
 def scatter_add(buffer: Array, index: Any, values: Array) -> None:
     """``buffer[index] += values`` in place; entries that `index` names several times add up."""
-    if not _has_arrays(index):
-        buffer[index] += values  # slices name every entry once
+    if not _has_arrays(index) or getattr(getattr(index, "dtype", None), "kind", "") == "b":
+        buffer[index] += values  # slices and one mask name every entry at most once
         return
-    if isinstance(buffer, np.ndarray) and isinstance(index, np.ndarray) and index.dtype != bool and buffer.ndim > 1:
+    if isinstance(buffer, np.ndarray) and isinstance(index, np.ndarray) and buffer.ndim > 1:
         _add_rows(buffer, index.reshape(-1), values.reshape(-1, *buffer.shape[1:]))
         return
     np.add.at(buffer, index, values)
@@ -106,8 +119,7 @@ def scatter_add(buffer: Array, index: Any, values: Array) -> None:
 
 def _has_arrays(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
-    return any(hasattr(part, "shape") and part.shape != () for part in parts) or any(
-        isinstance(part, list) for part in parts)
+    return any(isinstance(part, list) or getattr(part, "shape", ()) != () for part in parts)
 
 
 def _add_rows(buffer: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:

@@ -19,6 +19,7 @@ from tinygrad_rnn.ops.elementwise import maximum as maximum
 from tinygrad_rnn.ops.elementwise import minimum as minimum
 from tinygrad_rnn.ops.elementwise import mul as mul
 from tinygrad_rnn.ops.elementwise import neg as neg
+from tinygrad_rnn.ops.elementwise import not_equal as not_equal
 from tinygrad_rnn.ops.elementwise import pow as pow
 from tinygrad_rnn.ops.elementwise import relu as relu
 from tinygrad_rnn.ops.elementwise import sigmoid as sigmoid

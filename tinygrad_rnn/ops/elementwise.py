@@ -9,6 +9,50 @@ import numpy as np
 
 from tinygrad_rnn.engine import primitive
 
+# Without a gradient, and read by the rules of others.
+
+
+@primitive(casts=True)
+def equal(a: Any, b: Any) -> Any:
+    """a == b, boolean; like every comparison it has no gradient."""
+    return np.equal(a, b)
+
+
+@primitive(casts=True)
+def not_equal(a: Any, b: Any) -> Any:
+    """a != b, boolean."""
+    return np.not_equal(a, b)
+
+
+@primitive(casts=True)
+def greater(a: Any, b: Any) -> Any:
+    """a > b, boolean."""
+    return np.greater(a, b)
+
+
+@primitive(casts=True)
+def greater_equal(a: Any, b: Any) -> Any:
+    """a >= b, boolean."""
+    return np.greater_equal(a, b)
+
+
+@primitive(casts=True)
+def less(a: Any, b: Any) -> Any:
+    """a < b, boolean."""
+    return np.less(a, b)
+
+
+@primitive(casts=True)
+def less_equal(a: Any, b: Any) -> Any:
+    """a <= b, boolean."""
+    return np.less_equal(a, b)
+
+
+@primitive
+def sign(x: Any) -> Any:
+    """-1, 0 or 1; no gradient flows through it."""
+    return np.sign(x)
+
 
 @primitive(broadcasts=True)
 def add(a: Any, b: Any) -> Any:
@@ -58,13 +102,22 @@ neg.vjp(lambda g, _y, _x: -g)
 @primitive(broadcasts=True)
 def pow(x: Any, p: Any) -> Any:
     """x ** p; the gradient with respect to p is 0 where x is not positive."""
-    return np.power(x, p)
+    return x ** p  # the operator, unlike np.power, knows short ways for 2, 0.5 and -1
+
+
+def _lower(p: Any) -> Any:
+    """p - 1; where p is 0 the slope is 0 for every x, also where x ** -1 does not exist, so any power will do."""
+    return where(equal(p, 0), 1.0, p - 1) if hasattr(p, "shape") else p - 1 if p else 1
+
+
+def _log_base(x: Any) -> Any:
+    """log(x), 0 where x is not positive; a Python number stays one, since an array of it would be float64."""
+    return log(where(greater(x, 0), x, 1.0)) if hasattr(x, "shape") else math.log(x) if x > 0 else 0.0
 
 
 pow.vjp(
-    # at p = 0 the slope is 0 for every x, also where x ** -1 does not exist
-    lambda g, _y, x, p: g * (p * pow(x, where(equal(p, 0), 1.0, p - 1) if hasattr(p, "shape") else (p - 1 if p else 1))),
-    lambda g, y, x, _p: g * (y * log(where(greater(x, 0), x, 1.0))),
+    lambda g, _y, x, p: g * (p * pow(x, _lower(p))),
+    lambda g, y, x, _p: g * (y * _log_base(x)),
 )
 
 
@@ -114,18 +167,9 @@ abs.vjp(lambda g, _y, x: g * sign(x))
 
 
 @primitive
-def sign(x: Any) -> Any:
-    """-1, 0 or 1; no gradient flows through it."""
-    return np.sign(x)
-
-
-@primitive
 def sin(x: Any) -> Any:
     """Sine of x in radians."""
     return np.sin(x)
-
-
-sin.vjp(lambda g, _y, x: g * cos(x))
 
 
 @primitive
@@ -134,6 +178,7 @@ def cos(x: Any) -> Any:
     return np.cos(x)
 
 
+sin.vjp(lambda g, _y, x: g * cos(x))
 cos.vjp(lambda g, _y, x: -g * sin(x))
 
 
@@ -182,6 +227,13 @@ def gelu(x: Any) -> Any:
     return x * 0.5 * (tanh((x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)) + 1.0)
 
 
+@primitive
+def _share(a: Any, b: Any) -> Any:
+    """1 where a > b, 1/2 where a == b, else 0."""
+    dtype = a.dtype if hasattr(a, "dtype") else b.dtype
+    return (np.greater(a, b).astype(dtype) + np.greater_equal(a, b)) * 0.5
+
+
 @primitive(broadcasts=True)
 def maximum(a: Any, b: Any) -> Any:
     """The larger of a and b; where they are equal each gets half of the gradient."""
@@ -198,13 +250,6 @@ def minimum(a: Any, b: Any) -> Any:
 
 
 minimum.vjp(lambda g, _y, a, b: g * _share(b, a), lambda g, _y, a, b: g * _share(a, b))
-
-
-@primitive
-def _share(a: Any, b: Any) -> Any:
-    """1 where a > b, 1/2 where a == b, else 0."""
-    dtype = a.dtype if hasattr(a, "dtype") else b.dtype
-    return (np.greater(a, b).astype(dtype) + np.greater_equal(a, b)) * 0.5
 
 
 @primitive
@@ -229,43 +274,19 @@ where.vjp(
 )
 
 
-@primitive(casts=True)
-def equal(a: Any, b: Any) -> Any:
-    """a == b, boolean; like every comparison it has no gradient."""
-    return np.equal(a, b)
-
-
-@primitive(casts=True)
-def greater(a: Any, b: Any) -> Any:
-    """a > b, boolean."""
-    return np.greater(a, b)
-
-
-@primitive(casts=True)
-def greater_equal(a: Any, b: Any) -> Any:
-    """a >= b, boolean."""
-    return np.greater_equal(a, b)
-
-
-@primitive(casts=True)
-def less(a: Any, b: Any) -> Any:
-    """a < b, boolean."""
-    return np.less(a, b)
-
-
-@primitive(casts=True)
-def less_equal(a: Any, b: Any) -> Any:
-    """a <= b, boolean."""
-    return np.less_equal(a, b)
-
-
 def astype(x: Any, dtype: Any) -> Any:
-    """`x` in another dtype; the gradient comes back in the dtype of `x`."""
-    return _astype(x, dtype=np.dtype(dtype), source=x.dtype)
+    """`x` in another dtype; the gradient comes back in the dtype of `x`, and none from a dtype that is not floating."""
+    dtype = np.dtype(dtype)
+    return (_astype if dtype.kind == "f" else _discrete)(x, dtype=dtype, source=x.dtype)
 
 
 @primitive(casts=True)
 def _astype(x: Any, *, dtype: Any, source: Any) -> Any:
+    return x.astype(dtype)
+
+
+@primitive(casts=True)
+def _discrete(x: Any, *, dtype: Any, source: Any) -> Any:
     return x.astype(dtype)
 
 

@@ -16,23 +16,26 @@ def getitem(x: Any, index: Any) -> Any:
 
     Its gradient is a `Scatter`: added in place at `index`, so that T slices of a sequence cost T, not T squared.
     """
-    return _getitem(x, index=_plain(index), shape=tuple(x.shape))
+    return _getitem(x, index=_plain(index, x, "getitem"), shape=tuple(x.shape))
 
 
-def _plain(index: Any) -> Any:
+def _plain(index: Any, x: Any, name: str) -> Any:
+    """`index` without tensors and lists: arrays, all where `x` is."""
     if isinstance(index, tuple):
-        return tuple(_plain(part) for part in index)
-    if isinstance(index, list):
-        return np.asarray(index)
-    return index.data if isinstance(index, Variable) else index
+        return tuple([_plain(part, x, name) for part in index])
+    if isinstance(index, Variable):
+        index = index.data
+    elif isinstance(index, list):
+        array = np.asarray(index, dtype=None if index else np.intp)
+        return backend.from_host(array, backend.namespace(x.data if isinstance(x, Variable) else x))
+    if backend.is_array(index):
+        backend.check_device(name, x, index)
+    return index
 
 
 @primitive
 def _getitem(x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
     return x[index]
-
-
-_getitem.vjp(lambda g, _y, _x, *, index, shape: Scatter(g, index, lambda: _scatter(g, index=index, shape=shape)))
 
 
 @primitive
@@ -42,12 +45,13 @@ def _scatter(values: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
     return out
 
 
+_getitem.vjp(lambda g, _y, _x, *, index, shape: Scatter(g, index, lambda: _scatter(g, index=index, shape=shape)))
 _scatter.vjp(lambda g, _y, _values, *, index, shape: _getitem(g, index=index, shape=shape))
 
 
 def scatter(values: Any, index: Any, shape: tuple[int, ...]) -> Any:
     """Zeros of `shape` with `values` added at `index`; what `index` names several times adds up."""
-    return _scatter(values, index=_plain(index), shape=tuple(shape))
+    return _scatter(values, index=_plain(index, values, "scatter"), shape=tuple(shape))
 
 
 def embedding(table: Any, ids: Any) -> Any:
@@ -55,7 +59,7 @@ def embedding(table: Any, ids: Any) -> Any:
 
     Raises DtypeError for ids that are not integers, ShapeError for a table that is no matrix or an id outside it.
     """
-    ids = _plain(ids)
+    ids = _plain(ids, table, "embedding")
     if len(table.shape) != 2:
         raise ShapeError(f"embedding: expected a table (V, H), got shape {tuple(table.shape)}")
     if ids.dtype.kind not in "iu":

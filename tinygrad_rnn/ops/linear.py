@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,15 @@ def matmul(a: Any, b: Any) -> Any:
     if rank_a == 0 or rank_b == 0:
         raise ShapeError(f"matmul: expected vectors or matrices, got {tuple(a.shape)} and {tuple(b.shape)}; "
                          "multiply a scalar with *")
+    if a.shape[-1] != b.shape[0 if rank_b == 1 else -2]:
+        raise ShapeError(f"matmul: expected equal inner sizes, got {tuple(a.shape)} and {tuple(b.shape)}")
     if rank_b == 1:
         return squeeze(matmul(a, expand_dims(b, -1)), -1)
     if rank_a == 1:
         return squeeze(matmul(expand_dims(a, 0), b), -2)
     if rank_b == 2:
         # one flat product: with a batch of small ones, b's gradient would be a stack of matrices to sum up
-        flat = _matmul(reshape(a, (-1, a.shape[-1])), b)
+        flat = _matmul(reshape(a, (math.prod(a.shape[:-1]), a.shape[-1])), b)
         return reshape(flat, (*a.shape[:-1], b.shape[-1]))
     return _matmul(a, b)
 

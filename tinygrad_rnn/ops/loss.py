@@ -6,11 +6,24 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tinygrad_rnn import backend
 from tinygrad_rnn.engine import Variable, primitive
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.ops.elementwise import where
 from tinygrad_rnn.ops.reduce import softmax, sum
 from tinygrad_rnn.ops.shape import expand_dims
+
+
+@primitive
+def _minus_target(p: Any, *, targets: Any) -> Any:
+    """p with 1 taken off at the target: the gradient of the cross-entropy with respect to the logits."""
+    flat = p.reshape(-1).copy()  # put_along_axis came to CuPy with 14; one entry per row, so no index is there twice
+    rows = backend.namespace(p).arange(targets.size, dtype=np.intp) * p.shape[-1]
+    flat[rows + targets.reshape(-1)] -= 1.0
+    return flat.reshape(p.shape)
+
+
+_minus_target.vjp(lambda g, _y, _p, *, targets: g)
 
 
 @primitive
@@ -20,19 +33,8 @@ def _cross_entropy(logits: Any, *, targets: Any) -> Any:
     return total - np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
-_cross_entropy.vjp(lambda g, _y, logits, *, targets: expand_dims(g, -1) * _minus_target(softmax(logits), targets=targets))
-
-
-@primitive
-def _minus_target(p: Any, *, targets: Any) -> Any:
-    """p with 1 taken off at the target: the gradient of the cross-entropy with respect to the logits."""
-    out = p.copy()
-    picked = np.take_along_axis(p, targets[..., None], axis=-1)
-    np.put_along_axis(out, targets[..., None], picked - 1.0, axis=-1)
-    return out
-
-
-_minus_target.vjp(lambda g, _y, _p, *, targets: g)
+_cross_entropy.vjp(
+    lambda g, _y, logits, *, targets: expand_dims(g, -1) * _minus_target(softmax(logits), targets=targets))
 
 
 def cross_entropy(logits: Any, targets: Any, *, mask: Any = None,
@@ -43,15 +45,16 @@ def cross_entropy(logits: Any, targets: Any, *, mask: Any = None,
     ``mean`` divides by the number of targets that count. Raises ShapeError, DtypeError, InputError.
     """
     targets = targets.data if isinstance(targets, Variable) else targets
+    backend.check_device("cross_entropy", logits, targets)
     if tuple(targets.shape) != tuple(logits.shape[:-1]):
         raise ShapeError(f"cross_entropy: expected targets of shape {tuple(logits.shape[:-1])} for logits "
                          f"{tuple(logits.shape)}, got {tuple(targets.shape)}")
     if targets.dtype.kind not in "iu":
         raise DtypeError(f"cross_entropy: expected integer targets, got {targets.dtype}")
-    vocabulary = logits.shape[-1]
-    if targets.size and isinstance(targets, np.ndarray) and not 0 <= int(targets.min()) <= int(targets.max()) < vocabulary:
-        raise ShapeError(f"cross_entropy: expected targets in [0, {vocabulary}), got {int(targets.min())} to "
-                         f"{int(targets.max())}")
+    if targets.size and isinstance(targets, np.ndarray):  # on a device the look at the values would stop the pipeline
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= logits.shape[-1]:
+            raise ShapeError(f"cross_entropy: expected targets in [0, {logits.shape[-1]}), got {low} to {high}")
     losses = _cross_entropy(logits, targets=targets.astype(np.intp, copy=False))
     if mask is not None:
         losses = where(mask, losses, 0.0)

@@ -10,17 +10,17 @@ import numpy as np
 
 from tinygrad_rnn.engine import broadcast_to, primitive
 from tinygrad_rnn.errors import ShapeError
-from tinygrad_rnn.ops.elementwise import equal, exp, where
+from tinygrad_rnn.ops.elementwise import astype, equal, exp, where
 from tinygrad_rnn.ops.shape import flip, reshape
 
 Axis = int | Sequence[int] | None
 
 
-def _axes(x: Any, axis: Axis) -> tuple[int, ...]:
+def _axes(x: Any, axis: Axis, name: str) -> tuple[int, ...]:
     rank = len(x.shape)
     axes = range(rank) if axis is None else (axis,) if isinstance(axis, int) else axis
     if any(not -rank <= a < rank for a in axes):
-        raise ShapeError(f"axis {axis}: expected axes of an array of shape {tuple(x.shape)}")
+        raise ShapeError(f"{name}: expected axes in [-{rank}, {rank}) for shape {tuple(x.shape)}, got {axis}")
     return tuple(sorted({a % rank for a in axes}))
 
 
@@ -35,7 +35,7 @@ def _drop(y: Any, x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The sum over `axis` (all axes when None)."""
-    axes = _axes(x, axis)
+    axes = _axes(x, axis, "sum")
     return _sum(x, axes=axes, keepdims=keepdims, source=tuple(x.shape))
 
 
@@ -49,7 +49,7 @@ _sum.vjp(lambda g, _y, _x, *, axes, keepdims, source: broadcast_to(reshape(g, _k
 
 def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The mean over `axis`. Raises ShapeError for an empty one."""
-    count = math.prod(x.shape[a] for a in _axes(x, axis))
+    count = math.prod(x.shape[a] for a in _axes(x, axis, "mean"))
     if count == 0:
         raise ShapeError(f"mean: expected at least one element along axis {axis}, got shape {tuple(x.shape)}")
     return sum(x, axis, keepdims) * (1.0 / count)
@@ -57,7 +57,7 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The largest element over `axis`; equal largest ones share the gradient evenly."""
-    axes = _axes(x, axis)
+    axes = _axes(x, axis, "max")
     return _drop(_max(x, axes=axes), x, axes, keepdims)
 
 
@@ -68,7 +68,7 @@ def _max(x: Any, *, axes: tuple[int, ...]) -> Any:
 
 def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The smallest element over `axis`; equal smallest ones share the gradient evenly."""
-    axes = _axes(x, axis)
+    axes = _axes(x, axis, "min")
     return _drop(_min(x, axes=axes), x, axes, keepdims)
 
 
@@ -78,8 +78,8 @@ def _min(x: Any, *, axes: tuple[int, ...]) -> Any:
 
 
 def _to_extremes(g: Any, y: Any, x: Any, *, axes: tuple[int, ...]) -> Any:
-    hit = where(equal(x, y), g * 0.0 + 1.0, 0.0)
-    return g * hit / sum(hit, axes, keepdims=True)
+    hit = astype(equal(x, y), x.dtype)
+    return g * (hit / sum(hit, axes, keepdims=True))
 
 
 _max.vjp(_to_extremes)
@@ -88,7 +88,7 @@ _min.vjp(_to_extremes)
 
 def norm(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The Euclidean norm over `axis`; its gradient at 0 is 0."""
-    axes = _axes(x, axis)
+    axes = _axes(x, axis, "norm")
     return _drop(_norm(x, axes=axes), x, axes, keepdims)
 
 
@@ -102,7 +102,7 @@ _norm.vjp(lambda g, y, x, *, axes: g * (x / where(equal(y, 0), 1.0, y)))
 
 def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """log(sum(exp(x))) over `axis`, without overflow."""
-    axes = _axes(x, axis)
+    axes = _axes(x, axis, "logsumexp")
     return _drop(_logsumexp(x, axes=axes), x, axes, keepdims)
 
 
@@ -127,7 +127,7 @@ _softmax.vjp(lambda g, y, _x, *, axes: y * (g - sum(g * y, axes, keepdims=True))
 
 def softmax(x: Any, axis: int = -1) -> Any:
     """exp(x) / sum(exp(x)) along `axis`."""
-    return _softmax(x, axes=_axes(x, axis))
+    return _softmax(x, axes=_axes(x, axis, "softmax"))
 
 
 @primitive
@@ -141,12 +141,12 @@ _log_softmax.vjp(lambda g, y, _x, *, axes: g - exp(y) * sum(g, axes, keepdims=Tr
 
 def log_softmax(x: Any, axis: int = -1) -> Any:
     """log(softmax(x)) along `axis`, without overflow."""
-    return _log_softmax(x, axes=_axes(x, axis))
+    return _log_softmax(x, axes=_axes(x, axis, "log_softmax"))
 
 
 def cumsum(x: Any, axis: int = 0) -> Any:
     """The running sum along `axis`."""
-    return _cumsum(x, axis=_axes(x, axis)[0])
+    return _cumsum(x, axis=_axes(x, axis, "cumsum")[0])
 
 
 @primitive

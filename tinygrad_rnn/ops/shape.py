@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.engine import primitive
 from tinygrad_rnn.engine import broadcast_to as broadcast_to
+from tinygrad_rnn.engine import primitive
 from tinygrad_rnn.errors import InputError, ShapeError
 
 
@@ -36,7 +37,7 @@ _reshape.vjp(lambda g, _y, _x, *, shape, source: _reshape(g, shape=source, sourc
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Any:
     """`x` with its axes in the order `axes` (reversed when None); a view."""
     rank = len(x.shape)
-    order = tuple(reversed(range(rank))) if axes is None else tuple(_axis(x, axis) for axis in axes)
+    order = tuple(reversed(range(rank))) if axes is None else tuple([_axis(x, axis, "transpose") for axis in axes])
     if sorted(order) != list(range(rank)):
         raise ShapeError(f"transpose: expected each of {rank} axes once, got {tuple(axes or ())}")
     return _transpose(x, axes=order)
@@ -53,7 +54,7 @@ _transpose.vjp(lambda g, _y, _x, *, axes: _transpose(g, axes=tuple(sorted(range(
 def swapaxes(x: Any, a: int, b: int) -> Any:
     """`x` with two axes exchanged; a view."""
     order = list(range(len(x.shape)))
-    a, b = _axis(x, a), _axis(x, b)
+    a, b = _axis(x, a, "swapaxes"), _axis(x, b, "swapaxes")
     order[a], order[b] = order[b], order[a]
     return _transpose(x, axes=tuple(order))
 
@@ -71,7 +72,7 @@ def squeeze(x: Any, axis: int | None = None) -> Any:
     """`x` without its axes of size 1, or without the one named."""
     if axis is None:
         return reshape(x, tuple(n for n in x.shape if n != 1))
-    axis = _axis(x, axis)
+    axis = _axis(x, axis, "squeeze")
     if x.shape[axis] != 1:
         raise ShapeError(f"squeeze: expected size 1 at axis {axis}, got shape {tuple(x.shape)}")
     return reshape(x, (*x.shape[:axis], *x.shape[axis + 1:]))
@@ -80,7 +81,7 @@ def squeeze(x: Any, axis: int | None = None) -> Any:
 def concatenate(xs: Sequence[Any], axis: int = 0) -> Any:
     """The arrays one after the other along `axis`."""
     _some(xs, "concatenate")
-    axis = _axis(xs[0], axis)
+    axis = _axis(xs[0], axis, "concatenate")
     return _concatenate(*xs, axis=axis, sizes=tuple(x.shape[axis] for x in xs))
 
 
@@ -97,6 +98,8 @@ def stack(xs: Sequence[Any], axis: int = 0) -> Any:
     """The arrays, all of one shape, along a new axis."""
     _some(xs, "stack")
     rank = len(xs[0].shape) + 1
+    if not -rank <= axis < rank:
+        raise ShapeError(f"stack: expected an axis in [-{rank}, {rank}), got {axis}")
     return _stack(*xs, axis=axis % rank)
 
 
@@ -110,7 +113,7 @@ _stack.vjp_each(lambda i, g, *, axis: g[(slice(None),) * axis + (i,)])
 
 def split(x: Any, sizes: int | Sequence[int], axis: int = 0) -> list[Any]:
     """`x` cut along `axis`: into `sizes` equal parts, or into parts of the given sizes."""
-    axis = _axis(x, axis)
+    axis = _axis(x, axis, "split")
     total = x.shape[axis]
     if isinstance(sizes, int):
         if sizes < 1 or total % sizes:
@@ -118,13 +121,13 @@ def split(x: Any, sizes: int | Sequence[int], axis: int = 0) -> list[Any]:
         sizes = (total // sizes,) * sizes
     if sum(sizes) != total:
         raise ShapeError(f"split: expected sizes that add up to {total}, got {tuple(sizes)}")
-    ends = np.cumsum([0, *sizes]).tolist()
-    return [x[(slice(None),) * axis + (slice(a, b),)] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    ends = itertools.accumulate(sizes, initial=0)
+    return [x[(slice(None),) * axis + (slice(a, b),)] for a, b in itertools.pairwise(ends)]
 
 
 def flip(x: Any, axis: int) -> Any:
     """`x` in reverse order along `axis`."""
-    return _flip(x, axis=_axis(x, axis))
+    return _flip(x, axis=_axis(x, axis, "flip"))
 
 
 @primitive(view=True)
@@ -147,13 +150,14 @@ def _pad(x: Any, *, widths: tuple[tuple[int, int], ...], source: tuple[int, ...]
     return np.pad(x, widths)
 
 
-_pad.vjp(lambda g, _y, _x, *, widths, source: g[tuple(slice(a, a + n) for (a, _), n in zip(widths, source, strict=True))])
+_pad.vjp(lambda g, _y, _x, *, widths, source: g[
+    tuple(slice(a, a + n) for (a, _), n in zip(widths, source, strict=True))])
 
 
-def _axis(x: Any, axis: int) -> int:
+def _axis(x: Any, axis: int, name: str) -> int:
     rank = len(x.shape)
     if not -rank <= axis < rank:
-        raise ShapeError(f"axis {axis}: expected one of an array of shape {tuple(x.shape)}")
+        raise ShapeError(f"{name}: expected an axis in [-{rank}, {rank}) for shape {tuple(x.shape)}, got {axis}")
     return axis % rank
 
 
