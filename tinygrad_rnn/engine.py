@@ -15,9 +15,9 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from tinygrad_rnn.errors import (
 )
 
 Version = list[int]  # one mutable count, shared by every tensor that shares the memory
+Guards = tuple[tuple[int, Version, int], ...]
+NO_STATIC: dict[str, Any] = {}  # shared by every node without configuration; never written
 
 
 class Mode(threading.local):
@@ -59,14 +61,15 @@ class Operand:
 class Node:
     """One recorded value: the op that made it, from what, and what its vjps will read.
 
-    `saved` is (output, *inputs) with None for whatever no vjp reads; `rare` holds what few nodes have: the
-    gradient that `backward` left here (``grad``), or the place of an anomaly() (``place``).
+    `saved` is (output, *inputs) with None for whatever no vjp reads; `guards` are (position in saved, version, count
+    when saved) of what can be written in place; `rare` holds what few nodes have: the gradient that `backward` left
+    here (``grad``) and whether it was asked for (``keep``), or the place of an anomaly() (``place``).
     """
 
     __slots__ = ("depth", "dtype", "guards", "op", "parents", "rare", "saved", "shape", "static")
 
     def __init__(self, op: Op | None, parents: tuple[Node | None, ...], saved: tuple[Any, ...],
-                 static: dict[str, Any], guards: tuple[tuple[Version, int], ...] | None, data: Array, depth: int) -> None:
+                 static: dict[str, Any], guards: Guards | None, data: Array, depth: int) -> None:
         self.op = op
         self.parents = parents
         self.saved = saved
@@ -108,7 +111,7 @@ def wrap(cls: type[V], data: Array, node: Node | None = None, version: Version |
 
 def leaf(data: Array) -> Node:
     """A node that no op made: a parameter or an input whose gradient is wanted."""
-    return Node(None, (), (), {}, None, data, 0)
+    return Node(None, (), (), NO_STATIC, None, data, 0)
 
 
 class Op:
@@ -134,6 +137,12 @@ class Op:
         self._reads: tuple[tuple[bool, ...], ...] = ()
         self._keep: dict[tuple[bool, ...], tuple[bool, ...]] = {}
         self.differentiable = False
+        # the union again, as attributes, for one or two inputs of which the first, the second or both have a node
+        self.keep_first: tuple[bool, ...] = ()
+        self.keep_second: tuple[bool, ...] = ()
+        self.keep_both: tuple[bool, ...] = ()
+        self.short: tuple[Callable[..., Any], ...] = ()  # the vjps, where there are one or two and all are there
+        self.plain = not view  # whether `record_one` and `record_two` can do it
 
     def __repr__(self) -> str:
         return f"<op {self.__name__}>"
@@ -141,18 +150,26 @@ class Op:
     def vjp(self, *rules: Callable[..., Any] | None) -> None:
         """Declare one vjp per input: ``rule(g, y, *inputs, **static)``; None where there is no gradient."""
         self._vjps = rules
+        self.short = tuple(rule for rule in rules if rule is not None) if len(rules) <= 2 and None not in rules else ()
         self._reads = tuple(_reads(rule, 1 + len(rules)) for rule in rules)
         self.differentiable = any(rule is not None for rule in rules)
+        if len(rules) == 1:
+            self.keep_first = self.keeps((True,))
+        elif len(rules) == 2:
+            self.keep_first, self.keep_second = self.keeps((True, False)), self.keeps((False, True))
+            self.keep_both = self.keeps((True, True))
 
     def vjp_each(self, rule: Callable[..., Any]) -> None:
         """Declare the vjp of an op with any number of inputs: ``rule(i, g, **static)``, reading no array."""
         self._each = rule
         self.differentiable = True
+        self.plain = False
 
     def vjp_joint(self, rule: Callable[..., Any]) -> None:
         """Declare a vjp that gives all gradients at once: ``rule(g, y, needed, *inputs, **static) -> tuple``."""
         self._joint = rule
         self.differentiable = True
+        self.plain = False
 
     def keeps(self, wanted: tuple[bool, ...]) -> tuple[bool, ...]:
         """Which of (output, *inputs) must be kept when the inputs in `wanted` have a node."""
@@ -169,13 +186,15 @@ class Op:
         return kept
 
     def __call__(self, *args: Any, **static: Any) -> Any:
-        if not static and MODE.anomaly is None:
+        if not static:
+            if len(args) == 1:
+                return record_one(self, args[0])
             if len(args) == 2:
-                out = _record_two(self, *args)
-            else:
-                out = _record_one(self, args[0]) if len(args) == 1 else None
-            if out is not None:
-                return out
+                return record_two(self, args[0], args[1])
+        return self.general(args, static)
+
+    def general(self, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
+        """The call, by the way that suits every op and every operand."""
         for arg in args:
             if isinstance(arg, Operand):
                 return arg.apply(self, args, static)
@@ -190,6 +209,12 @@ def _reads(rule: Callable[..., Any] | None, count: int) -> tuple[bool, ...]:
     return tuple(not name.startswith("_") for name in names[1:])
 
 
+@overload
+def primitive(value: Callable[..., Any]) -> Op: ...
+@overload
+def primitive(*, broadcasts: bool = False, view: bool = False, casts: bool = False) -> Callable[..., Op]: ...
+
+
 def primitive(value: Callable[..., Any] | None = None, **facts: bool) -> Any:
     """Declare an op from its value on plain arrays; ``facts`` are those of `Op`. Use as a decorator."""
     if value is None:
@@ -200,68 +225,86 @@ def primitive(value: Callable[..., Any] | None = None, **facts: bool) -> Any:
 # ---------------------------------------------------------------------------------------------- record
 
 
-def _record_one(op: Op, a: Any) -> Any:
-    """`record` for one tensor and no configuration: the same result, half the time; None means "use record"."""
-    if not isinstance(a, Variable):
-        return None
+def record_one(op: Op, a: Any) -> Any:
+    """``op(a)``: what `record` does, in half the time for the usual case, one tensor in and one of its kind out."""
+    if not isinstance(a, Variable) or not op.plain or MODE.anomaly is not None:
+        return op.general((a,), NO_STATIC)
     x, parent = a.data, a.node
     try:
         y = op.value(x)
     except (ValueError, TypeError):
-        return None  # record runs it once more and explains
-    if y.dtype is not x.dtype or type(y) is not type(x) or op.view:
-        return None
-    cls = type(a)
+        return record(op, (a,), NO_STATIC)  # runs it once more and explains
+    if y.dtype is not x.dtype or type(y) is not type(x):
+        return record(op, (a,), NO_STATIC)
+    cls = a.__class__
     out = cls.__new__(cls)
     out.data = y
     out.version = None
-    if parent is None or not MODE.recording or not op.differentiable:
+    if parent is None or not op.differentiable or not MODE.recording:
         out.node = None
         return out
-    kept = op.keeps((True,))
-    guards = _guards((a,), kept) if a.version is not None else None
-    saved = (y if kept[0] else None, x if kept[1] else None)
-    out.node = Node(op, (parent,), saved, {}, guards, y, parent.depth + 1)
+    keep_y, keep_x = op.keep_first
+    guards = None
+    if keep_x and a.version is not None:
+        guards = ((1, a.version, a.version[0]),)
+    saved = (y if keep_y else None, x if keep_x else None)
+    out.node = Node(op, (parent,), saved, NO_STATIC, guards, y, parent.depth + 1)
     return out
 
 
-def _record_two(op: Op, a: Any, b: Any) -> Any:
-    """`record` for a tensor and a tensor or Python number, likewise; this path carries most of a recurrent step."""
-    if not isinstance(a, Variable):
-        return None
-    x, p = a.data, a.node
-    versioned = a.version is not None
-    if isinstance(b, Variable):
-        z, q = b.data, b.node
-        versioned = versioned or b.version is not None
-        if z.dtype is not x.dtype:
-            return None
-    elif type(b) is float or type(b) is int:
-        z, q = b, None
+def record_two(op: Op, a: Any, b: Any) -> Any:
+    """``op(a, b)``, likewise, for tensors and Python numbers: this path carries most of a recurrent step."""
+    if not op.plain or MODE.anomaly is not None:
+        return op.general((a, b), NO_STATIC)
+    if isinstance(a, Variable):
+        cls = a.__class__
+        x, p, va = a.data, a.node, a.version
+        kind, dtype = type(x), x.dtype
+        if isinstance(b, Variable):
+            z, q, vb = b.data, b.node, b.version
+            if z.dtype is not dtype:
+                return op.general((a, b), NO_STATIC)
+        elif type(b) is float or type(b) is int:
+            z, q, vb = b, None, None
+        else:
+            return op.general((a, b), NO_STATIC)
+    elif isinstance(b, Variable) and (type(a) is float or type(a) is int):
+        cls = b.__class__
+        x, p, va = a, None, None
+        z, q, vb = b.data, b.node, b.version
+        kind, dtype = type(z), z.dtype
     else:
-        return None
+        return op.general((a, b), NO_STATIC)
     try:
         y = op.value(x, z)
     except (ValueError, TypeError):
-        return None
-    if y.dtype is not x.dtype or type(y) is not type(x) or op.view:
-        return None
-    cls = type(a)
+        return record(op, (a, b), NO_STATIC)
+    if y.dtype is not dtype or type(y) is not kind:
+        return record(op, (a, b), NO_STATIC)
     out = cls.__new__(cls)
     out.data = y
     out.version = None
-    if (p is None and q is None) or not MODE.recording or not op.differentiable:
+    if p is not None:
+        if q is None:
+            keeps, depth = op.keep_first, p.depth
+        else:
+            keeps, depth = op.keep_both, p.depth if p.depth > q.depth else q.depth
+    elif q is not None:
+        keeps, depth = op.keep_second, q.depth
+    else:
         out.node = None
         return out
-    if p is None:
-        kept, depth = op.keeps((False, True)), q.depth
-    elif q is None:
-        kept, depth = op.keeps((True, False)), p.depth
-    else:
-        kept, depth = op.keeps((True, True)), max(p.depth, q.depth)
-    saved = (y if kept[0] else None, x if kept[1] else None, z if kept[2] else None)
-    guards = _guards((a, b), kept) if versioned else None
-    out.node = Node(op, (p, q), saved, {}, guards, y, depth + 1)
+    if not op.differentiable or not MODE.recording:
+        out.node = None
+        return out
+    keep_y, keep_x, keep_z = keeps
+    guards: Guards | None = None
+    if keep_x and va is not None:
+        guards = ((1, va, va[0]),)
+    if keep_z and vb is not None:
+        guards = (*(guards or ()), (2, vb, vb[0]))
+    saved = (y if keep_y else None, x if keep_x else None, z if keep_z else None)
+    out.node = Node(op, (p, q), saved, NO_STATIC, guards, y, depth + 1)
     return out
 
 
@@ -317,16 +360,16 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
     return out
 
 
-def _guards(args: tuple[Any, ...], kept: tuple[bool, ...]) -> tuple[tuple[Version, int], ...] | None:
-    guards = [(arg.version, arg.version[0]) for arg, keep in zip(args, kept[1:], strict=True)
+def _guards(args: tuple[Any, ...], kept: tuple[bool, ...]) -> Guards | None:
+    guards = [(i, arg.version, arg.version[0]) for i, (arg, keep) in enumerate(zip(args, kept[1:], strict=True), 1)
               if keep and isinstance(arg, Variable) and arg.version is not None]
-    return tuple(guards) if guards else None
+    return tuple(guards) or None
 
 
 def _check_dtypes(op: Op, arrays: Sequence[Any], result: Any) -> None:
     if op.casts:
         return
-    floats = {array.dtype for array in arrays if getattr(array, "dtype", result).kind == "f" and hasattr(array, "dtype")}
+    floats = {array.dtype for array in arrays if hasattr(array, "dtype") and array.dtype.kind == "f"}
     if len(floats) > 1:
         raise DtypeError(f"{op.__name__}: expected one floating dtype, got {_signature(arrays)}; convert one side "
                          "with .astype(...)")
@@ -349,11 +392,11 @@ def _explain(op: Op, arrays: Sequence[Any], error: Exception) -> TinygradRNNErro
 
 
 def _check_finite(op: Op, array: Array, what: str, place: dict[str, object]) -> None:
-    if array.dtype.kind != "f" or bool(np.isfinite(array).all()):
+    if array.dtype.kind != "f" or bool(np.all(np.isfinite(array))):
         return
     where: dict[str, object] = {"op": op.__name__, **place}
     told = ", ".join(f"{key} {value}" for key, value in where.items())
-    kind = "NaN" if bool(np.isnan(array).any()) else "infinity"
+    kind = "NaN" if bool(np.any(np.isnan(array))) else "infinity"
     raise NonFiniteError(f"{kind} in the {what} of {told}", where)
 
 
@@ -373,8 +416,8 @@ def _sum_to(x: Any, *, shape: tuple[int, ...], source: tuple[int, ...]) -> Any:
 
 
 _broadcast_to.vjp(lambda g, _y, _x, *, shape, source: _sum_to(g, shape=source, source=shape))
-_sum_to.vjp(lambda g, _y, _x, *, shape, source: _broadcast_to(
-    g.reshape((1,) * (len(source) - len(shape)) + shape), shape=source, source=(1,) * (len(source) - len(shape)) + shape))
+_sum_to.vjp(lambda g, _y, _x, *, shape, source: broadcast_to(
+    g.reshape((1,) * (len(source) - len(shape)) + shape), source))
 
 
 def broadcast_to(x: Any, shape: tuple[int, ...]) -> Any:
@@ -405,14 +448,18 @@ class Scatter:
         self.dense = dense
 
 
-def below(root: Node) -> set[Node]:
-    """`root` and every node it was computed from. Iterative: a chain may be longer than Python's stack."""
-    seen = {root}
+def below(root: Node) -> dict[Node, None]:
+    """`root` and every node it was computed from. Iterative: a chain may be longer than Python's stack.
+
+    The keys of a dict, which keeps the order in which they were found: gradients are added up in the same order in
+    every run, and so to the same last bit. A set would follow memory addresses.
+    """
+    seen = {root: None}
     stack = [root]
     while stack:
         for parent in stack.pop().parents:
             if parent is not None and parent not in seen:
-                seen.add(parent)
+                seen[parent] = None
                 stack.append(parent)
     return seen
 
@@ -429,11 +476,18 @@ def _useful(root: Node, targets: set[Node]) -> list[Node]:
     return order
 
 
-def flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], *, recording: bool) -> dict[Node, Any]:
+def flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], *, higher: bool) -> dict[Node, Any]:
     """The gradient at every node of `targets`, for the gradient `seed` at `root`.
 
-    With `recording` the seed and the results are tensors of class `cls` and the walk itself is put on the tape;
-    otherwise everything is arrays.
+    With `higher` the seed and the results are tensors of class `cls` and the walk itself is put on the tape, also
+    inside no_grad(); otherwise everything is arrays.
+    """
+    with recording(higher):
+        return _flow(root, seed, targets, cls, higher)
+
+
+def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher: bool) -> dict[Node, Any]:
+    """`flow`, in three steps per node: take its gradient, ask its op for those of its parents, add them up.
 
     The first gradient that reaches a node is kept as it came, since it may be shared; the second makes a buffer of
     our own (`owned`), into which later ones are added in place.
@@ -444,40 +498,35 @@ def flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], *, reco
     if root in grads:
         grads[root] = seed
     found: dict[Node, Any] = {}
+    kind = type(seed)
+    checking = MODE.anomaly is not None
     for node in order:
         g = grads.pop(node)
         if g is None:
             continue
-        if node in targets:
-            found[node] = g
+        if node in targets:  # memory of its own: what was kept as it came may be shared, or a broadcast view
+            found[node] = g if higher or node in owned else g.copy()
         op = node.op
         if op is None:
             continue
         if node.guards is not None:
             _check_unchanged(op, node.guards)
-        saved = node.saved
-        if recording:
-            owners = (node, *node.parents)
-            saved = tuple([wrap(cls, x, owner) if owner is not None and x is not None else x
-                           for x, owner in zip(saved, owners, strict=True)])
-        joint = None
-        if op._joint is not None:
-            needed = [parent in grads for parent in node.parents]
-            joint = op._joint(g, saved[0], needed, *saved[1:], **node.static)
-        for i, parent in enumerate(node.parents):
-            if parent is None or parent not in grads:
+        parents = node.parents
+        if higher or node.static or not op.short:
+            pulled = _pull(node, g, grads, cls, higher)
+        elif len(parents) == 2:  # the same as _pull, written out for what a recurrent step is made of
+            (left, right), (y, a, b), (p, q) = op.short, node.saved, parents
+            pulled = (left(g, y, a, b) if p in grads else None, right(g, y, a, b) if q in grads else None)
+        else:
+            pulled = (op.short[0](g, *node.saved) if parents[0] in grads else None,)
+        for i, gx in enumerate(pulled):
+            if gx is None:
                 continue
-            if joint is not None:
-                gx = joint[i]
-            elif op._each is not None:
-                gx = op._each(i, g, **node.static)
-            else:
-                rule = op._vjps[i]
-                if rule is None:
-                    continue
-                gx = rule(g, *saved, **node.static)
+            parent: Any = parents[i]
             if type(gx) is Scatter:
-                if not recording:
+                if checking:
+                    _check_gradient(node, i, gx.values)
+                if not higher:
                     old = grads[parent]
                     if old is None:
                         old = np.zeros_like(gx.values, shape=parent.shape)
@@ -488,34 +537,64 @@ def flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], *, reco
                     owned.add(parent)
                     continue
                 gx = gx.dense()
-            if gx.shape != parent.shape or gx.dtype is not parent.dtype:
-                gx = _fit(op, i, gx, parent)
-            if MODE.anomaly is not None:
-                _check_finite(op, gx.data if recording else gx, f"gradient (input {i})", (node.rare or {}).get("place", {}))
+            if type(gx) is not kind or gx.dtype is not parent.dtype or gx.shape != parent.shape:
+                gx = _fit(op, i, gx, parent, kind)
+            if checking:
+                _check_gradient(node, i, gx)
             old = grads[parent]
             if old is None:
                 grads[parent] = gx
             elif parent in owned:
                 np.add(old, gx, out=old)
             else:
-                grads[parent] = old = old + gx
-                if not recording and old.shape:
+                total = old + gx
+                if type(total) is not kind:  # NumPy turns the sum of two 0-d arrays into a scalar
+                    total = np.asarray(total)
+                grads[parent] = total
+                if not higher:
                     owned.add(parent)
     return found
 
 
-def _fit(op: Op, i: int, g: Any, parent: Node) -> Any:
-    """Undo broadcasting, then insist on shape and dtype."""
-    if op.broadcasts and g.shape != parent.shape and len(g.shape) >= len(parent.shape):
-        g = sum_to(g, parent.shape)
-    if g.shape != parent.shape or g.dtype != parent.dtype:
-        raise GradientError(f"vjp of {op.__name__}, input {i}: expected a gradient of shape {parent.shape} "
-                            f"{parent.dtype}, got {tuple(g.shape)} {g.dtype}; the rule of this op is wrong")
-    return g
+def _pull(node: Node, g: Any, useful: dict[Node, Any], cls: type[Variable], higher: bool) -> Sequence[Any]:
+    """The gradients of the inputs of `node`, None where none is useful."""
+    op: Any = node.op
+    saved = node.saved
+    if higher:
+        versions = {i: version for i, version, _ in node.guards or ()}
+        owners = (node, *node.parents)
+        saved = tuple([wrap(cls, x, owners[i], versions.get(i)) if x is not None and (owners[i] is not None
+                       or i in versions) else x for i, x in enumerate(saved)])
+    needed = [parent is not None and parent in useful for parent in node.parents]
+    if op._joint is not None:
+        return op._joint(g, saved[0], needed, *saved[1:], **node.static)  # type: ignore[no-any-return]
+    if op._each is not None:
+        return [op._each(i, g, **node.static) if need else None for i, need in enumerate(needed)]
+    return [rule(g, *saved, **node.static) if need and rule is not None else None
+            for rule, need in zip(op._vjps, needed, strict=True)]
 
 
-def _check_unchanged(op: Op, guards: tuple[tuple[Version, int], ...]) -> None:
-    for version, seen in guards:
+def _fit(op: Op, i: int, g: Any, parent: Node, kind: Any) -> Any:
+    """Undo broadcasting, then insist on kind, shape and dtype."""
+    if isinstance(g, np.generic) and kind is np.ndarray:
+        g = np.asarray(g)  # NumPy turns results without an axis into scalars
+    if type(g) is kind:
+        if op.broadcasts and g.shape != parent.shape and len(g.shape) >= len(parent.shape):
+            g = sum_to(g, parent.shape)
+        if g.shape == parent.shape and g.dtype == parent.dtype:
+            return g
+    raise GradientError(f"vjp of {op.__name__}, input {i}: expected a gradient of shape {parent.shape} {parent.dtype}, "
+                        f"got {_signature([g])}; the rule of this op is wrong")
+
+
+def _check_gradient(node: Node, i: int, g: Any) -> None:
+    op: Any = node.op
+    place = (node.rare or {}).get("place", {})
+    _check_finite(op, g.data if isinstance(g, Variable) else g, f"gradient (input {i})", place)
+
+
+def _check_unchanged(op: Op, guards: Guards) -> None:
+    for _, version, seen in guards:
         if version[0] != seen:
             raise InPlaceError(f"{op.__name__}: an input was changed in place {version[0] - seen} time(s) after the op "
                                "saved it for its gradient; change a copy, or take the gradient first")
@@ -568,7 +647,22 @@ def listen(listener: Callable[[str, Any], None] | None) -> Iterator[None]:
 
 
 def tap(name: str, value: Any) -> Any:
-    """Announce the intermediate value `name` (a gate, a candidate) and return it unchanged; free when nobody listens."""
+    """Announce the intermediate value `name` (a gate, a candidate) and return it unchanged; free when nobody listens.
+
+    Inside `anomaly` what was recorded for it is labelled, so that a bad gradient there can be told by its gate.
+    """
+    if MODE.anomaly is not None and isinstance(value, Variable) and value.node is not None:
+        _label(value.node, name, MODE.anomaly)
     if MODE.listener is not None:
         MODE.listener(name, value)
     return value
+
+
+def _label(node: Node, gate: str, place: dict[str, object]) -> None:
+    """Write `gate` into the place of `node` and of everything below it that is of the same step and has no gate yet."""
+    stack = [node]
+    while stack:
+        known = stack.pop()
+        if known.rare is not None and known.rare.get("place") == place:
+            known.rare["place"] = {**place, "gate": gate}
+            stack += [parent for parent in known.parents if parent is not None]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from tinygrad_rnn import backend, engine, ops
-from tinygrad_rnn.backend import Array
-from tinygrad_rnn.engine import Variable, wrap
+from tinygrad_rnn.engine import Variable, record_two, wrap
 from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, ShapeError
 from tinygrad_rnn.ops.reduce import Axis
 
@@ -87,7 +86,8 @@ class Tensor(Variable):
         return ops.transpose(self)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
-        made = "" if self.node is None else ", requires_grad" if self.node.op is None else f", by {self.node.op.__name__}"
+        op = None if self.node is None else self.node.op
+        made = f", by {op.__name__}" if op is not None else ", requires_grad" if self.requires_grad else ""
         text = np.array2string(backend.to_host(self.data), separator=", ", prefix="Tensor(")
         return f"Tensor({text}, {self.dtype}{made})"
 
@@ -95,6 +95,10 @@ class Tensor(Variable):
         if not self.shape:
             raise ShapeError("len: expected an array with an axis, got a scalar tensor")
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The parts along the first axis."""
+        return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
         return bool(self.data)
@@ -156,7 +160,7 @@ class Tensor(Variable):
         root = _root(self)
         reached = engine.below(root)
         targets = {node for node in reached if node.op is None or (node.rare and node.rare.get("keep"))}
-        found = engine.flow(root, _seed(self, g, create_graph), targets, Tensor, recording=create_graph)
+        found = engine.flow(root, _seed(self, g, create_graph), targets, Tensor, higher=create_graph)
         for node, value in found.items():
             value = value if create_graph else wrap(Tensor, value)
             old = (node.rare or {}).get("grad")
@@ -186,37 +190,42 @@ class Tensor(Variable):
         self.data[index] = value.data if isinstance(value, Tensor) else value
         self.version[0] += 1
 
+    def mark_changed(self) -> None:
+        """Say that `data` was written in place from outside (an optimiser does), so that the graph notices."""
+        if self.version is not None:
+            self.version[0] += 1
+
     # --------------------------------------------------------------------------------- operators
 
     def __add__(self, other: Any) -> Tensor:
-        return ops.add(self, other)  # type: ignore[no-any-return]
+        return record_two(ops.add, self, other)  # type: ignore[no-any-return]
 
     def __radd__(self, other: Any) -> Tensor:
-        return ops.add(self, other)  # type: ignore[no-any-return]
+        return record_two(ops.add, self, other)  # type: ignore[no-any-return]
 
     def __sub__(self, other: Any) -> Tensor:
-        return ops.sub(self, other)  # type: ignore[no-any-return]
+        return record_two(ops.sub, self, other)  # type: ignore[no-any-return]
 
     def __rsub__(self, other: Any) -> Tensor:
-        return ops.sub(other, self)  # type: ignore[no-any-return]
+        return record_two(ops.sub, other, self)  # type: ignore[no-any-return]
 
     def __mul__(self, other: Any) -> Tensor:
-        return ops.mul(self, other)  # type: ignore[no-any-return]
+        return record_two(ops.mul, self, other)  # type: ignore[no-any-return]
 
     def __rmul__(self, other: Any) -> Tensor:
-        return ops.mul(self, other)  # type: ignore[no-any-return]
+        return record_two(ops.mul, self, other)  # type: ignore[no-any-return]
 
     def __truediv__(self, other: Any) -> Tensor:
-        return ops.div(self, other)  # type: ignore[no-any-return]
+        return record_two(ops.div, self, other)  # type: ignore[no-any-return]
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return ops.div(other, self)  # type: ignore[no-any-return]
+        return record_two(ops.div, other, self)  # type: ignore[no-any-return]
 
     def __pow__(self, other: Any) -> Tensor:
-        return ops.pow(self, other)  # type: ignore[no-any-return]
+        return record_two(ops.pow, self, other)  # type: ignore[no-any-return]
 
     def __rpow__(self, other: Any) -> Tensor:
-        return ops.pow(other, self)  # type: ignore[no-any-return]
+        return record_two(ops.pow, other, self)  # type: ignore[no-any-return]
 
     def __matmul__(self, other: Any) -> Tensor:
         return ops.matmul(self, other)  # type: ignore[no-any-return]
@@ -234,7 +243,7 @@ class Tensor(Variable):
         return ops.equal(self, other)
 
     def __ne__(self, other: object) -> Any:
-        return wrap(Tensor, ~ops.equal(self, other).data)
+        return ops.not_equal(self, other)
 
     def __gt__(self, other: Any) -> Tensor:
         return ops.greater(self, other)  # type: ignore[no-any-return]
@@ -310,8 +319,8 @@ def _root(y: Tensor) -> engine.Node:
 def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
     if g is None:
         if y.size != 1:
-            raise GradientError(f"grad: expected an output with one element, got shape {y.shape}; sum it up, or give the "
-                                "gradient that flows into it")
+            raise GradientError(f"grad: expected an output with one element, got shape {y.shape}; sum it up, or give "
+                                "the gradient that flows into it")
         g = np.ones_like(y.data)
     data = g.data if isinstance(g, Tensor) else g if backend.is_array(g) else np.full_like(y.data, g)
     if data.shape != y.shape or data.dtype != y.dtype:
@@ -325,8 +334,8 @@ def grad(y: Tensor, wrt: Tensor | Sequence[Tensor], g: Any = None, *, create_gra
          unused: Literal["zeros", "error"] = "zeros") -> Any:
     """The gradient of `y` with respect to any tensors below it: leaves, states, gates.
 
-    `g` (shape of y) is what flows into `y`: needed unless y has one element. With `create_graph` the result is itself on
-    the tape, so that it can be differentiated again. A tensor that y does not depend on gets zeros, or with
+    `g` (shape of y) is what flows into `y`: needed unless y has one element. With `create_graph` the result is itself
+    on the tape, so that it can be differentiated again. A tensor that y does not depend on gets zeros, or with
     ``unused="error"`` a GradientError. Returns one tensor, or a list as long as `wrt`.
     Raises GradientError when y or a target has no place on the tape.
     """
@@ -335,10 +344,10 @@ def grad(y: Tensor, wrt: Tensor | Sequence[Tensor], g: Any = None, *, create_gra
     root = _root(y)
     for i, target in enumerate(targets):
         if target.node is None:
-            raise GradientError(f"grad: expected targets with requires_grad=True, got a constant at position {i} of shape "
-                                f"{target.shape}")
+            raise GradientError(f"grad: expected targets with requires_grad=True, got a constant at position {i} of "
+                                f"shape {target.shape}")
     found = engine.flow(root, _seed(y, g, create_graph), {t.node for t in targets if t.node is not None}, Tensor,
-                        recording=create_graph)
+                        higher=create_graph)
     results = []
     for i, target in enumerate(targets):
         value = found.get(target.node) if target.node is not None else None

@@ -1,0 +1,506 @@
+"""The tape: gradients of anything, what is kept alive, what is refused, and how much work a walk is."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import tracemalloc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinygrad_rnn import engine, ops
+from tinygrad_rnn.autodiff import gradcheck
+from tinygrad_rnn.engine import Node, primitive
+from tinygrad_rnn.errors import (
+    DeviceError,
+    DtypeError,
+    GradientError,
+    InPlaceError,
+    NonFiniteError,
+    ShapeError,
+)
+from tinygrad_rnn.tensor import Tensor, grad
+
+
+def leaf(*values: Any, dtype: str = "float64") -> Tensor:
+    return Tensor(np.array(values, dtype), requires_grad=True)
+
+
+# ------------------------------------------------------------------------------------- gradients
+
+
+def test_grad_of_leaves_and_of_values_on_the_way() -> None:
+    x = leaf(1.0, 2.0)
+    h = x * 3.0
+    y = (h * h).sum()
+    to_h, to_x = grad(y, [h, x])
+    np.testing.assert_array_equal(to_h.data, [6.0, 12.0])
+    np.testing.assert_array_equal(to_x.data, [18.0, 36.0])
+    np.testing.assert_array_equal(grad(y, y).data, 1.0)
+
+
+def test_a_node_above_another_target_still_passes_its_gradient_on() -> None:
+    """dL/dh_t for every t is one call: the recurrence h = 2h gives powers of two."""
+    states = [leaf(1.0)]
+    for _ in range(5):
+        states.append(states[-1] * 2.0)
+    assert [g.item() for g in grad(states[-1], states)] == [32.0, 16.0, 8.0, 4.0, 2.0, 1.0]
+
+
+def test_a_tensor_used_twice_in_one_op_and_in_many() -> None:
+    x = leaf(3.0)
+    assert grad(x * x, x).item() == 6.0
+    assert grad(x + x + x * 2.0 + x, x).item() == 5.0
+
+
+def test_unused_target() -> None:
+    x, other = leaf(1.0, 2.0), leaf(5.0)
+    y = x.sum()
+    np.testing.assert_array_equal(grad(y, [other])[0].data, [0.0])
+    with pytest.raises(GradientError, match="position 1; unused='zeros'"):
+        grad(y, [x, other], unused="error")
+
+
+def test_seed() -> None:
+    x = leaf(1.0, 2.0)
+    np.testing.assert_array_equal(grad(x * 2.0, x, np.array([1.0, 10.0])).data, [2.0, 20.0])
+    with pytest.raises(GradientError, match=r"one element, got shape \(2,\)"):
+        grad(x * 2.0, x)
+    with pytest.raises(ShapeError, match=r"expected a gradient of shape \(2,\) float64, got \(3,\) float64"):
+        grad(x * 2.0, x, np.ones(3))
+
+
+def test_constants_have_no_gradient() -> None:
+    x = leaf(1.0)
+    with pytest.raises(GradientError, match=r"got a constant; was it computed inside no_grad"):
+        grad(Tensor([1.0]), x)
+    with pytest.raises(GradientError, match="constant at position 0"):
+        grad(x * 1.0, [Tensor([1.0])])
+    with pytest.raises(GradientError, match="constant"):
+        x.detach().backward()
+
+
+def test_results_are_arrays_that_belong_to_the_caller() -> None:
+    """A gradient that came through unchanged may be the seed, another target's, or a read-only broadcast view."""
+    a, b, seed = leaf(1.0, 2.0), leaf(3.0, 4.0), np.ones(2)
+    ga, gb = grad(a + b, [a, b], seed)
+    assert not np.shares_memory(ga.data, gb.data)
+    assert not np.shares_memory(ga.data, seed)
+    total = grad(a.sum(), a).data
+    assert total.flags.writeable and total.flags.owndata
+    x = Tensor(2.0, requires_grad=True)
+    assert type(grad(x * x + x, x).data) is np.ndarray
+
+
+def test_backward_adds_up() -> None:
+    x = leaf(1.0, 2.0)
+    assert x.grad is None
+    for expected in ([2.0, 4.0], [4.0, 8.0]):
+        (x * x).sum().backward()
+        assert x.grad is not None
+        np.testing.assert_array_equal(x.grad.data, expected)
+    x.grad = None
+    (x * 3.0).backward(np.ones(2))
+    np.testing.assert_array_equal(x.grad.data, [3.0, 3.0])  # type: ignore[attr-defined]
+    with pytest.raises(ShapeError, match=r"grad: expected shape \(2,\)"):
+        x.grad = Tensor(np.ones(3))
+
+
+def test_retain_grad() -> None:
+    x = leaf(1.0, 2.0)
+    kept, other = (x * 2.0).retain_grad(), x * 3.0
+    (kept * other).sum().backward()
+    np.testing.assert_array_equal(kept.grad.data, [3.0, 6.0])  # type: ignore[union-attr]
+    assert other.grad is None
+
+
+def test_detach_shares_the_memory_and_stops_the_gradient() -> None:
+    x = leaf(2.0)
+    assert x.detach().data is x.data
+    assert grad(x * x.detach(), x).item() == 2.0
+
+
+def test_no_grad_records_nothing_in_this_thread_alone() -> None:
+    x = leaf(2.0)
+    inside, done, recorded = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        inside.wait(10)
+        recorded.append((x * x).requires_grad)
+        done.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with engine.no_grad():
+        inside.set()
+        assert done.wait(10)
+        assert not (x * x).requires_grad and not ops.sum(x).requires_grad
+    thread.join()
+    assert recorded == [True]
+    assert (x * x).requires_grad
+
+
+def test_no_grad_ends_with_an_exception() -> None:
+    with pytest.raises(KeyError), engine.no_grad():
+        raise KeyError
+    assert (leaf(1.0) * 2.0).requires_grad
+
+
+def test_create_graph_to_the_fourth_order() -> None:
+    x = leaf(1.5)
+    y = x**4
+    for expected in (4 * 1.5**3, 12 * 1.5**2, 24 * 1.5, 24.0):
+        y = grad(y, x, create_graph=True)
+        assert y.item() == pytest.approx(expected, rel=1e-12)
+    assert grad(y, x).item() == 0.0
+
+
+def test_create_graph_is_a_wish_that_no_grad_does_not_overrule() -> None:
+    x = leaf(3.0)
+    y = x**3
+    with engine.no_grad():
+        first = grad(y, x, create_graph=True)
+    assert grad(first, x).item() == 18.0
+
+
+# ---------------------------------------------------------------------------------- in-place writes
+
+
+def test_a_leaf_written_after_an_op_saved_it() -> None:
+    w = leaf(1.0, 2.0)
+    y = (w * w).sum()
+    w.assign(np.zeros(2))
+    with pytest.raises(InPlaceError, match=r"^mul: an input was changed in place 1 time"):
+        grad(y, w)
+
+
+def test_an_optimiser_that_writes_from_outside_says_so() -> None:
+    w = leaf(1.0, 2.0)
+    y = ops.exp(w * 2.0).sum() + (w * w).sum()
+    w.data -= 0.1
+    w.mark_changed()
+    with pytest.raises(InPlaceError, match=r"^mul"):
+        grad(y, w)
+
+
+def test_writing_what_no_vjp_reads_is_allowed() -> None:
+    w = leaf(1.0, 2.0)
+    y = ops.tanh(w).sum()  # tanh keeps its output
+    w.assign(np.zeros(2))
+    np.testing.assert_allclose(grad(y, w).data, 1 - np.tanh([1.0, 2.0]) ** 2)
+
+
+def test_constants_and_views_of_a_leaf_are_watched_too() -> None:
+    w, c = leaf(1.0, 2.0), Tensor(np.ones(2))
+    y = ops.reshape(w, (2, 1)) * ops.reshape(c, (2, 1))
+    c[0] = 5.0
+    with pytest.raises(InPlaceError):
+        grad(y.sum(), w)
+    z = ops.exp(w) * ops.transpose(ops.reshape(w, (1, 2)))
+    w[1] = 0.0
+    with pytest.raises(InPlaceError):
+        grad(z.sum(), w)
+
+
+def test_a_write_between_first_and_second_order() -> None:
+    w = leaf(1.0, 2.0)
+    first = grad((w**3).sum(), w, create_graph=True)
+    w.assign(np.zeros(2))
+    with pytest.raises(InPlaceError):
+        grad(first.sum(), w)
+
+
+def test_the_output_of_an_op_cannot_be_written() -> None:
+    x = leaf(1.0, 2.0)
+    with pytest.raises(InPlaceError, match=r"got the output of exp; use where"):
+        ops.exp(x)[0] = 1.0
+    with pytest.raises(InPlaceError):
+        x.reshape(2, 1).assign(0.0)
+    with pytest.raises(InPlaceError), engine.no_grad():
+        ops.exp(x).assign(0.0)
+
+
+# ----------------------------------------------------------------------------------------- anomaly
+
+
+def test_anomaly_names_the_op_and_what_came_out(place: Any) -> None:
+    x = Tensor(place.put(np.array([0.0, 1.0])), requires_grad=True)
+    with engine.anomaly():
+        with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match=r"^infinity in the value of op div") as got:
+            1.0 / x
+        assert got.value.where == {"op": "div"}
+        with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match=r"^NaN in the value of op log"):
+            ops.log(x - 2.0)
+        y = ops.sqrt(x)
+        text = r"^infinity in the gradient \(input 0\) of op sqrt"
+        with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match=text):
+            grad(y.sum(), x)
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(place.get((1.0 / x).data)).all()  # off again
+
+
+def test_anomaly_knows_the_place_where_the_op_ran() -> None:
+    x = leaf(0.0)
+    with engine.anomaly():
+        engine.MODE.anomaly["timestep"] = 7  # type: ignore[index]  # as unroll does
+        y = ops.sqrt(x)
+        engine.MODE.anomaly["timestep"] = 8  # type: ignore[index]
+        with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match="op sqrt, timestep 7"):
+            grad(y, x)
+
+
+def test_anomaly_sees_the_gradient_of_an_index() -> None:
+    x = leaf(1.0, 2.0)
+    with engine.anomaly(), pytest.raises(NonFiniteError, match="op getitem"):
+        grad(x[0], x, np.array(np.nan))
+
+
+# ------------------------------------------------------------------------- memory and life of the tape
+
+
+@pytest.mark.parametrize("call, keeps_input, keeps_output", [
+    (lambda x: x + 1.0, False, False), (ops.neg, False, False), (ops.tanh, False, True), (ops.sigmoid, False, True),
+    (ops.exp, False, True), (ops.log, True, False), (lambda x: x * 2.0, False, False),
+    (lambda x: x.sum(), False, False),
+    (lambda x: ops.softmax(x), False, True), (lambda x: ops.concatenate([x, x]), False, False),
+    (lambda x: x[1:], False, False), (lambda x: x * x, True, False),
+])
+def test_what_no_vjp_reads_is_not_kept(call: Callable[[Tensor], Tensor], keeps_input: bool, keeps_output: bool) -> None:
+    h = leaf(1.0, 2.0) * 1.0
+    y = call(h)
+    node, inside, outside = y.node, weakref.ref(h.data), weakref.ref(y.data)
+    del h, y
+    assert node is not None
+    assert (inside() is not None, outside() is not None) == (keeps_input, keeps_output)
+
+
+def _live_nodes() -> int:
+    return sum(type(thing) is Node for thing in gc.get_objects())
+
+
+def test_no_cycles_and_no_nodes_left() -> None:
+    gc.collect()
+    before = _live_nodes()
+    gc.disable()
+    try:
+        x = leaf(1.0, 2.0)
+        y = ops.softmax(ops.tanh(x * 2.0 + x[0])).sum() + ops.logsumexp(x)
+        y.backward()
+        first = grad(y, x, create_graph=True)
+        grad(first.sum(), x)
+        del x, y, first
+        assert _live_nodes() == before
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("length", [5_000, 100_000])
+def test_long_chains(length: int) -> None:
+    """No recursion: not in the sort, not in the walk, not when the chain is freed."""
+    x = leaf(1.0)
+    y = x
+    for _ in range(length):
+        y = y + 1.0
+    assert grad(y, x).item() == 1.0
+    node = weakref.ref(y.data)
+    del y
+    assert node() is None
+
+
+def test_backward_through_slices_is_linear_work() -> None:
+    """Elements that the walk allocates, for T slices of one sequence: dense zeros per slice would be T squared."""
+    def peak_and_writes(steps: int) -> int:
+        x = Tensor(np.ones((steps, 8)), requires_grad=True)
+        y = x[0]
+        for t in range(1, steps):
+            y = y + x[t]
+        touched = 0
+        plain = np.zeros_like
+
+        def counting(*args: Any, **options: Any) -> Any:
+            nonlocal touched
+            out = plain(*args, **options)
+            touched += out.size
+            return out
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(np, "zeros_like", counting)
+            tracemalloc.start()
+            g = grad(y.sum(), x)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        np.testing.assert_array_equal(g.data, 1.0)
+        assert peak < 2_000 * steps
+        return touched
+
+    assert peak_and_writes(256) == 256 * 8
+    assert peak_and_writes(1024) == 1024 * 8
+
+
+# --------------------------------------------------------------------------- wrong rules, wrong calls
+
+
+def _identity(name: str, rule: Callable[..., Any]) -> Any:
+    def value(x: Any) -> Any:
+        return x * 1.0
+
+    value.__name__ = name
+    op = primitive(value)
+    op.vjp(rule)
+    return op
+
+
+def test_a_vjp_of_the_wrong_shape_dtype_or_kind() -> None:
+    x = leaf(1.0, 2.0)
+    for rule, got in ((lambda g, _y, _x: g[:1], r"\(1,\) float64"), (lambda g, _y, _x: g.astype("float32"), "float32"),
+                      (lambda g, _y, _x: 1.0, "1.0")):
+        with pytest.raises(GradientError, match=rf"^vjp of broken, input 0: expected .*\(2,\) float64, got .*{got}"):
+            grad(_identity("broken", rule)(x).sum(), x)
+
+
+def test_a_vjp_on_the_wrong_device(guard: Any) -> None:
+    x = Tensor(guard.asarray(np.ones(2)), requires_grad=True)
+    with pytest.raises(GradientError, match=r"^vjp of broken"):
+        grad(_identity("broken", lambda g, _y, _x: np.ones(2))(x).sum(), x)
+
+
+def test_the_checker_finds_a_wrong_first_order(rng: np.random.Generator) -> None:
+    with pytest.raises(GradientError, match=r"^vjp of f: expected .* by central differences, got"):
+        gradcheck(_identity("off", lambda g, _y, _x: g * 1.001), rng.normal(size=3), rng=rng)
+
+
+def test_the_checker_finds_a_wrong_second_order(rng: np.random.Generator) -> None:
+    @primitive
+    def square(x: Any) -> Any:
+        return x * x
+
+    # right on arrays; but the tape is cut, so that the second derivative is 0
+    square.vjp(lambda g, _y, x: g * (x.detach() if isinstance(x, Tensor) else x) * 2.0)
+    x = rng.normal(size=3)
+    gradcheck(square, x, rng=rng, order=1)
+    with pytest.raises(GradientError, match=r"^vjp of the gradient of f"):
+        gradcheck(square, x, rng=rng, order=2)
+
+
+def test_the_checker_finds_a_wrong_forward_mode(rng: np.random.Generator) -> None:
+    """Forward mode differentiates the rule with respect to its gradient, so it sees what the rule does to tensors."""
+    def rule(g: Any, _y: Any, _x: Any) -> Any:
+        return g if isinstance(g, np.ndarray) else g * 2.0  # as arrays it is right
+
+    with pytest.raises(GradientError, match=r"^jvp of f"):
+        gradcheck(_identity("twofold", rule), rng.normal(size=3), rng=rng)
+
+
+def test_shape_errors_name_op_and_shapes() -> None:
+    x = leaf(1.0, 2.0)
+    for call, text in (
+        (lambda: x + np.ones(3), r"^add: got \(2,\) float64, \(3,\) float64"),
+        (lambda: x @ Tensor(np.ones((3, 4))), r"^matmul: expected equal inner sizes, got \(2,\) and \(3, 4\)"),
+        (lambda: Tensor(np.ones((2, 3))) @ Tensor(np.ones((2, 3))), r"^matmul: got \(2, 3\) float64, \(2, 3\)"),
+        (lambda: x.reshape(3), r"^reshape: got \(2,\)"), (lambda: x.reshape(3, -1), r"^reshape: expected .*2 elements"),
+        (lambda: x.sum(1), r"^sum: expected axes in \[-1, 1\) for shape \(2,\), got 1"),
+        (lambda: x[5], r"^getitem: got \(2,\)"), (lambda: ops.squeeze(x, 0), r"^squeeze: expected size 1 .*\(2,\)"),
+        (lambda: ops.flip(x, 3), r"^flip: expected an axis"),
+        (lambda: ops.concatenate([x, leaf([1.0])]), "^concatenate"),
+        (lambda: ops.mean(Tensor(np.ones((0,)))), r"^mean: expected at least one"),
+        (lambda: ops.split(x, 3), r"^split: expected a divisor of 2, got 3"),
+        (lambda: ops.outer(x, leaf([1.0])), r"^outer: expected two vectors"),
+        (lambda: ops.pad(x, ((1, 2), (0, 0))), r"^pad: expected 1 pairs"),
+        (lambda: ops.transpose(x, (0, 0)), "^transpose"), (lambda: ops.expand_dims(x, 3), "^expand_dims"),
+        (lambda: ops.cross_entropy(x, np.array([0, 1])), r"^cross_entropy: expected targets of shape \(\)"),
+        (lambda: ops.cross_entropy(x, np.array(2)), r"^cross_entropy: expected targets in \[0, 2\), got 2 to 2"),
+        (lambda: ops.embedding(x, np.array([0])), r"^embedding: expected a table \(V, H\)"),
+        (lambda: ops.embedding(leaf([1.0]), np.array([1])), r"^embedding: expected ids in \[0, 1\), got 1 to 1"),
+        (lambda: len(Tensor(1.0)), "^len"), (lambda: x.item(), "^item: expected one element"),
+    ):
+        with pytest.raises(ShapeError, match=text):
+            call()
+
+
+def test_dtype_errors() -> None:
+    for call, text in (
+        (lambda: Tensor([1, 2], requires_grad=True), "^Tensor: expected a floating dtype for requires_grad, got int64"),
+        (lambda: Tensor([1, 2]) * 0.5, "^mul: expected floating input"),
+        (lambda: leaf(1.0) + np.ones(1, "float32"), r"^add: expected one floating dtype, got .* float64, .* float32"),
+        (lambda: ops.embedding(leaf([1.0]), np.array([0.0])), "^embedding: expected integer ids, got float64"),
+        (lambda: ops.cross_entropy(leaf(1.0), np.array(0.0)), "^cross_entropy: expected integer targets"),
+    ):
+        with pytest.raises(DtypeError, match=text):
+            call()
+
+
+def test_astype() -> None:
+    x = leaf(1.5, -2.5, dtype="float32")
+    y = x.astype("float64")
+    assert y.dtype == "float64"
+    assert grad((y * y).sum(), x).dtype == "float32"
+    assert not x.astype("int64").requires_grad  # a whole number has no slope
+
+
+def test_mixing_devices_names_both(guard: Any) -> None:
+    x, ids = Tensor(guard.asarray(np.ones((2, 3))), requires_grad=True), np.array([0, 1])
+    for call, name in (
+        (lambda: x + np.ones(3), "add"), (lambda: x * Tensor(np.ones(3)), "mul"),
+        (lambda: np.ones((4, 2)) @ x, "matmul"), (lambda: x[ids], "getitem"),
+        (lambda: ops.embedding(x, ids), "embedding"), (lambda: ops.cross_entropy(x, ids), "cross_entropy"),
+        (lambda: ops.concatenate([x, np.ones((1, 3))]), "concatenate"),
+    ):
+        with pytest.raises(DeviceError, match=rf"^{name}: expected .* of one device.*|^{name}: expected indices.*"):
+            call()
+
+
+def test_exchange_with_numpy_and_dlpack(guard: Any) -> None:
+    x = leaf(1.0, 2.0)
+    np.testing.assert_array_equal(np.asarray(x), [1.0, 2.0])
+    assert np.shares_memory(np.from_dlpack(x), x.data)
+    assert isinstance(np.ones(2) * x, Tensor)
+    assert [row.item() for row in x] == [1.0, 2.0]
+    far = Tensor(guard.asarray(np.ones(2)))
+    with pytest.raises(DtypeError, match=r"copy it with \.numpy\(\)"):
+        np.asarray(far)
+    assert type(far.numpy()) is np.ndarray
+    assert float(Tensor(2.5)) == 2.5 and int(Tensor(2)) == 2 and bool(Tensor([True]))
+
+
+def test_comparisons_are_boolean_constants() -> None:
+    x = leaf(1.0, 2.0)
+    for y, expected in ((x == 1.0, [1, 0]), (x != 1.0, [0, 1]), (x < 2.0, [1, 0]), (x <= 1.0, [1, 0]),
+                        (x > 1.0, [0, 1]), (x >= 2.0, [0, 1])):
+        assert y.dtype == bool and not y.requires_grad
+        np.testing.assert_array_equal(y.data, np.array(expected, bool))
+
+
+def test_ties_and_kinks_have_a_fixed_choice() -> None:
+    x, y = leaf(1.0, 0.0), leaf(1.0, 2.0)
+    np.testing.assert_array_equal(grad(ops.maximum(x, y).sum(), x).data, [0.5, 0.0])
+    np.testing.assert_array_equal(grad(leaf(0.0).relu().sum() + ops.relu(x).sum(), x).data, [1.0, 0.0])
+    np.testing.assert_array_equal(grad(abs(x).sum(), x).data, [1.0, 0.0])
+    np.testing.assert_array_equal(grad(ops.norm(x * 0.0), x).data, [0.0, 0.0])
+    ties = leaf(3.0, 3.0, 1.0)
+    np.testing.assert_array_equal(grad(ties.max(), ties).data, [0.5, 0.5, 0.0])
+    zero = leaf(0.0)
+    assert [grad(zero**p, zero).item() for p in (0, 1, 2)] == [0.0, 1.0, 0.0]
+    assert grad(zero ** leaf(0.0), zero).item() == 0.0
+
+
+def test_extremes_do_not_overflow() -> None:
+    x = leaf(-1000.0, 0.0, 1000.0)
+    np.testing.assert_array_equal(ops.sigmoid(x).data, [0.0, 0.5, 1.0])
+    np.testing.assert_array_equal(ops.softplus(x).data, [0.0, np.log(2.0), 1000.0])
+    assert ops.logsumexp(x).item() == 1000.0
+    assert np.isfinite(ops.log_softmax(x).data).all() and np.isfinite(grad(ops.logsumexp(x), x).data).all()
+    assert ops.cross_entropy(x, np.array(0)).item() == 2000.0
+
+
+def test_taps_are_heard_by_the_listener_alone() -> None:
+    heard: list[str] = []
+    x = leaf(1.0)
+    assert engine.tap("z", x) is x
+    with engine.listen(lambda name, value: heard.append(name)):
+        engine.tap("r", x)
+    assert heard == ["r"]
