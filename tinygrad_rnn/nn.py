@@ -63,16 +63,12 @@ def _identity(shape: Shape, gain: float | None, rng: np.random.Generator) -> np.
 
 def _zeros(shape: Shape, number: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """All zero; takes no number."""
-    if number is not None:
-        raise InputError(f"initialiser zeros: expected no number, got {number}; use constant:{number}")
     return np.zeros(shape)
 
 
 def _constant(shape: Shape, value: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Every element `value`."""
-    if value is None:
-        raise InputError("initialiser constant: expected a number, as in constant:1")
-    return np.full(shape, float(value))
+    """Every element `value`, which has to be given."""
+    return np.full(shape, value)
 
 
 def _signs(shape: Shape, scale: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
@@ -94,11 +90,16 @@ INITIALISERS: Mapping[str, Initialiser] = {
 
 
 def parse_initialiser(text: str) -> tuple[str, float | None]:
-    """``name`` or ``name:number`` as (name, number). Raises InputError for an unknown name or a bad number."""
+    """``name`` or ``name:number`` as (name, number).
+
+    Raises InputError for an unknown name (with the nearest), a number that is none, is missing, or cannot be used.
+    """
     name, colon, number = text.partition(":")
     if name not in INITIALISERS:
         raise InputError(f"no initialiser {name!r}{nearest(name, INITIALISERS)}")
     if not colon:
+        if name == "constant":
+            raise InputError("initialiser constant: expected a number, as in constant:1, got none")
         return name, None
     try:
         value = float(number)
@@ -106,6 +107,10 @@ def parse_initialiser(text: str) -> tuple[str, float | None]:
         raise InputError(f"initialiser {text!r}: expected a number after the colon, got {number!r}") from None
     if not math.isfinite(value):
         raise InputError(f"initialiser {text!r}: expected a finite number, got {number}")
+    if name == "zeros":
+        raise InputError(f"initialiser {text!r}: expected no number, got {number}; use constant:{number}")
+    if name in ("uniform", "normal") and value < 0:
+        raise InputError(f"initialiser {text!r}: expected a width of at least 0, got {number}")
     return name, value
 
 
@@ -113,6 +118,7 @@ def initialise(text: str, shape: Shape, rng: np.random.Generator, dtype: Any = n
     """A new array of `shape` by the initialiser `text`, drawn in float64 on the host, then cast to `dtype`.
 
     So the same seed gives the same numbers on every device and in every dtype.
+    Raises InputError for a text that means nothing, or a shape that the initialiser cannot fill.
     """
     name, number = parse_initialiser(text)
     return np.ascontiguousarray(INITIALISERS[name](shape, number, rng).astype(dtype))
@@ -121,8 +127,8 @@ def initialise(text: str, shape: Shape, rng: np.random.Generator, dtype: Any = n
 def dropout(x: Any, rate: float, rng: np.random.Generator) -> Any:
     """x with a share `rate` of its elements set to 0 and the rest divided by 1 - rate.
 
-    The mask is drawn on the host, so that a seed means the same on every device. Source: Srivastava et al. 2014 (inverted
-    form). Raises InputError for a rate outside [0, 1).
+    The mask is drawn on the host, so that a seed means the same on every device. Source: Srivastava et al. 2014
+    (inverted form). Raises InputError for a rate outside [0, 1).
     """
     if not 0.0 <= rate < 1.0:
         raise InputError(f"dropout: expected a rate in [0, 1), got {rate}")

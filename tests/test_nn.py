@@ -1,0 +1,156 @@
+"""Initialisers against what their names promise, and dropout."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tinygrad_rnn import InputError, Tensor, grad, ops
+from tinygrad_rnn.nn import INITIALISERS, dropout, initialise, parse_initialiser
+
+SEEDS = range(5)
+
+
+def draw(text: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return initialise(text, shape, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 1.1])
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9), (1, 1)])
+def test_orthogonal(shape: tuple[int, int], gain: float) -> None:
+    """Rows or columns, whichever are fewer, are orthogonal and of length gain."""
+    for seed in SEEDS:
+        q = draw(f"orthogonal:{gain}", shape, seed)
+        small = q.T @ q if shape[0] >= shape[1] else q @ q.T
+        np.testing.assert_allclose(small, gain**2 * np.eye(min(shape)), atol=1e-13)
+        np.testing.assert_allclose(np.linalg.svd(q, compute_uv=False), gain, rtol=1e-12)
+
+
+def test_orthogonal_is_uniform_over_the_group() -> None:
+    """For the Haar measure every entry has mean 0 and variance 1/n, and det is +1 and -1 equally often.
+
+    QR alone, without the signs of r, has a diagonal whose mean is far from 0.
+    """
+    rng = np.random.default_rng(0)
+    drawn = np.stack([initialise("orthogonal", (3, 3), rng) for _ in range(4000)])
+    np.testing.assert_allclose(drawn.mean(axis=0), 0.0, atol=4 / math.sqrt(3 * 4000))
+    np.testing.assert_allclose((drawn**2).mean(axis=0), 1 / 3, atol=0.025)
+    assert abs(np.linalg.det(drawn).mean()) < 4 / math.sqrt(4000)
+
+
+@pytest.mark.parametrize(("text", "shape", "bound"), [
+    ("uniform:0.08", (200, 300), 0.08),
+    ("uniform", (300, 100), 1 / math.sqrt(100)),  # PyTorch's 1/sqrt(H): our columns are the hidden units
+    ("uniform", (400,), 1 / math.sqrt(400)),
+    ("glorot", (200, 100), math.sqrt(6 / 300)),
+    ("glorot:2", (200, 100), 2 * math.sqrt(6 / 300)),
+])
+def test_uniform_fills_its_interval(text: str, shape: tuple[int, ...], bound: float) -> None:
+    drawn = draw(text, shape)
+    n = drawn.size
+    assert np.abs(drawn).max() <= bound
+    assert np.abs(drawn).max() > bound * (1 - 20 / n)
+    assert abs(drawn.mean()) < 4 * bound / math.sqrt(3 * n)
+    np.testing.assert_allclose(drawn.var(), bound**2 / 3, rtol=4 / math.sqrt(n))
+
+
+@pytest.mark.parametrize(("text", "shape", "std"), [
+    ("normal:0.01", (300, 200), 0.01),
+    ("normal", (300, 100), 1 / math.sqrt(400)),  # torch-rnn: N(0, 1/sqrt(D + H))
+])
+def test_normal_has_its_moments(text: str, shape: tuple[int, ...], std: float) -> None:
+    drawn = draw(text, shape) / std
+    n = drawn.size
+    assert abs(drawn.mean()) < 4 / math.sqrt(n)
+    np.testing.assert_allclose(drawn.var(), 1.0, atol=6 / math.sqrt(n))
+    np.testing.assert_allclose((drawn**4).mean(), 3.0, atol=40 / math.sqrt(n))  # normal, not merely of that width
+
+
+def test_exact_ones() -> None:
+    np.testing.assert_array_equal(draw("identity:0.5", (2, 3)), [[0.5, 0, 0], [0, 0.5, 0]])
+    np.testing.assert_array_equal(draw("identity", (2, 2)), np.eye(2))
+    np.testing.assert_array_equal(draw("zeros", (2,)), [0, 0])
+    np.testing.assert_array_equal(draw("constant:-1.5", (2, 1)), [[-1.5], [-1.5]])
+
+
+def test_signs_are_fair_and_of_one_size() -> None:
+    drawn = draw("signs", (64, 100))
+    np.testing.assert_array_equal(np.unique(drawn), [-1 / 8, 1 / 8])  # 1/sqrt(I)
+    assert abs(np.sign(drawn).mean()) < 4 / 80
+    np.testing.assert_array_equal(np.unique(draw("signs:2", (4, 8))), [-2, 2])
+
+
+@pytest.mark.parametrize("name", sorted(INITIALISERS))
+def test_a_seed_gives_the_same_numbers_in_every_dtype(name: str) -> None:
+    text = "constant:0.1" if name == "constant" else name
+    wide = initialise(text, (5, 4), np.random.default_rng(3), np.float64)
+    short = initialise(text, (5, 4), np.random.default_rng(3), np.float32)
+    np.testing.assert_array_equal(short, wide.astype(np.float32))
+    assert (wide.dtype, short.dtype) == (np.float64, np.float32)
+    assert wide.flags.c_contiguous  # also where the wide side was transposed
+    assert initialise(text, (4, 9), np.random.default_rng(3)).flags.c_contiguous
+
+
+@pytest.mark.parametrize("name", ["uniform", "normal", "glorot", "orthogonal", "signs"])
+def test_another_seed_gives_other_numbers(name: str) -> None:
+    assert np.any(draw(name, (5, 4), 0) != draw(name, (5, 4), 1))
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("ortogonal", "no initialiser 'ortogonal'; did you mean orthogonal"),
+    ("", "no initialiser ''"),
+    ("uniform:", "'uniform:': expected a number after the colon, got ''"),
+    ("normal:wide", "expected a number after the colon, got 'wide'"),
+    ("normal:nan", "expected a finite number, got nan"),
+    ("uniform:inf", "expected a finite number, got inf"),
+    ("normal:-1", "expected a width of at least 0, got -1"),
+    ("uniform:-0.1", "expected a width of at least 0"),
+    ("zeros:1", "expected no number, got 1; use constant:1"),
+    ("constant", "expected a number, as in constant:1, got none"),
+])
+def test_what_means_nothing_is_said_before_anything_is_drawn(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_initialiser(text)
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "identity"])
+def test_a_matrix_is_needed(name: str) -> None:
+    with pytest.raises(InputError, match=rf"initialiser {name}: expected a matrix, got shape \(3,\)"):
+        draw(name, (3,))
+
+
+# ---------------------------------------------------------------------------------------- dropout
+
+
+def test_dropout_keeps_the_mean_and_scales_what_it_keeps() -> None:
+    x = np.full((200, 300), 2.0)
+    y = dropout(x, 0.25, np.random.default_rng(0))
+    np.testing.assert_allclose(np.unique(y), [0.0, 2.0 / 0.75])
+    share = (y == 0).mean()
+    assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / x.size)
+
+
+def test_dropout_is_seeded_and_off_at_zero() -> None:
+    x = np.arange(1.0, 13.0).reshape(3, 4)
+    one, same, other = (dropout(x, 0.5, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.any(one != other)
+    assert dropout(x, 0.0, np.random.default_rng(0)) is x
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_gradient_of_dropout_is_its_mask(dtype: type) -> None:
+    x = Tensor(np.ones((4, 5), dtype), requires_grad=True)
+    y = dropout(x, 0.5, np.random.default_rng(0))
+    assert y.dtype == dtype
+    g = grad(ops.sum(y), x)
+    np.testing.assert_array_equal(g.data, y.data)
+    assert {0.0, 2.0} == set(g.data.reshape(-1).tolist())
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan])
+def test_a_rate_that_is_none(rate: float) -> None:
+    with pytest.raises(InputError, match=r"dropout: expected a rate in \[0, 1\), got"):
+        dropout(np.ones(3), rate, np.random.default_rng(0))
