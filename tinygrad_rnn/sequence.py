@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import engine, ops
-from tinygrad_rnn.cell import Cell, specification, take_step
+from tinygrad_rnn.cell import Cell, State, specification, take_step
 from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
 from tinygrad_rnn.tensor import Tensor
 
@@ -53,8 +53,8 @@ def unroll(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | N
            layer: int = 0) -> Unrolled:
     """Apply `cell` to the sequence `xs` (T, B, I), one step after another on the tape.
 
-    `params` are the cell's arrays by name; `state` is where it starts (the declared start values when None). Where `mask`
-    (T, B) is False a row keeps its states: ragged batches. `layer` is only told in errors.
+    `params` are the cell's arrays by name; `state` is where it starts (the declared start values when None). Where
+    `mask` (T, B) is False a row keeps its states: ragged batches. `layer` is only told in errors.
     Raises ShapeError for sizes that do not fit, PluginError when the step breaks its contract; inside `anomaly()`
     NonFiniteError with op, layer, timestep and gate.
     """
@@ -82,14 +82,11 @@ def unroll(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | N
     states: dict[str, list[Any]] = {name: [] for name in shapes}
     place = engine.MODE.anomaly
     for t in range(T):
-        x = xs[t]
-        if place is not None:
+        if place is None:
+            new = take_step(cell, p, xs[t], current, shapes)
+        else:
             place.update(layer=layer, timestep=t)
-            place.pop("gate", None)
-        try:
-            new = take_step(cell, p, x, current, shapes)
-        except NonFiniteError as error:
-            raise _with_gate(error, cell, p, x, current) from error
+            new = _watched_step(cell, p, xs[t], current, shapes)
         if mask is not None:
             alive = mask[t]
             new = {name: ops.where(ops.reshape(alive, (B,) + (1,) * (value.ndim - 1)), value, current[name])
@@ -98,30 +95,41 @@ def unroll(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | N
         for name, value in current.items():
             states[name].append(value)
     if place is not None:
-        for key in ("layer", "timestep", "gate"):
-            place.pop(key, None)
+        del place["layer"], place["timestep"]
     output = next(iter(shapes))
     return Unrolled(ops.stack(states[output]), current, states)
 
 
-def _with_gate(error: NonFiniteError, cell: Cell, p: Any, x: Any, state: LayerState) -> NonFiniteError:
-    """`error` with the first announced value that is not finite: the step is run once more to hear its taps."""
-    gates: list[str] = []
+def _watched_step(cell: Cell, p: SimpleNamespace, x: Any, state: LayerState, shapes: Mapping[str, State]
+                  ) -> dict[str, Any]:
+    """`take_step` inside anomaly(): an error is told with the gate that was being computed.
+
+    That is the gate announced next after the op that failed, so the step is run once more, unchecked, to hear it. The
+    gate itself may be finite: sigmoid(inf) is 1.
+    """
+    heard: list[str] = []
+    outer = engine.MODE.listener
 
     def listener(name: str, value: Any) -> None:
-        data = value.data if isinstance(value, Tensor) else value
-        if not bool(np.isfinite(data).all()):
-            gates.append(name)
+        heard.append(name)
+        if outer is not None:
+            outer(name, value)
 
-    place, engine.MODE.anomaly = engine.MODE.anomaly, None
     try:
-        with engine.no_grad(), engine.listen(listener), np.errstate(all="ignore"):
-            cell.step(p, x, SimpleNamespace(**state))
-    finally:
-        engine.MODE.anomaly = place
-    if not gates:
-        return error
-    return NonFiniteError(f"{error}, gate {gates[0]}", {**error.where, "gate": gates[0]})
+        with engine.listen(listener):
+            return take_step(cell, p, x, state, shapes)
+    except NonFiniteError as error:
+        names: list[str] = []
+        place, engine.MODE.anomaly = engine.MODE.anomaly, None
+        try:
+            with engine.no_grad(), engine.listen(lambda name, _: names.append(name)), np.errstate(all="ignore"):
+                cell.step(p, x, SimpleNamespace(**state))
+        finally:
+            engine.MODE.anomaly = place
+        if len(heard) == len(names):
+            raise  # behind the last gate
+        gate = names[len(heard)]
+        raise NonFiniteError(f"{error}, gate {gate}", {**error.where, "gate": gate}) from error
 
 
 def scan(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None,
@@ -146,6 +154,7 @@ class Window:
 def truncated_windows(T: int, k1: int, k2: int) -> Iterator[Window]:
     """The windows of BPTT(k2; k1): an update every k1 steps, each through the last k2 of them.
 
+    Steps behind the last multiple of k1 are left out, as an incomplete batch is.
     Source: Williams & Peng 1990 (their h = k2, h' = k1). Raises InputError unless 1 <= k1 <= k2.
     """
     if not 1 <= k1 <= k2:
