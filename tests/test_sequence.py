@@ -323,7 +323,7 @@ def test_a_bad_gradient_is_told_by_op_layer_timestep_and_gate() -> None:
 
 
 def test_a_gradient_that_overflows_on_its_way_back_is_told() -> None:
-    """relu with a large recurrent matrix: every value is finite, and so is the first gradient, but not their product."""
+    """relu with a large recurrent matrix: every value is finite, and so is the first gradient, not their product."""
     cell = load_cell("rnn").cls(1, 1, {"activation": "relu"})
     params = {"W_xh": Tensor(np.zeros((1, 1))), "W_hh": Tensor(np.full((1, 1), 1e100), requires_grad=True),
               "b_h": Tensor(np.zeros(1))}

@@ -78,15 +78,15 @@ class Model:
 
         `mask` (T, B): rows keep their state where it is False. `rng` turns dropout on. `trace_inputs` puts `inputs` on
         the tape even when they are one-hot, so that a gradient can be asked for.
-        Raises InputError for a missing parameter, ShapeError for sizes or symbols that do not fit, DtypeError for symbols
-        that are not integers.
+        Raises InputError for a missing parameter, ShapeError for sizes or symbols that do not fit, DtypeError for
+        symbols that are not integers.
         """
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
         T, B = x.shape
-        for name in ("readout.W", "readout.b") if self.config.embed == "onehot" else ("readout.W", "readout.b", "embed.W"):
+        for name in ("readout.W", "readout.b", *(() if self.config.embed == "onehot" else ("embed.W",))):
             if name not in params:
-                raise InputError(f"model: expected the parameter {name!r}, got none; known: {', '.join(sorted(params))}")
+                raise InputError(f"model: expected the parameter {name!r}, got only {', '.join(sorted(params))}")
         if state is None:
             state = self.start(B, params)
         if len(state) != len(self.cells):
@@ -116,7 +116,7 @@ def layer_params(params: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
 
 
 def _override(spec: Param, config: ModelConfig) -> Param:
-    """The initialiser that the configuration asks for instead of the cell's; a bias that starts elsewhere than 0 stays."""
+    """The initialiser that the configuration asks for; a bias that the cell does not start at zero keeps its own."""
     if spec.role in ("input", "recurrent") and config.init != "cell":
         return Param(spec.shape, config.init, spec.role)
     if spec.role == "bias" and spec.init == "zeros" and config.init_bias != "cell":
