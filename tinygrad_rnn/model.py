@@ -129,9 +129,7 @@ def _one_hot(x: Any, V: int, like: Any) -> Any:
         raise DtypeError(f"model: expected integer symbols, got {x.dtype}")
     if x.size and isinstance(x, np.ndarray) and not 0 <= int(x.min()) <= int(x.max()) < V:
         raise ShapeError(f"model: expected symbols in [0, {V}), got {int(x.min())} to {int(x.max())}")
-    out = np.zeros_like(like, shape=(*x.shape, V))
-    np.put_along_axis(out, x[..., None], 1.0, axis=-1)
-    return out
+    return (x[..., None] == backend.namespace(like).arange(V)).astype(like.dtype)  # (T, B, V)
 
 
 def detach(state: Sequence[LayerState]) -> State:

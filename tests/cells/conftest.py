@@ -5,8 +5,11 @@ In a formula `p` is a dict of arrays, x (B, I), every state (B, H); it returns t
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,3 +159,14 @@ def variant(request: pytest.FixtureRequest) -> str:
 def cell_name(request: pytest.FixtureRequest) -> str:
     """Every built-in cell."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def guard() -> Any:
+    """tests/guard.py, loaded by its path: with --import-mode=importlib the folder is not on sys.path."""
+    if "guard" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("guard", Path(__file__).parent.parent / "guard.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules["guard"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["guard"])
+    return sys.modules["guard"]
