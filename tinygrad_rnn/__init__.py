@@ -127,17 +127,34 @@ if TYPE_CHECKING:
     from tinygrad_rnn.train import resume_training as resume_training
     from tinygrad_rnn.train import start_training as start_training
 
+    # To a type checker an import under another name is private unless it stands here.
+    __all__ = [
+        "config_as_dict",
+        "config_from_dict",
+        "describe_run",
+        "load_checkpoint",
+        "replace_config",
+        "save_checkpoint",
+        "select_device",
+    ]
+
 # module -> the names it gives; "old:new" renames. The block above says the same to type checkers.
 _PUBLIC = {
     "autodiff": "gradcheck hvp jacobian jvp recompute vjp",
     "backend": "Device from_host select:select_device to_host",
     "cell": "Cell Param State bias buffer input_matrix recurrent_matrix specification",
     "checkpoint": "load:load_checkpoint save:save_checkpoint",
-    "config": "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS SampleConfig TrainConfig as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config",
+    "config": (
+        "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS SampleConfig TrainConfig "
+        "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config"
+    ),
     "data": "Dataset Streams Vocabulary corpora fitted_streams load_dataset text_statistics",
     "diagnostics": "GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over",
     "engine": "anomaly listen no_grad tap",
-    "errors": "CheckpointError DataError DeviceError DtypeError FileError GradientError InPlaceError InputError NonFiniteError PluginError ShapeError TinygradRNNError nearest",
+    "errors": (
+        "CheckpointError DataError DeviceError DtypeError FileError GradientError InPlaceError InputError "
+        "NonFiniteError PluginError ShapeError TinygradRNNError nearest"
+    ),
     "evaluate": "Score score",
     "model": "Forward Model build_model",
     "options": "check_limits coerce field_types parse_options",
@@ -149,9 +166,16 @@ _PUBLIC = {
     "sequence": "Unrolled scan truncated_windows unroll",
     "tensor": "Tensor grad",
     "textplot": "sparkline terminal_plot",
-    "train": "DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated Watched plan resume_training start_training",
+    "train": (
+        "DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated Watched "
+        "plan resume_training start_training"
+    ),
 }
-_SOURCES = {name.rpartition(":")[2]: (module, name.partition(":")[0]) for module, names in _PUBLIC.items() for name in names.split()}
+_SOURCES = {
+    name.rpartition(":")[2]: (module, name.partition(":")[0])
+    for module, names in _PUBLIC.items()
+    for name in names.split()
+}
 
 
 def __getattr__(name: str) -> Any:
