@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
@@ -35,6 +36,7 @@ from tinygrad_rnn.errors import (
 
 Version = list[int]  # one mutable count, shared by every tensor that shares the memory
 Guards = tuple[tuple[int, Version, int], ...]
+COUNTER = itertools.count()  # next() is one step for all threads
 NO_STATIC: dict[str, Any] = {}  # shared by every node without configuration; never written
 
 
@@ -64,12 +66,15 @@ class Node:
     `saved` is (output, *inputs) with None for whatever no vjp reads; `guards` are (position in saved, version, count
     when saved) of what can be written in place; `rare` holds what few nodes have: the gradient that `backward` left
     here (``grad``) and whether it was asked for (``keep``), or the place of an anomaly() (``place``).
+
+    `number` counts all nodes: a node's is above its parents', so that sorting by it is a topological sort, and the
+    walk back meets what was computed last first, when its arrays are still in the cache.
     """
 
-    __slots__ = ("depth", "dtype", "guards", "op", "parents", "rare", "saved", "shape", "static")
+    __slots__ = ("dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
 
     def __init__(self, op: Op | None, parents: tuple[Node | None, ...], saved: tuple[Any, ...],
-                 static: dict[str, Any], guards: Guards | None, data: Array, depth: int) -> None:
+                 static: dict[str, Any], guards: Guards | None, data: Array) -> None:
         self.op = op
         self.parents = parents
         self.saved = saved
@@ -77,7 +82,7 @@ class Node:
         self.guards = guards
         self.shape: tuple[int, ...] = data.shape
         self.dtype: Any = data.dtype
-        self.depth = depth
+        self.number = next(COUNTER)
         self.rare: dict[str, Any] | None = None
 
 
@@ -111,7 +116,7 @@ def wrap(cls: type[V], data: Array, node: Node | None = None, version: Version |
 
 def leaf(data: Array) -> Node:
     """A node that no op made: a parameter or an input whose gradient is wanted."""
-    return Node(None, (), (), NO_STATIC, None, data, 0)
+    return Node(None, (), (), NO_STATIC, None, data)
 
 
 class Op:
@@ -248,7 +253,7 @@ def record_one(op: Op, a: Any) -> Any:
     if keep_x and a.version is not None:
         guards = ((1, a.version, a.version[0]),)
     saved = (y if keep_y else None, x if keep_x else None)
-    out.node = Node(op, (parent,), saved, NO_STATIC, guards, y, parent.depth + 1)
+    out.node = Node(op, (parent,), saved, NO_STATIC, guards, y)
     return out
 
 
@@ -284,27 +289,17 @@ def record_two(op: Op, a: Any, b: Any) -> Any:
     out = cls.__new__(cls)
     out.data = y
     out.version = None
-    if p is not None:
-        if q is None:
-            keeps, depth = op.keep_first, p.depth
-        else:
-            keeps, depth = op.keep_both, p.depth if p.depth > q.depth else q.depth
-    elif q is not None:
-        keeps, depth = op.keep_second, q.depth
-    else:
+    if (p is None and q is None) or not op.differentiable or not MODE.recording:
         out.node = None
         return out
-    if not op.differentiable or not MODE.recording:
-        out.node = None
-        return out
-    keep_y, keep_x, keep_z = keeps
+    keep_y, keep_x, keep_z = op.keep_first if q is None else op.keep_second if p is None else op.keep_both
     guards: Guards | None = None
     if keep_x and va is not None:
         guards = ((1, va, va[0]),)
     if keep_z and vb is not None:
         guards = (*(guards or ()), (2, vb, vb[0]))
     saved = (y if keep_y else None, x if keep_x else None, z if keep_z else None)
-    out.node = Node(op, (p, q), saved, NO_STATIC, guards, y, depth + 1)
+    out.node = Node(op, (p, q), saved, NO_STATIC, guards, y)
     return out
 
 
@@ -312,16 +307,14 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
     """Run `op` on tensors and arrays, and put it on the tape when a gradient may be asked for."""
     arrays = []
     parents: list[Node | None] = []
-    depth = -1
-    versioned = False
+    wanted = versioned = False
     for arg in args:
         if isinstance(arg, Variable):
             cls = type(arg)
             arrays.append(arg.data)
-            node = arg.node
-            parents.append(node)
-            if node is not None and node.depth > depth:
-                depth = node.depth
+            parents.append(arg.node)
+            if arg.node is not None:
+                wanted = True
             if arg.version is not None:
                 versioned = True
         else:
@@ -349,12 +342,12 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
     mode = MODE
     if mode.anomaly is not None:
         _check_finite(op, y, "value", mode.anomaly)
-    if depth < 0 or not op.differentiable or not mode.recording:
+    if not wanted or not op.differentiable or not mode.recording:
         return out
     kept = op.keeps(tuple([node is not None for node in parents]))
     saved = tuple([array if keep else None for array, keep in zip([y, *arrays], kept, strict=True)])
     guards = _guards(args, kept) if versioned else None
-    out.node = node = Node(op, tuple(parents), saved, static, guards, y, depth + 1)
+    out.node = node = Node(op, tuple(parents), saved, static, guards, y)
     if mode.anomaly is not None:
         node.rare = {"place": dict(mode.anomaly)}
     return out
@@ -465,10 +458,10 @@ def below(root: Node) -> dict[Node, None]:
 
 
 def _useful(root: Node, targets: set[Node]) -> list[Node]:
-    """The nodes below `root` from which a target can be reached, deepest first."""
+    """The nodes below `root` from which a target can be reached, the last made first."""
     useful: set[Node] = set()
     order = []
-    for node in sorted(below(root), key=attrgetter("depth")):
+    for node in sorted(below(root), key=attrgetter("number")):
         if node in targets or not useful.isdisjoint(node.parents):
             useful.add(node)
             order.append(node)

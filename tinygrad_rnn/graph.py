@@ -74,7 +74,7 @@ class _Drawing:
                 if parent is not None and parent not in seen:
                     seen[parent] = None
                     stack.append(parent)
-        self.ids = {node: f"n{k}" for k, node in enumerate(sorted(seen, key=lambda node: node.depth))}
+        self.ids = {node: f"n{k}" for k, node in enumerate(sorted(seen, key=lambda node: node.number))}
 
     def lines(self) -> list[str]:
         return [self._box(node) for node in self.ids] + [
