@@ -186,6 +186,16 @@ def test_a_stranger_cannot_take_a_built_in_name(tmp_path: Path, monkeypatch: pyt
     assert load_cell("lstm", third_party=False).identity.distribution == "tinygrad-rnn"
 
 
+def test_a_half_removed_distribution_does_not_stop_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution(tmp_path, "acme-gone", "acme_gone", undecorated("leaky"), {"leaky": "acme_gone:Leaky"})
+    (tmp_path / "acme_gone-1.2.dist-info" / "METADATA").unlink()
+    (tmp_path / "acme_gone.py").unlink()
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = {row.name: row for row in available_cells(check=True)}
+    assert set(BUILT_IN) < set(rows)
+    assert "ModuleNotFoundError" in (rows["leaky"].error or "")
+
+
 def test_the_same_distribution_seen_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("a", "b"):  # as an editable install beside its metadata in the checkout
         distribution(tmp_path / folder, "acme_same", "acme_same", undecorated("leaky"), {"leaky": "acme_same:Leaky"})
@@ -278,6 +288,12 @@ def test_a_cell_without_a_file_has_an_identity(tmp_path: Path) -> None:
     assert done.stdout.strip() == hashlib.sha256(b"__main__.Leaky").hexdigest()
 
 
+def test_a_cell_of_a_module_that_is_gone_has_an_identity() -> None:
+    cls = complete("mine", __module__="module_that_is_nowhere")
+    register_cell(cls)
+    assert load_cell("mine").identity.source_sha256 == hashlib.sha256(b"module_that_is_nowhere.Mine").hexdigest()
+
+
 # ------------------------------------------------------------------------------------- plugin files
 
 
@@ -291,6 +307,8 @@ def test_a_plugin_file(tmp_path: Path) -> None:
     (again,) = load_plugin_file(str(path))
     assert again.cls is entry.cls  # unchanged: not run again
     assert list(tmp_path.iterdir()) == [path]  # and nothing written beside it
+    forget_cell("leaky")
+    assert [entry.cls.name for entry in load_plugin_file(path)] == ["leaky"]
 
 
 def test_a_changed_plugin_file_is_run_again(tmp_path: Path) -> None:

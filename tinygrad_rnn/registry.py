@@ -112,7 +112,8 @@ def _own_modules(cls: type[Any]) -> list[str]:
     while waiting:
         name = waiting.pop()
         found.add(name)
-        used = {getattr(value, "__module__", None) for value in list(vars(sys.modules[name]).values())}
+        names = getattr(sys.modules.get(name), "__dict__", {})
+        used = {getattr(value, "__module__", None) for value in list(names.values())}
         waiting += [other for other in used - found
                     if isinstance(other, str) and other.partition(".")[0] == package and other in sys.modules]
     return [cls.__module__, *sorted(found - {cls.__module__})]
@@ -128,9 +129,10 @@ def _found() -> dict[str, list[metadata.EntryPoint]]:
 
 
 def _distribution(point: metadata.EntryPoint) -> tuple[str, str]:
-    if point.dist is None:
-        return "unknown distribution", "unknown"
-    return point.dist.name.replace("_", "-").lower(), point.dist.version
+    # Name and version are None where a half-removed distribution left its entry points without METADATA.
+    name: str | None = point.dist.name if point.dist is not None else None
+    version: str | None = point.dist.version if point.dist is not None else None
+    return (name or "unknown distribution").replace("_", "-").lower(), version or "unknown"
 
 
 def _rows() -> list[CellRow]:
@@ -208,8 +210,9 @@ def load_plugin_file(path: str | Path) -> list[CellEntry]:
     source = path.read_bytes()
     digest = hashlib.sha256(source).hexdigest()
     name = f"tinygrad_rnn_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules and getattr(sys.modules[name], "__digest__", None) == digest:
-        return [entry for entry in _registered.values() if entry.cls.__module__ == name]
+    known = [entry for entry in _registered.values() if entry.cls.__module__ == name]
+    if known and getattr(sys.modules.get(name), "__digest__", None) == digest:
+        return known
     _forget_module(name)  # the file has changed since it was loaded
     module = types.ModuleType(name)
     module.__file__ = str(path)

@@ -54,7 +54,8 @@ def unroll(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | N
     """Apply `cell` to the sequence `xs` (T, B, I), one step after another on the tape.
 
     `params` are the cell's arrays by name; `state` is where it starts (the declared start values when None). Where
-    `mask` (T, B) is False a row keeps its states: ragged batches. `layer` is only told in errors.
+    `mask` (T, B) is False a row keeps its states: ragged batches; the padding may be anything finite. `layer` is only
+    told in errors.
     Raises ShapeError for sizes that do not fit, PluginError when the step breaks its contract; inside `anomaly()`
     NonFiniteError with op, layer, timestep and gate.
     """
