@@ -38,8 +38,9 @@ def list_cells(errors: bool, as_json: bool) -> None:
         return
     broken = [i for i, row in enumerate(rows) if row.error]
     headers = ["cell", "distribution", "version", "where"] + (["error"] if broken else [])
-    lines = [[row.name, row.distribution, row.version, row.location] + ([row.error or ""] if broken else [])
-             for row in rows]
+    lines = [
+        [row.name, row.distribution, row.version, row.location] + ([row.error or ""] if broken else []) for row in rows
+    ]
     table(headers, lines, red=broken)
     if broken:
         note(f"{len(broken)} of {len(rows)} cannot be used; the others can")
@@ -83,8 +84,12 @@ def describe(entry: tr.CellEntry) -> dict[str, Any]:
         "deviations": cls.deviations,
         "identity": entry.identity.to_json(),
         "options": [
-            {"name": option.name, "type": _type(hints[option.name]), "default": _default(option),
-             "help": str(option.metadata.get("help", ""))}
+            {
+                "name": option.name,
+                "type": _type(hints[option.name]),
+                "default": _default(option),
+                "help": str(option.metadata.get("help", "")),
+            }
             for option in dataclasses.fields(cls.Options)
         ],
         "params": [
@@ -147,17 +152,22 @@ def _print(facts: dict[str, Any]) -> None:
             emit(f"  {line.strip()}")
     heading("Options (--cell-opt NAME=VALUE)")
     if facts["options"]:
-        table(["name", "values", "default", "meaning"],
-              [[option["name"], option["type"], spell(option["default"]), option["help"]]
-               for option in facts["options"]])
+        table(
+            ["name", "values", "default", "meaning"],
+            [[option["name"], option["type"], spell(option["default"]), option["help"]] for option in facts["options"]],
+        )
     else:
         emit("  none")
     heading("Parameters (I inputs, H hidden units)")
-    table(["name", "shape", "role", "initialiser"],
-          [[param["name"], _shape(param["shape"]), param["role"], param["init"]] for param in facts["params"]])
+    table(
+        ["name", "shape", "role", "initialiser"],
+        [[param["name"], _shape(param["shape"]), param["role"], param["init"]] for param in facts["params"]],
+    )
     heading("States (the first one is the output)")
-    table(["name", "shape", "start"],
-          [[state["name"], _shape(state["shape"]), spell(state["start"])] for state in facts["states"]])
+    table(
+        ["name", "shape", "start"],
+        [[state["name"], _shape(state["shape"]), spell(state["start"])] for state in facts["states"]],
+    )
     identity = facts["identity"]
     emit(f"\n{identity['distribution']} {identity['version']}, source sha256 {identity['source_sha256'][:16]}")
 

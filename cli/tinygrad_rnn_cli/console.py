@@ -115,8 +115,9 @@ def rich_console(stream: IO[str]) -> Console:
     return Console(file=stream, force_terminal=True if colors else None, no_color=not colors, highlight=False)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = (),
-          red: Sequence[int] = ()) -> None:
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = (), red: Sequence[int] = ()
+) -> None:
     """Print a table as product: rich on a terminal, aligned columns otherwise.
 
     `numbers` are the columns to align on the right, `red` the rows that report something broken.
@@ -126,13 +127,16 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Seq
         return
     widths = [max(len(line[i]) for line in [headers, *rows]) for i in range(len(headers))]
     for line in [headers, *rows]:
-        cells = [text.rjust(width) if i in numbers else text.ljust(width)
-                 for i, (text, width) in enumerate(zip(line, widths, strict=True))]
+        cells = [
+            text.rjust(width) if i in numbers else text.ljust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
         emit("  ".join(cells).rstrip())
 
 
-def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int],
-                red: Sequence[int]) -> None:
+def _rich_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int], red: Sequence[int]
+) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text

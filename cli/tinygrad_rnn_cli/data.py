@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import math
 
 import click
 
@@ -11,6 +11,7 @@ import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, emit_json, note, number, table
 from tinygrad_rnn_cli.main import Group
 from tinygrad_rnn_cli.options import Command, common, resolve, settings
+from tinygrad_rnn_cli.texts import whole_text
 
 
 @click.group(cls=Group)
@@ -26,33 +27,63 @@ def list_data(as_json: bool) -> None:
     rows = []
     for corpus in tr.corpora():
         try:
-            rows.append({"name": corpus.name, "characters": corpus.characters, "sha256": corpus.sha256,
-                         "summary": corpus.summary, "error": None})
+            rows.append(
+                {
+                    "name": corpus.name,
+                    "characters": corpus.characters,
+                    "sha256": corpus.sha256,
+                    "summary": corpus.summary,
+                    "error": None,
+                }
+            )
         except tr.DataError as error:  # a Python without its own sources still has the other corpora
-            rows.append({"name": corpus.name, "characters": None, "sha256": None, "summary": corpus.summary,
-                         "error": str(error)})
+            rows.append(
+                {
+                    "name": corpus.name,
+                    "characters": None,
+                    "sha256": None,
+                    "summary": corpus.summary,
+                    "error": str(error),
+                }
+            )
     if as_json:
         emit_json({"corpora": rows})
         return
-    lines = [[str(row["name"]), number(row["characters"]) if isinstance(row["characters"], int) else "-",
-              str(row["sha256"])[:16] if row["sha256"] else "-", str(row["error"] or row["summary"])] for row in rows]
-    table(["corpus", "characters", "sha256", "what it is"], lines, numbers=[1],
-          red=[i for i, row in enumerate(rows) if row["error"]])
+    lines = [
+        [
+            str(row["name"]),
+            number(row["characters"]) if isinstance(row["characters"], int) else "-",
+            str(row["sha256"])[:16] if row["sha256"] else "-",
+            str(row["error"] or row["summary"]),
+        ]
+        for row in rows
+    ]
+    table(
+        ["corpus", "characters", "sha256", "what it is"],
+        lines,
+        numbers=[1],
+        red=[i for i, row in enumerate(rows) if row["error"]],
+    )
     note("use one: tinygrad-rnn train --corpus NAME")
 
 
 @data.command("stats", cls=Command)
 @click.argument("text", nargs=-1, metavar="[TEXT]...")
-@click.option("--top", type=click.IntRange(0), default=10, show_default=True, metavar="N",
-              help="how many of the most frequent symbols to show")
+@click.option(
+    "--top",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="how many of the most frequent symbols to show",
+)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @settings("data.corpus", "data.tokens", "data.min_count", "data.errors")
 @common("config")
 def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
     """Count characters and symbols of TEXT (files, folders, '-' for standard input), or of an embedded corpus."""
     config = resolve(text=text).run.data
-    dataset = tr.load_dataset(dataclasses.replace(config, batch=1, seq_len=1, val_frac=0.0, test_frac=0.0),
-                              stdin=sys.stdin.buffer)
+    dataset = whole_text(config)
     found = tr.text_statistics(dataset, top)
     if as_json:
         emit_json(dataclasses.asdict(found))
@@ -62,13 +93,18 @@ def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
         ("characters", number(found.characters)),
         (f"symbols ({found.kind})", number(found.tokens)),
         ("vocabulary", f"{number(found.symbols)}, of which {number(found.distinct)} occur"),
-        ("entropy", f"{found.entropy:.4f} bits per symbol ({found.entropy * 0.6931471805599453:.4f} nats): the loss of a "
-         "model that knows frequencies alone"),
+        (
+            "entropy",
+            f"{found.entropy:.4f} bits per symbol ({found.entropy * math.log(2):.4f} nats): the loss of a "
+            "model that knows frequencies alone",
+        ),
         ("sha256", found.sha256),
     ]:
         emit(f"{name:<16} {value}")
     if top:
         emit()
-        table(["symbol", "count", "share"],
-              [[repr(symbol), number(count), f"{count / found.tokens:.2%}"] for symbol, count in found.frequent],
-              numbers=[1, 2])
+        table(
+            ["symbol", "count", "share"],
+            [[repr(symbol), number(count), f"{count / found.tokens:.2%}"] for symbol, count in found.frequent],
+            numbers=[1, 2],
+        )

@@ -17,14 +17,17 @@ from tinygrad_rnn_cli.console import emit, emit_json, fail, note, number, paint,
 from tinygrad_rnn_cli.drawing import draw_curves
 from tinygrad_rnn_cli.main import CHECK_FAILED, Group
 from tinygrad_rnn_cli.options import Command, Flag, Settings, common, given, resolve, settings
+from tinygrad_rnn_cli.texts import own_text, whole_text
 
 if TYPE_CHECKING:
     from tinygrad_rnn import GradNormReport, GradNormSeries, LoadedModel, Model
 
 V = 65  # symbols of a cell at initialisation, as many as tinyshakespeare has
 VERDICTS = {"vanish": "vanishing", "explode": "exploding"}
-TRAP = ("Mind the trap: the training loss has a term at every step, which feeds gradient into every state directly. Its\n"
-        "curve looks healthy even where nothing flows back through time. Judge by the loss at the last step.")
+TRAP = (
+    "Mind the trap: the training loss has a term at every step, which feeds gradient into every state directly. Its\n"
+    "curve looks healthy even where nothing flows back through time. Judge by the loss at the last step."
+)
 
 
 @click.group(cls=Group)
@@ -34,36 +37,109 @@ def diagnose() -> None:
 
 @diagnose.command("gradnorm", cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
-@click.option("--cell", "names", multiple=True, metavar="NAME", shell_complete=complete_cell,
-              help="a new cell at initialisation instead of a trained RUN; repeat it to compare several")
-@click.option("--cell-opt", "pairs", multiple=True, metavar="[CELL.]KEY=VALUE",
-              help="an option of the cell, as in activation=identity; of one among several: rnn.activation=identity")
-@click.option("--steps", cls=Flag, type=click.IntRange(1), metavar="T", shown="50, or the RUN's --seq-len",
-              help="timesteps to unroll and to send the gradient back through")
-@click.option("--loss", "losses", cls=Flag, metavar="last,train,step:K", shown="last,train",
-              help="whose gradient: of the loss at the last step, of the mean over all steps, of step K (from 0) alone")
-@click.option("--wrt", cls=Flag, metavar="states,inputs,params", shown="states",
-              help="with respect to what: every state, the inputs, or (one number each) the parameters")
-@click.option("--batches", type=click.IntRange(1), default=1, metavar="N", show_default=True,
-              help="batches to average over (root mean square)")
-@click.option("--horizon-eps", cls=Flag, type=float, metavar="X", shown="0.001",
-              help="the horizon is where the norm falls below this share of its value at the last step")
+@click.option(
+    "--cell",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_cell,
+    help="a new cell at initialisation instead of a trained RUN; repeat it to compare several",
+)
+@click.option(
+    "--cell-opt",
+    "pairs",
+    multiple=True,
+    metavar="[CELL.]KEY=VALUE",
+    help="an option of the cell, as in activation=identity; of one among several: rnn.activation=identity",
+)
+@click.option(
+    "--steps",
+    cls=Flag,
+    type=click.IntRange(1),
+    metavar="T",
+    shown="50, or the RUN's --seq-len",
+    help="timesteps to unroll and to send the gradient back through",
+)
+@click.option(
+    "--loss",
+    "losses",
+    cls=Flag,
+    metavar="last,train,step:K",
+    shown="last,train",
+    help="whose gradient: of the loss at the last step, of the mean over all steps, of step K (from 0) alone",
+)
+@click.option(
+    "--wrt",
+    cls=Flag,
+    metavar="states,inputs,params",
+    shown="states",
+    help="with respect to what: every state, the inputs, or (one number each) the parameters",
+)
+@click.option(
+    "--batches",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    show_default=True,
+    help="batches to average over (root mean square)",
+)
+@click.option(
+    "--horizon-eps",
+    cls=Flag,
+    type=float,
+    metavar="X",
+    shown="0.001",
+    help="the horizon is where the norm falls below this share of its value at the last step",
+)
 @click.option("--text", type=click.Path(), metavar="FILE", help="for a RUN: another text than its own validation part")
-@click.option("--which", type=click.Choice(["best", "latest"]), default="best", show_default=True,
-              help="for a RUN: which checkpoint")
+@click.option(
+    "--which",
+    type=click.Choice(["best", "latest"]),
+    default="best",
+    show_default=True,
+    help="for a RUN: which checkpoint",
+)
 @click.option("--allow-changed-cell", is_flag=True, help="for a RUN: accept that the code of its cell has changed")
-@click.option("--plot", "picture", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="draw into a .png, .svg or .pdf file")
-@click.option("--csv", "numbers", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="write every norm into a table")
-@click.option("--json", "as_json", is_flag=True, help="print one JSON object, or {\"reports\": [...]} for several cells")
-@click.option("--fail-on", metavar="vanish,explode", default="",
-              help="exit with code 3 if a series (of the last step, not of the training loss) does that")
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="draw into a .png, .svg or .pdf file",
+)
+@click.option(
+    "--csv",
+    "numbers",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="write every norm into a table",
+)
+@click.option("--json", "as_json", is_flag=True, help='print one JSON object, or {"reports": [...]} for several cells')
+@click.option(
+    "--fail-on",
+    metavar="vanish,explode",
+    default="",
+    help="exit with code 3 if a series (of the last step, not of the training loss) does that",
+)
 @settings("model.hidden", "model.layers", "model.embed", "model.init", "model.init_bias", "data.batch")
 @common("config", "seed", "device", "dtype", "plugin")
-def gradnorm(run: Path | None, names: tuple[str, ...], pairs: tuple[str, ...], steps: int | None, losses: str | None,
-             wrt: str | None, batches: int, horizon_eps: float | None, text: str | None, which: str,
-             allow_changed_cell: bool, picture: Path | None, numbers: Path | None, as_json: bool, fail_on: str) -> None:
+def gradnorm(
+    run: Path | None,
+    names: tuple[str, ...],
+    pairs: tuple[str, ...],
+    steps: int | None,
+    losses: str | None,
+    wrt: str | None,
+    batches: int,
+    horizon_eps: float | None,
+    text: str | None,
+    which: str,
+    allow_changed_cell: bool,
+    picture: Path | None,
+    numbers: Path | None,
+    as_json: bool,
+    fail_on: str,
+) -> None:
     """Gradient norms per timestep, of a trained RUN or of new cells.
 
     For every layer and state: ||dL/ds_t|| at each timestep t, its slope (nats per step BACK in time; negative means
@@ -74,8 +150,10 @@ def gradnorm(run: Path | None, names: tuple[str, ...], pairs: tuple[str, ...], s
     tinygrad-rnn diagnose gradnorm runs/lstm-python-docs-1 --steps 200 --plot grads.png
     """
     if (run is None) == (not names):
-        raise click.UsageError("expected a RUN folder or --cell NAME, "
-                               + ("got none of them" if run is None else "got both; give one of them"))
+        raise click.UsageError(
+            "expected a RUN folder or --cell NAME, "
+            + ("got none of them" if run is None else "got both; give one of them")
+        )
     forbidden = _wanted_verdicts(fail_on)
     for path in (picture, numbers):
         if path is not None and not path.absolute().parent.is_dir():
@@ -121,8 +199,12 @@ def _wanted_verdicts(text: str) -> set[str]:
 
 
 def _check(reports: Sequence[GradNormReport], forbidden: set[str]) -> None:
-    bad = [f"{report.cell} layer {s.layer} {s.state}, loss {s.loss}: {s.reason}"
-           for report in reports for s in report.series if s.verdict in forbidden and s.loss == judged(report)]
+    bad = [
+        f"{report.cell} layer {s.layer} {s.state}, loss {s.loss}: {s.reason}"
+        for report in reports
+        for s in report.series
+        if s.verdict in forbidden and s.loss == judged(report)
+    ]
     if bad:
         fail(f"--fail-on: {bad[0]}" + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
         click.get_current_context().exit(CHECK_FAILED)
@@ -131,38 +213,53 @@ def _check(reports: Sequence[GradNormReport], forbidden: set[str]) -> None:
 # ----------------------------------------------------------------------------------------- measurement
 
 
-def _of_run(run: Path, steps: int | None, batches: int, text: str | None, which: str, allow_changed_cell: bool,
-            choice: dict[str, Any]) -> GradNormReport:
+def _of_run(
+    run: Path,
+    steps: int | None,
+    batches: int,
+    text: str | None,
+    which: str,
+    allow_changed_cell: bool,
+    choice: dict[str, Any],
+) -> GradNormReport:
     base = tr.run_config(tr.open_run(run))
     found = resolve(base=base, origin=f"run {run}")
     changed = [key for key in found.origins if key.startswith("model.") and found.origins[key] != f"run {run}"]
     if changed:
         raise click.UsageError(f"{found.origins[changed[0]]}: the RUN has settled it; use --cell NAME for a new cell")
-    loaded = tr.load_run_model(run, which="latest" if which == "latest" else "best", device=found.run.train.device,
-                               allow_changed_cell=allow_changed_cell, plugins=found.plugins,
-                               third_party=found.third_party)
+    loaded = tr.load_run_model(
+        run,
+        which="latest" if which == "latest" else "best",
+        device=found.run.train.device,
+        allow_changed_cell=allow_changed_cell,
+        plugins=found.plugins,
+        third_party=found.third_party,
+    )
     ids = _symbols_of(loaded, run, text)
     streams = tr.fitted_streams(ids, found.run.data.batch, steps or base.data.seq_len)
     if steps and streams.seq_len < steps:
-        raise tr.DataError(f"--steps {steps}: expected a text of more than {steps} symbols, got {len(ids)}; lower it, or "
-                           "give a longer --text")
+        raise tr.DataError(
+            f"--steps {steps}: expected a text of more than {steps} symbols, got {len(ids)}; lower it, or "
+            "give a longer --text"
+        )
     if batches > len(streams):
-        raise tr.DataError(f"--batches {batches}: the text has {len(streams)} of {streams.batch} x {streams.seq_len} "
-                           "symbols; lower it, --batch or --steps")
+        raise tr.DataError(
+            f"--batches {batches}: the text has {len(streams)} of {streams.batch} x {streams.seq_len} "
+            "symbols; lower it, --batch or --steps"
+        )
     device = tr.select_device(found.run.train.device)
-    params = {name: tr.Tensor(value.data.astype(found.run.train.dtype, copy=False), requires_grad=value.requires_grad)
-              for name, value in loaded.params.items()}
+    params = {
+        name: tr.Tensor(value.data.astype(found.run.train.dtype, copy=False), requires_grad=value.requires_grad)
+        for name, value in loaded.params.items()
+    }
     pieces = [streams[k] for k in range(batches)]
     return tr.gradnorm_over(loaded.model, params, _placed(pieces, device), carry=True, **choice)
 
 
 def _symbols_of(loaded: LoadedModel, run: Path, text: str | None) -> Any:
     """The text to look at: --text, else the validation part of the run's own, else all of it."""
-    data = loaded.config.data
-    whole = {"batch": 1, "seq_len": 1, "val_frac": 0.0, "test_frac": 0.0}
     if text is not None:
-        return tr.load_dataset(dataclasses.replace(data, text=(text,), **whole), loaded.vocabulary,  # type: ignore[arg-type]
-                               stdin=sys.stdin.buffer).train
+        return whole_text(loaded.config.data, [text], loaded.vocabulary).train
     dataset = own_text(loaded, run)
     if len(dataset.val) > 1:
         return dataset.val
@@ -170,19 +267,9 @@ def _symbols_of(loaded: LoadedModel, run: Path, text: str | None) -> Any:
     return dataset.train
 
 
-def own_text(loaded: LoadedModel, run: Path) -> tr.Dataset:
-    """The text that a run was trained on, cut as it was. Raises DataError that says what to do without it."""
-    data = loaded.config.data
-    if data.text == ("-",):  # the run keeps what came from standard input
-        data = dataclasses.replace(data, text=(str(run / "text.txt"),))
-    try:
-        return tr.load_dataset(data, loaded.vocabulary)
-    except tr.DataError as error:
-        raise tr.DataError(f"the text of run {run} cannot be used ({error}); name another text") from error
-
-
-def _of_cells(names: Sequence[str], pairs: Sequence[str], steps: int | None, batches: int, choice: dict[str, Any]
-              ) -> list[GradNormReport]:
+def _of_cells(
+    names: Sequence[str], pairs: Sequence[str], steps: int | None, batches: int, choice: dict[str, Any]
+) -> list[GradNormReport]:
     import numpy as np
 
     found = resolve()
@@ -239,31 +326,50 @@ def write_csv(path: Path, reports: Sequence[GradNormReport]) -> None:
         writer.writerow(["cell", "loss", "layer", "state", "t", "norm"])
         for report in reports:
             for series in report.series:
-                writer.writerows([report.cell, series.loss, series.layer, series.state, t, repr(norm)]
-                                 for t, norm in enumerate(series.norm))
+                writer.writerows(
+                    [report.cell, series.loss, series.layer, series.state, t, repr(norm)]
+                    for t, norm in enumerate(series.norm)
+                )
 
 
 def show(reports: Sequence[GradNormReport]) -> None:
     """The plot, the table, the verdicts in words, and the trap."""
     first = reports[0]
     several = len(reports) > 1
-    emit(paint("Gradient norms per timestep", sys.stdout, bold=True)
-         + f": {', '.join(report.cell for report in reports)}; {first.layers} {_plural(first.layers, 'layer')} of "
-         f"{number(first.hidden)} units, {first.steps} steps")
+    emit(
+        paint("Gradient norms per timestep", sys.stdout, bold=True)
+        + f": {', '.join(report.cell for report in reports)}; {first.layers} {_plural(first.layers, 'layer')} of "
+        f"{number(first.hidden)} units, {first.steps} steps"
+    )
     if any(report.series for report in reports):
         emit()
         draw(reports)
         emit()
-        rows, red = [], []
+        rows: list[list[str]] = []
+        red: list[int] = []
         for report in reports:
             for s in report.series:
                 if s.verdict != "healthy" and s.loss != "train":
                     red.append(len(rows))
-                rows.append([report.cell, s.loss, str(s.layer), s.state, f"{s.slope:+.4f}",
-                             "-" if s.horizon is None else str(s.horizon), f"{s.norm[0]:.3g}", f"{s.norm[s.at]:.3g}",
-                             s.verdict])
-        table(["cell", "loss", "layer", "state", "slope", "horizon", "first norm", "last norm", "verdict"], rows,
-              numbers=[2, 4, 5, 6, 7], red=red)
+                rows.append(
+                    [
+                        report.cell,
+                        s.loss,
+                        str(s.layer),
+                        s.state,
+                        f"{s.slope:+.4f}",
+                        "-" if s.horizon is None else str(s.horizon),
+                        f"{s.norm[0]:.3g}",
+                        f"{s.norm[s.at]:.3g}",
+                        s.verdict,
+                    ]
+                )
+        table(
+            ["cell", "loss", "layer", "state", "slope", "horizon", "first norm", "last norm", "verdict"],
+            rows,
+            numbers=[2, 4, 5, 6, 7],
+            red=red,
+        )
         emit("slope: nats per step back in time; horizon: steps back until (nearly) nothing is left, '-' if never")
         emit()
         for report in reports:
@@ -275,8 +381,11 @@ def show(reports: Sequence[GradNormReport]) -> None:
     for report in reports:
         if report.params:
             emit()
-            table([f"parameter of {report.cell}", "gradient norm of the training loss"],
-                  [[name, f"{norm:.4g}"] for name, norm in report.params.items()], numbers=[1])
+            table(
+                [f"parameter of {report.cell}", "gradient norm of the training loss"],
+                [[name, f"{norm:.4g}"] for name, norm in report.params.items()],
+                numbers=[1],
+            )
 
 
 def _worth_words(report: GradNormReport, several: bool) -> list[GradNormSeries]:
@@ -288,8 +397,14 @@ def draw(reports: Sequence[GradNormReport], height: int = 16, training: bool = T
     """The curves in the terminal: all layers of one model, the top layers of several."""
     curves = plot_curves(reports, training)
     last = max(len(values) for _, values in curves) - 1
-    draw_curves(curves, log=True, ylabel="||dL/ds_t||", xlabel="timestep t (the loss is at the right end)",
-                x=(0.0, float(last)), height=height)
+    draw_curves(
+        curves,
+        log=True,
+        ylabel="||dL/ds_t||",
+        xlabel="timestep t (the loss is at the right end)",
+        x=(0.0, float(last)),
+        height=height,
+    )
 
 
 def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> list[tuple[str, tuple[float, ...]]]:
@@ -301,7 +416,7 @@ def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> lis
             if len(reports) > 1 and s.layer != report.layers - 1:
                 continue
             name = f"{report.cell} {s.state}" + (f" layer {s.layer}" if report.layers > 1 and len(reports) == 1 else "")
-            curves.append((name, s.norm[:s.at + 1]))
+            curves.append((name, s.norm[: s.at + 1]))
         trained = report.select(loss="train", layer=report.layers - 1)
         if training and loss != "train" and trained:
             curves.append((f"{report.cell} {trained[0].state}, training loss", trained[0].norm))

@@ -54,8 +54,9 @@ def doctor(as_json: bool) -> None:
         emit_json(facts)
     else:
         _print(facts)
-    if not facts["gradcheck"]["passed"] or any(cell["error"] and cell["distribution"] == "tinygrad-rnn"
-                                               for cell in facts["cells"]):
+    if not facts["gradcheck"]["passed"] or any(
+        cell["error"] and cell["distribution"] == "tinygrad-rnn" for cell in facts["cells"]
+    ):
         click.get_current_context().exit(CHECK_FAILED)
 
 
@@ -64,13 +65,18 @@ def examine(third_party: bool = True) -> dict[str, Any]:
     blas = _blas()
     facts: dict[str, Any] = {
         "tinygrad_rnn": tr.__version__,
-        "python": {"version": platform.python_version(), "implementation": platform.python_implementation(),
-                   "platform": platform.platform()},
+        "python": {
+            "version": platform.python_version(),
+            "implementation": platform.python_implementation(),
+            "platform": platform.platform(),
+        },
         "packages": {name: _version(name) for name in ("numpy", "click", "rich", "matplotlib", "safetensors")},
         "blas": blas,
         "gpu": _gpu(),
-        "cells": [{"name": row.name, "distribution": row.distribution, "version": row.version, "error": row.error}
-                  for row in tr.available_cells(third_party=third_party, check=True)],
+        "cells": [
+            {"name": row.name, "distribution": row.distribution, "version": row.version, "error": row.error}
+            for row in tr.available_cells(third_party=third_party, check=True)
+        ],
         "gradcheck": _gradcheck(third_party),
     }
     facts["advice"] = _advice(facts)
@@ -93,15 +99,23 @@ def _blas() -> dict[str, Any]:
     import numpy as np
 
     try:
-        built: dict[str, Any] = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload]
+        built: Any = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     except (KeyError, TypeError):
         built = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     speed = _gflops()
     kernel, threads = _openblas()
-    return {"name": built.get("name"), "version": built.get("version"), "kernel": kernel, "threads": threads,
-            "cores": cores, "avx512": _has_avx512(), "gflops": speed, "gflops_wide": _gflops_elsewhere(kernel),
-            "coretype": os.environ.get("OPENBLAS_CORETYPE")}
+    return {
+        "name": built.get("name"),
+        "version": built.get("version"),
+        "kernel": kernel,
+        "threads": threads,
+        "cores": cores,
+        "avx512": _has_avx512(),
+        "gflops": speed,
+        "gflops_wide": _gflops_elsewhere(kernel),
+        "coretype": os.environ.get("OPENBLAS_CORETYPE"),
+    }
 
 
 def _gflops() -> float:
@@ -123,8 +137,14 @@ def _gflops_elsewhere(kernel: str | None) -> float | None:
     if not (kernel and kernel.lower() in NARROW_KERNELS and _has_avx512()):
         return None
     try:
-        done = subprocess.run([sys.executable, "-c", MEASURE.format(size=SIZE)], capture_output=True, text=True,
-                              timeout=30, env={**os.environ, "OPENBLAS_CORETYPE": WIDE_KERNEL}, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE.format(size=SIZE)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={**os.environ, "OPENBLAS_CORETYPE": WIDE_KERNEL},
+            check=True,
+        )
         return float(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
@@ -210,15 +230,20 @@ def _gradcheck(third_party: bool) -> dict[str, Any]:
             x, y = rng.integers(0, 5, (3, 2)), rng.integers(0, 5, (3, 2))
             names = [name for name, value in params.items() if value.requires_grad]
 
-            def loss(*values: Any, model: Any = model, params: Any = params, names: Any = names, x: Any = x, y: Any = y
-                     ) -> Any:
+            def loss(
+                *values: Any, model: Any = model, params: Any = params, names: Any = names, x: Any = x, y: Any = y
+            ) -> Any:
                 own = {**params, **dict(zip(names, values, strict=True))}
                 return tr.ops.cross_entropy(model.forward(own, x).logits, y)
 
             tr.gradcheck(loss, *(params[name].data for name in names), rng=rng)
         except tr.TinygradRNNError as error:
-            return {"passed": False, "cells": checked, "error": f"{row.name}: {error}",
-                    "seconds": time.perf_counter() - began}
+            return {
+                "passed": False,
+                "cells": checked,
+                "error": f"{row.name}: {error}",
+                "seconds": time.perf_counter() - began,
+            }
         checked.append(row.name)
     return {"passed": True, "cells": checked, "error": None, "seconds": time.perf_counter() - began}
 
@@ -231,20 +256,28 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     blas, gpu = facts["blas"], facts["gpu"]
     wide = blas["gflops_wide"]
     if wide is not None and wide > 1.15 * blas["gflops"]:
-        advice.append(f"export OPENBLAS_CORETYPE={WIDE_KERNEL} (before Python starts): matrix products go from "
-                      f"{blas['gflops']:.0f} to {wide:.0f} GFLOP/s, {wide / blas['gflops']:.1f} times as fast; OpenBLAS "
-                      f"chose its {blas['kernel']} kernel although this processor has AVX-512")
+        advice.append(
+            f"export OPENBLAS_CORETYPE={WIDE_KERNEL} (before Python starts): matrix products go from "
+            f"{blas['gflops']:.0f} to {wide:.0f} GFLOP/s, {wide / blas['gflops']:.1f} times as fast; OpenBLAS "
+            f"chose its {blas['kernel']} kernel although this processor has AVX-512"
+        )
     threads = blas["threads"]
     if threads is not None and threads < blas["cores"] and (threads == 1 or threads * 2 <= blas["cores"]):
-        advice.append(f"BLAS uses {threads} of {blas['cores']} cores: unset OPENBLAS_NUM_THREADS and OMP_NUM_THREADS, up "
-                      f"to {blas['cores'] / threads:.0f} times as fast for large models")
+        advice.append(
+            f"BLAS uses {threads} of {blas['cores']} cores: unset OPENBLAS_NUM_THREADS and OMP_NUM_THREADS, up "
+            f"to {blas['cores'] / threads:.0f} times as fast for large models"
+        )
     if threads is not None and threads > blas["cores"]:
-        advice.append(f"BLAS uses {threads} threads on {blas['cores']} cores: export OPENBLAS_NUM_THREADS={blas['cores']}")
+        advice.append(
+            f"BLAS uses {threads} threads on {blas['cores']} cores: export OPENBLAS_NUM_THREADS={blas['cores']}"
+        )
     if facts["gpu"]["cupy"] and gpu["error"]:
         advice.append(f"CuPy is installed but no GPU can be used ({gpu['error']}): check the driver with nvidia-smi")
     elif gpu["error"] and Path("/dev/nvidia0").exists():
-        advice.append("this machine has an NVIDIA GPU and no CuPy: pip install 'tinygrad_rnn[cuda12]' (or cuda13), then "
-                      "--device cuda")
+        advice.append(
+            "this machine has an NVIDIA GPU and no CuPy: pip install 'tinygrad_rnn[cuda12]' (or cuda13), then "
+            "--device cuda"
+        )
     broken = [cell["name"] for cell in facts["cells"] if cell["error"]]
     if broken:
         advice.append(f"{', '.join(broken)} cannot be used: repair or uninstall the plugin (the others work)")

@@ -12,19 +12,43 @@ from tinygrad_rnn_cli.console import emit, is_terminal, paint
 COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red", "white", "bright_black")
 
 
-def draw_curves(curves: Sequence[tuple[str, Sequence[float]]], *, log: bool, ylabel: str, xlabel: str,
-                x: tuple[float, float], height: int = 16) -> None:
+def draw_curves(
+    curves: Sequence[tuple[str, Sequence[float]]],
+    *,
+    log: bool,
+    ylabel: str,
+    xlabel: str,
+    x: tuple[float, float],
+    height: int = 16,
+) -> None:
     """Print the curves, one glyph and colour each; ASCII where stdout cannot say more."""
     emit(plot_text(curves, log=log, ylabel=ylabel, xlabel=xlabel, x=x, height=height, width=plot_width()))
 
 
-def plot_text(curves: Sequence[tuple[str, Sequence[float]]], *, log: bool, ylabel: str, xlabel: str,
-              x: tuple[float, float], height: int, width: int, colored: bool = True) -> str:
+def plot_text(
+    curves: Sequence[tuple[str, Sequence[float]]],
+    *,
+    log: bool,
+    ylabel: str,
+    xlabel: str,
+    x: tuple[float, float],
+    height: int,
+    width: int,
+    colored: bool = True,
+) -> str:
     """The same as text."""
     unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
     return tr.terminal_plot(
-        curves, width, height, log=log, ascii=not unicode, ylabel=ylabel, xlabel=xlabel, x=x,
-        paint=(lambda index, glyph: paint(glyph, sys.stdout, fg=COLORS[index % len(COLORS)])) if colored else None)
+        curves,
+        width,
+        height,
+        log=log,
+        ascii=not unicode,
+        ylabel=ylabel,
+        xlabel=xlabel,
+        x=x,
+        paint=(lambda index, glyph: paint(glyph, sys.stdout, fg=COLORS[index % len(COLORS)])) if colored else None,
+    )
 
 
 def plot_width() -> int:

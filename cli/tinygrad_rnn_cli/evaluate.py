@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +10,51 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, emit_json, number, table
-from tinygrad_rnn_cli.diagnose import own_text
 from tinygrad_rnn_cli.options import Command, common, resolve
+from tinygrad_rnn_cli.texts import own_text, whole_text
 
 
 @click.command("eval", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("text", nargs=-1, metavar="[TEXT]...")
-@click.option("--part", type=click.Choice(["val", "test", "train"]), default="val", show_default=True,
-              help="without TEXT: which part of the run's own text")
+@click.option(
+    "--part",
+    type=click.Choice(["val", "test", "train"]),
+    default="val",
+    show_default=True,
+    help="without TEXT: which part of the run's own text",
+)
 @click.option("--by-char", is_flag=True, help="which symbols surprise the model most, in sum")
-@click.option("--top", type=click.IntRange(1), default=20, show_default=True, metavar="N",
-              help="with --by-char: how many symbols")
-@click.option("--unknown", type=click.Choice(["error", "skip", "replace"]), default=None,
-              help="symbols the model does not know  [default: replace where it can, else error]")
-@click.option("--which", type=click.Choice(["best", "latest"]), default="best", show_default=True,
-              help="which checkpoint: the best by validation loss, or the latest")
+@click.option(
+    "--top", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="with --by-char: how many symbols"
+)
+@click.option(
+    "--unknown",
+    type=click.Choice(["error", "skip", "replace"]),
+    default=None,
+    help="symbols the model does not know  [default: replace where it can, else error]",
+)
+@click.option(
+    "--which",
+    type=click.Choice(["best", "latest"]),
+    default="best",
+    show_default=True,
+    help="which checkpoint: the best by validation loss, or the latest",
+)
 @click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell has changed")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @common("seed", "device", "plugin")
-def evaluate(run: Path, text: tuple[str, ...], part: str, by_char: bool, top: int, unknown: Any, which: str,
-             allow_changed_cell: bool, as_json: bool) -> None:
+def evaluate(
+    run: Path,
+    text: tuple[str, ...],
+    part: str,
+    by_char: bool,
+    top: int,
+    unknown: Any,
+    which: str,
+    allow_changed_cell: bool,
+    as_json: bool,
+) -> None:
     """Score RUN on TEXT (files, folders, '-'), or on its own held-out part: nats and bits per symbol, perplexity.
 
     The interval is a 95 % block bootstrap: neighbouring symbols are not independent.
@@ -41,13 +62,16 @@ def evaluate(run: Path, text: tuple[str, ...], part: str, by_char: bool, top: in
     import numpy as np
 
     found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
-    loaded = tr.load_run_model(run, which="latest" if which == "latest" else "best", device=found.run.train.device,
-                               allow_changed_cell=allow_changed_cell, plugins=found.plugins,
-                               third_party=found.third_party)
+    loaded = tr.load_run_model(
+        run,
+        which="latest" if which == "latest" else "best",
+        device=found.run.train.device,
+        allow_changed_cell=allow_changed_cell,
+        plugins=found.plugins,
+        third_party=found.third_party,
+    )
     if text:
-        stdin = io.BytesIO(sys.stdin.buffer.read()) if "-" in text else None
-        config = dataclasses.replace(loaded.config.data, text=text, batch=1, seq_len=1, val_frac=0.0, test_frac=0.0)
-        dataset = tr.load_dataset(config, loaded.vocabulary, stdin, unknown=unknown)
+        dataset = whole_text(loaded.config.data, text, loaded.vocabulary, unknown)
         source, ids = dataset.source, dataset.train
     else:
         dataset = own_text(loaded, run)
@@ -59,8 +83,16 @@ def evaluate(run: Path, text: tuple[str, ...], part: str, by_char: bool, top: in
     rows = [(symbols[index], mean, count) for index, mean, count in score.by_symbol]
     if as_json:
         facts: dict[str, Any] = {
-            "run": str(run), "step": loaded.step, "text": source, "symbols": score.symbols, "nats": score.nats,
-            "bits": score.bits, "perplexity": score.perplexity, "low": score.low, "high": score.high}
+            "run": str(run),
+            "step": loaded.step,
+            "text": source,
+            "symbols": score.symbols,
+            "nats": score.nats,
+            "bits": score.bits,
+            "perplexity": score.perplexity,
+            "low": score.low,
+            "high": score.high,
+        }
         if by_char:
             facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in rows]
         emit_json(facts)
@@ -68,14 +100,22 @@ def evaluate(run: Path, text: tuple[str, ...], part: str, by_char: bool, top: in
     for name, value in [
         ("text", f"{source}, {number(score.symbols)} symbols scored"),
         ("nats", f"{score.nats:.4f} per symbol, 95 % between {score.low:.4f} and {score.high:.4f}"),
-        ("bits", f"{score.bits:.4f} per symbol, 95 % between {score.low / math.log(2):.4f} and "
-                 f"{score.high / math.log(2):.4f}"),
+        (
+            "bits",
+            f"{score.bits:.4f} per symbol, 95 % between {score.low / math.log(2):.4f} and "
+            f"{score.high / math.log(2):.4f}",
+        ),
         ("perplexity", f"{score.perplexity:.4g} (of {loaded.vocabulary.size} symbols)"),
     ]:
         emit(f"{name:<12} {value}")
     if by_char:
         emit()
         total = sum(mean * count for _, mean, count in rows)
-        table(["symbol", "count", "nats", "share of all surprise"],
-              [[repr(symbol), number(count), f"{mean:.3f}", f"{mean * count / total:.1%}" if total else "-"]
-               for symbol, mean, count in rows[:top]], numbers=[1, 2, 3])
+        table(
+            ["symbol", "count", "nats", "share of all surprise"],
+            [
+                [repr(symbol), number(count), f"{mean:.3f}", f"{mean * count / total:.1%}" if total else "-"]
+                for symbol, mean, count in rows[:top]
+            ],
+            numbers=[1, 2, 3],
+        )

@@ -38,11 +38,24 @@ def examine(path: Path) -> dict[str, Any]:
     error, shapes, count = None, [], described.get("parameters")
     try:
         files = given().plugins or tuple(described.get("plugins", ()))
-        entry = tr.find_cell(config.model.cell, described.get("cell"), plugins=files, third_party=given().third_party,
-                             allow_changed=False)
+        entry = tr.find_cell(
+            config.model.cell,
+            described.get("cell"),
+            plugins=files,
+            third_party=given().third_party,
+            allow_changed=False,
+        )
         model = tr.build_model(config.model, _symbols(described), entry)
-        shapes = [{"name": name, "shape": list(spec.shape), "role": spec.role, "init": spec.init,
-                   "count": math.prod(spec.shape)} for name, spec in model.params().items()]
+        shapes = [
+            {
+                "name": name,
+                "shape": list(spec.shape),
+                "role": spec.role,
+                "init": spec.init,
+                "count": math.prod(spec.shape),
+            }
+            for name, spec in model.params().items()
+        ]
         count = model.count()
     except tr.TinygradRNNError as caught:
         error = str(caught)
@@ -74,16 +87,23 @@ def _progress(run: Run) -> dict[str, Any]:
     checks = [record for record in records if record.get("kind") == "val" and record.get("loss") is not None]
     last = steps[-1] if steps else {}
     best = min(checks, key=lambda record: float(record["loss"]), default={})
-    return {"steps": last.get("step", 0), "epoch": last.get("epoch", 0.0), "loss": last.get("loss"),
-            "best_val_loss": best.get("loss"), "best_step": best.get("step")}
+    return {
+        "steps": last.get("step", 0),
+        "epoch": last.get("epoch", 0.0),
+        "loss": last.get("loss"),
+        "best_val_loss": best.get("loss"),
+        "best_step": best.get("step"),
+    }
 
 
 def _checkpoints(run: Run) -> list[dict[str, Any]]:
     files = tr.checkpoints(run)
     best = tr.best_checkpoint(run) if files else None
     latest = tr.latest_checkpoint(run) if files else None
-    return [{"file": file.name, "bytes": file.stat().st_size, "best": file == best, "latest": file == latest}
-            for file in files]
+    return [
+        {"file": file.name, "bytes": file.stat().st_size, "best": file == best, "latest": file == latest}
+        for file in files
+    ]
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -98,21 +118,33 @@ def _print(facts: dict[str, Any]) -> None:
     line("created", facts["created"])
     line("made with", ", ".join(f"{name} {version}" for name, version in (facts["versions"] or {}).items()))
     line("device", facts["device"])
-    line("cell", f"{cell.get('name')} of {cell.get('distribution')} {cell.get('version')}, source sha256 "
-         f"{str(cell.get('source_sha256'))[:16]}")
+    line(
+        "cell",
+        f"{cell.get('name')} of {cell.get('distribution')} {cell.get('version')}, source sha256 "
+        f"{str(cell.get('source_sha256'))[:16]}",
+    )
     if facts["cell_error"]:
         line("", paint(facts["cell_error"], sys.stdout, fg="red"))
     for plugin in facts["plugins"]:
         line("plugin", plugin)
-    line("text", f"{data.get('source')}: {number(int(data.get('characters') or 0))} characters, sha256 "
-         f"{str(data.get('sha256'))[:16]}")
+    line(
+        "text",
+        f"{data.get('source')}: {number(int(data.get('characters') or 0))} characters, sha256 "
+        f"{str(data.get('sha256'))[:16]}",
+    )
     line("vocabulary", f"{number(facts['vocabulary']['size'])} {facts['vocabulary']['kind']}")
     line("parameters", number(facts["parameters"]) if facts["parameters"] is not None else "unknown")
-    line("trained", f"{number(progress['steps'])} steps, {progress['epoch']:.2f} epochs"
-         + (f", last loss {progress['loss']:.4f}" if progress["loss"] is not None else ""))
+    line(
+        "trained",
+        f"{number(progress['steps'])} steps, {progress['epoch']:.2f} epochs"
+        + (f", last loss {progress['loss']:.4f}" if progress["loss"] is not None else ""),
+    )
     if progress["best_val_loss"] is not None:
-        line("validation", f"best {progress['best_val_loss']:.4f} nats ({progress['best_val_loss'] / math.log(2):.4f} "
-             f"bits) at step {number(progress['best_step'])}")
+        line(
+            "validation",
+            f"best {progress['best_val_loss']:.4f} nats ({progress['best_val_loss'] / math.log(2):.4f} "
+            f"bits) at step {number(progress['best_step'])}",
+        )
     heading("Configuration (what is not the default)")
     default = tr.config_as_dict(tr.RunConfig())
     for section, fields in facts["config"].items():
@@ -121,14 +153,27 @@ def _print(facts: dict[str, Any]) -> None:
                 line(f"{section}.{name}", _value(value))
     if facts["shapes"]:
         heading("Parameters")
-        table(["name", "shape", "role", "numbers"],
-              [[entry["name"], " x ".join(map(str, entry["shape"])), entry["role"], number(entry["count"])]
-               for entry in facts["shapes"]], numbers=[3])
+        table(
+            ["name", "shape", "role", "numbers"],
+            [
+                [entry["name"], " x ".join(map(str, entry["shape"])), entry["role"], number(entry["count"])]
+                for entry in facts["shapes"]
+            ],
+            numbers=[3],
+        )
     heading("Checkpoints")
-    table(["file", "size", ""],
-          [[entry["file"], f"{entry['bytes'] / 1024:.0f} KiB",
-            " ".join(word for word in ("best", "latest") if entry[word])] for entry in facts["checkpoints"]],
-          numbers=[1])
+    table(
+        ["file", "size", ""],
+        [
+            [
+                entry["file"],
+                f"{entry['bytes'] / 1024:.0f} KiB",
+                " ".join(word for word in ("best", "latest") if entry[word]),
+            ]
+            for entry in facts["checkpoints"]
+        ],
+        numbers=[1],
+    )
 
 
 def _value(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import signal
@@ -14,24 +15,24 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli import console
-from tinygrad_rnn_cli.options import COMMON, screen_options
+from tinygrad_rnn_cli.options import COMMON, HELP, screen_options
 
 PROGRAM = "tinygrad-rnn"
 
-# command -> the module and the name in it. Imported when the command is used, or its line of --help is wanted;
-# none of these modules imports NumPy, rich or a plugin before it runs.
+# command -> where it is, and its line of --help. A module is imported when its command is used: none of them imports
+# NumPy, rich or a plugin before it runs, but even a dozen small ones would make --help wait.
 COMMANDS = {
-    # "demo": "demo:demo",
-    "train": "train:train",
-    "resume": "resume:resume",
-    "sample": "sample:sample",
-    "eval": "evaluate:evaluate",
-    "diagnose": "diagnose:diagnose",
-    "cells": "cells:cells",
-    "data": "data:data",
-    "inspect": "inspect_run:inspect_run",
-    "plot": "plot:plot",
-    "doctor": "doctor:doctor",
+    "demo": ("demo:demo", "the whole story in about a minute: start here"),
+    "train": ("train:train", "train a model on a text, into a run folder"),
+    "resume": ("resume:resume", "continue a run exactly where it stopped"),
+    "sample": ("sample:sample", "let a trained model write"),
+    "eval": ("evaluate:evaluate", "how well a model predicts a text"),
+    "diagnose": ("diagnose:diagnose", "look inside: how far back do gradients reach?"),
+    "cells": ("cells:cells", "recurrent cells: list them, explain one"),
+    "data": ("data:data", "texts to train on: list them, count one"),
+    "inspect": ("inspect_run:inspect_run", "what a run is made from"),
+    "plot": ("plot:plot", "curves of a run"),
+    "doctor": ("doctor:doctor", "check this machine, and what would make it faster"),
 }
 
 OK, ERROR, USAGE, CHECK_FAILED, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 4, 128 + signal.SIGINT
@@ -39,6 +40,12 @@ OK, ERROR, USAGE, CHECK_FAILED, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 4, 128 + sig
 
 class Group(click.Group):
     """A group that offers the nearest name for an unknown command."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help = HELP
+        return option
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
@@ -55,12 +62,17 @@ class Program(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(f"tinygrad_rnn_cli.{module}"), name)
         return command
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any
-             ) -> NoReturn:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def main(
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any
+    ) -> NoReturn:
         arguments = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
         console.fresh_screen()
@@ -78,7 +90,7 @@ def report(error: Exception, arguments: Sequence[str]) -> int:
     """Say what went wrong, in one line (with its traceback under -vv; a bug always has one), and the exit code."""
     if isinstance(error, BrokenPipeError):
         _forget_stdout()
-        return 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else ERROR
+        return ERROR
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.Abort):
@@ -120,9 +132,7 @@ def _usage(error: click.ClickException) -> str:
     if isinstance(error, click.UsageError) and error.ctx is not None:
         page = f"; see {error.ctx.command_path} --help"
     if isinstance(error, click.NoSuchOption):
-        name = _as_written(error)
-        near = f"; did you mean {', '.join(error.possibilities)}?" if error.possibilities else page
-        return f"no option {name}{near}"
+        return f"no option {_as_written(error)}{_near_option(error) or page}"
     if isinstance(error, click.MissingParameter):
         what = error.param.make_metavar(error.ctx) if error.param is not None and error.ctx is not None else "argument"
         return f"missing {what}{page}"
@@ -139,6 +149,22 @@ def _as_written(error: click.NoSuchOption) -> str:
         return name
     written = [arg for arg in sys.argv[1:] if arg.startswith(name) and len(arg) > 2]
     return written[0].partition("=")[0] if written else name
+
+
+def _near_option(error: click.NoSuchOption) -> str:
+    """The nearest options, compared without their dashes, which all have in common; '' if none is near."""
+    if error.ctx is None:
+        return ""
+    name = _as_written(error)
+    options = [param for param in error.ctx.command.get_params(error.ctx) if isinstance(param, click.Option)]
+    known = {
+        opt.lstrip("-"): opt
+        for param in options
+        for opt in (*param.opts, *param.secondary_opts)
+        if not param.hidden or (not name.startswith("--") and not opt.startswith("--"))
+    }
+    close = difflib.get_close_matches(name.lstrip("-"), known, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(known[word] for word in close)}?" if close else ""
 
 
 def _wants_traceback(arguments: Sequence[str]) -> bool:

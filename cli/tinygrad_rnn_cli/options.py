@@ -37,6 +37,7 @@ TITLES = {
 }
 COMMON = "Common options"
 OWN = "Options"
+HELP = "show this page and stop"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,8 +82,9 @@ def given() -> Given:
 class Flag(click.Option):
     """An option that knows its section of the help page, its setting, and its default as a reader writes it."""
 
-    def __init__(self, *args: Any, section: str = OWN, key: str = "", shown: str = "", limits: str = "", **facts: Any
-                 ) -> None:
+    def __init__(
+        self, *args: Any, section: str = OWN, key: str = "", shown: str = "", limits: str = "", **facts: Any
+    ) -> None:
         super().__init__(*args, **facts)
         self.section = section
         self.key = key
@@ -117,7 +119,7 @@ class Command(click.Command):
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         option = super().get_help_option(ctx)
         if option is not None:
-            option.help = "show this page and stop"
+            option.help = HELP
         return option
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -133,7 +135,7 @@ class _SettingType(click.ParamType[Any]):
         cls, declared = _declared(key)
         self.key = key
         self.declared = declared
-        self.annotation = tr.field_types(cls)[declared.name]
+        self.annotation = _types(cls)[declared.name]
         self.name = key
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
@@ -168,6 +170,11 @@ def _sections() -> dict[str, type[Any]]:
 
 
 @functools.cache
+def _types(cls: type[Any]) -> dict[str, Any]:
+    return tr.field_types(cls)
+
+
+@functools.cache
 def _declared(key: str) -> tuple[type[Any], dataclasses.Field[Any]]:
     section, _, name = key.partition(".")
     cls = _sections()[section]
@@ -176,6 +183,11 @@ def _declared(key: str) -> tuple[type[Any], dataclasses.Field[Any]]:
 
 def _flag_name(declared: dataclasses.Field[Any]) -> str:
     return str(declared.metadata.get("flag", declared.name.replace("_", "-")))
+
+
+def option_names() -> dict[str, str]:
+    """Every setting (``section.field``) and its flag."""
+    return {key: "--" + _flag_name(_declared(key)[1]) for key in _all_keys()}
 
 
 def _from_environment(ctx: click.Context, param: click.Parameter) -> bool:
@@ -193,9 +205,9 @@ def spell(value: Any) -> str:
 
 def _limits(declared: dataclasses.Field[Any]) -> str:
     minimum, below = declared.metadata.get("minimum"), declared.metadata.get("below")
-    low = "" if minimum is None else f"{minimum}<="
-    high = "" if below is None else f"<{below}"
-    return f"{low}x{high}" if low or high else ""
+    if below is None:
+        return "" if minimum is None else f"at least {minimum}"
+    return f"below {below}" if minimum is None else f"from {minimum} to below {below}"
 
 
 def _take(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -247,8 +259,13 @@ def _option(key: str, short: Sequence[str] = (), hidden: bool = False, section: 
         facts["shown"] = flag if default else f"no-{flag}"
         return Flag([f"--{flag}/--no-{flag}", name], **facts)
     if isinstance(default, Mapping):
-        return Flag([f"--{flag}", name], multiple=True, type=str, metavar=declared.metadata["metavar"],
-                    **{**facts, "help": f"{facts['help']}; repeat for several (see: cells info NAME)", "shown": ""})
+        return Flag(
+            [f"--{flag}", name],
+            multiple=True,
+            type=str,
+            metavar=declared.metadata["metavar"],
+            **{**facts, "help": f"{facts['help']}; repeat for several (see: cells info NAME)", "shown": ""},
+        )
     return Flag([f"--{flag}", *short, name], type=_SettingType(key), **facts)
 
 
@@ -305,19 +322,52 @@ def common(*shown: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         options = [
-            Flag(["--config", "_file"], type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.toml",
-                 envvar=PREFIX + "CONFIG", callback=_config, hidden="config" not in shown,
-                 help="read settings from this file (--show-config prints one)"),
-            Flag(["--set", "_set"], multiple=True, metavar="SECTION.FIELD=VALUE", callback=_sets,
-                 hidden="config" not in shown, help="set one field of the configuration, as in --set optim.beta2=0.99"),
-            Flag(["--show-config", "_show"], is_flag=True, callback=_show, hidden="config" not in shown,
-                 help="print every setting and where it came from, and stop"),
-            *(_option(f"train.{name}", hidden=name not in shown, section=COMMON)
-              for name in ("seed", "device", "dtype")),
-            Flag(["--plugin", "_plugin"], multiple=True, metavar="PATH.py", type=click.Path(), callback=_plugins,
-                 envvar=PREFIX + "PLUGIN", hidden="plugin" not in shown, help="load cells from this file; repeatable"),
-            Flag(["--no-plugins", "_no_plugins"], is_flag=True, callback=_no_plugins, envvar=PREFIX + "NO_PLUGINS",
-                 hidden="plugin" not in shown, help="use built-in cells only"),
+            Flag(
+                ["--config", "_file"],
+                type=click.Path(dir_okay=False, path_type=Path),
+                metavar="FILE.toml",
+                envvar=PREFIX + "CONFIG",
+                callback=_config,
+                hidden="config" not in shown,
+                help="read settings from this file (--show-config prints one)",
+            ),
+            Flag(
+                ["--set", "_set"],
+                multiple=True,
+                metavar="SECTION.FIELD=VALUE",
+                callback=_sets,
+                hidden="config" not in shown,
+                help="set one field of the configuration, as in --set optim.beta2=0.99",
+            ),
+            Flag(
+                ["--show-config", "_show"],
+                is_flag=True,
+                callback=_show,
+                hidden="config" not in shown,
+                help="print every setting and where it came from, and stop",
+            ),
+            *(
+                _option(f"train.{name}", hidden=name not in shown, section=COMMON)
+                for name in ("seed", "device", "dtype")
+            ),
+            Flag(
+                ["--plugin", "_plugin"],
+                multiple=True,
+                metavar="PATH.py",
+                type=click.Path(),
+                callback=_plugins,
+                envvar=PREFIX + "PLUGIN",
+                hidden="plugin" not in shown,
+                help="load cells from this file; repeatable",
+            ),
+            Flag(
+                ["--no-plugins", "_no_plugins"],
+                is_flag=True,
+                callback=_no_plugins,
+                envvar=PREFIX + "NO_PLUGINS",
+                hidden="plugin" not in shown,
+                help="use built-in cells only",
+            ),
             *screen_options(),
         ]
         for option in reversed(options):
@@ -333,13 +383,32 @@ def common(*shown: str) -> Callable[[F], F]:
 def screen_options() -> list[click.Option]:
     """-v, -q and --color, which the program itself takes as well as every command."""
     return [
-        Flag(["-v", "--verbose", "_verbose"], count=True, expose_value=False, callback=_verbose, section=COMMON,
-             help="say more; -vv shows the traceback of an error"),
-        Flag(["-q", "--quiet", "_quiet"], is_flag=True, expose_value=False, callback=_quiet, section=COMMON,
-             help="no progress, no advice"),
-        Flag(["--color", "_color"], type=click.Choice(["auto", "always", "never"]), expose_value=False,
-             callback=_color, section=COMMON, shown="auto", envvar=PREFIX + "COLOR",
-             help="colours; NO_COLOR and FORCE_COLOR are heard too"),
+        Flag(
+            ["-v", "--verbose", "_verbose"],
+            count=True,
+            expose_value=False,
+            callback=_verbose,
+            section=COMMON,
+            help="say more; -vv shows the traceback of an error",
+        ),
+        Flag(
+            ["-q", "--quiet", "_quiet"],
+            is_flag=True,
+            expose_value=False,
+            callback=_quiet,
+            section=COMMON,
+            help="no progress, no advice",
+        ),
+        Flag(
+            ["--color", "_color"],
+            type=click.Choice(["auto", "always", "never"]),
+            expose_value=False,
+            callback=_color,
+            section=COMMON,
+            shown="auto",
+            envvar=PREFIX + "COLOR",
+            help="colours; NO_COLOR and FORCE_COLOR are heard too",
+        ),
     ]
 
 
@@ -391,8 +460,9 @@ def load_plugins() -> None:
 # ----------------------------------------------------------------------------------- where a value comes from
 
 
-def resolve(*, base: tr.RunConfig | None = None, origin: str = "default", recipe: str | None = None,
-            text: Sequence[str] = ()) -> Settings:
+def resolve(
+    *, base: tr.RunConfig | None = None, origin: str = "default", recipe: str | None = None, text: Sequence[str] = ()
+) -> Settings:
     """The configuration of the running command, layer over layer; with --show-config it is printed, and that is all.
 
     `base` is the configuration of a run that the command works on; what no layer says keeps its value.
@@ -553,7 +623,11 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value) if isinstance(value, int | float) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return (
+        repr(value)
+        if isinstance(value, int | float)
+        else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    )
 
 
 def free_folder(parent: Path, stem: str) -> Path:

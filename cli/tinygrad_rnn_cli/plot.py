@@ -22,12 +22,26 @@ WHAT = ("loss", "grads")
 
 @click.command("plot", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--what", default="loss", show_default=True, metavar="loss,grads",
-              help="loss: training and validation loss; grads: norms per timestep that train --watch grads wrote")
-@click.option("--format", "form", type=click.Choice(["term", "png", "svg", "pdf"]), default=None,
-              help="term draws in the terminal  [default: that of --out, else term]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE|FOLDER",
-              help="where to write pictures  [default: the run folder]")
+@click.option(
+    "--what",
+    default="loss",
+    show_default=True,
+    metavar="loss,grads",
+    help="loss: training and validation loss; grads: norms per timestep that train --watch grads wrote",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["term", "png", "svg", "pdf"]),
+    default=None,
+    help="term draws in the terminal  [default: that of --out, else term]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE|FOLDER",
+    help="where to write pictures  [default: the run folder]",
+)
 @common()
 def plot(run: Path, what: str, form: str | None, out: Path | None) -> None:
     """Draw the loss, or the gradient norms, of a RUN."""
@@ -41,7 +55,9 @@ def plot(run: Path, what: str, form: str | None, out: Path | None) -> None:
     suffix = out.suffix[1:].lower() if out is not None and out.suffix else ""
     chosen = form or suffix or ("png" if out is not None else "term")
     if suffix and len(wanted) > 1:
-        raise click.UsageError(f"--out {out}: expected a folder for {len(wanted)} pictures, got a file; give one --what")
+        raise click.UsageError(
+            f"--out {out}: expected a folder for {len(wanted)} pictures, got a file; give one --what"
+        )
     if form not in (None, "term") and suffix and form != suffix:
         raise click.UsageError(f"--out {out}: expected a name that ends in .{form}, as --format says")
     for word in wanted:
@@ -51,8 +67,11 @@ def plot(run: Path, what: str, form: str | None, out: Path | None) -> None:
             folder = out if out is not None and not suffix else run
             path = out if out is not None and suffix else folder / f"{word}.{chosen}"
             path.absolute().parent.mkdir(parents=True, exist_ok=True)
-            figure = (tr.loss_figure(records, title=str(run)) if word == "loss"
-                      else tr.gradnorm_figure([_report(records, run)], judged(_report(records, run)), title=str(run)))
+            figure = (
+                tr.loss_figure(records, title=str(run))
+                if word == "loss"
+                else tr.gradnorm_figure([_report(records, run)], judged(_report(records, run)), title=str(run))
+            )
             tr.save_figure(figure, path)
             emit(str(path))
 
@@ -88,8 +107,10 @@ def loss_curves(records: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
 def _report(records: list[dict[str, Any]], run: Path) -> GradNormReport:
     watched = [record for record in records if record.get("kind") == "watch"]
     if not watched:
-        raise tr.InputError(f"run {run}: no gradient norms were watched while it trained; train with --watch grads:100, or "
-                            f"measure now with: diagnose gradnorm {run}")
+        raise tr.InputError(
+            f"run {run}: no gradient norms were watched while it trained; train with --watch grads:100, or "
+            f"measure now with: diagnose gradnorm {run}"
+        )
     last = watched[-1]
     note(f"gradient norms of step {last['step']}, the last of {len(watched)} that were written")
     names = {"cell", "layers", "hidden", "steps", "series", "params"}

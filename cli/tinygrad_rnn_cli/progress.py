@@ -7,12 +7,14 @@ lines of our own, a few seconds apart.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn import Event, Finished, GradNormReport, StepDone, Trainer
 
 LINE_SECONDS = 5.0  # between two plain lines
+STOPPING = "stopping after this step, with a checkpoint; once more stops at once"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -48,8 +51,8 @@ class View:
     losses: list[float] = field(default_factory=list)
 
 
-def follow(trainer: Trainer) -> Finished:
-    """Run `trainer` to its end and show what happens.
+def follow(trainer: Trainer, limit: float = math.inf) -> Finished:
+    """Run `trainer` to its end, or for `limit` seconds, and show what happens.
 
     The first SIGINT or SIGTERM lets it finish its step and save; the second ends the program at once. Exits with
     128 + the signal's number when it was interrupted.
@@ -57,23 +60,28 @@ def follow(trainer: Trainer) -> Finished:
     view = View()
     live = is_terminal(sys.stderr) and not screen().quiet
     finished: Finished | None = None
-    with _signals(trainer, view), _display(view) if live else nullcontext() as display:
-        say: Callable[[str], None] = note if display is None else display.console.print
+    with _signals(trainer, view, live), _display(view) if live else nullcontext() as display:
+        say: Callable[[str], None] = note
+        if display is not None:
+            say = partial(display.console.print, markup=False, emoji=False)
+        began = time.monotonic()
         for event in trainer.events():
+            if time.monotonic() - began > limit:
+                trainer.stop()
             _take(event, view, say, live)
             if isinstance(event, tr.Finished):
                 finished = event
             if display is not None:
                 display.update(_Frame(view))
     assert finished is not None
-    if finished.reason == "interrupted":
+    if view.signal and finished.reason == "interrupted":
         note(f"interrupted; saved after step {number(finished.step)}. Go on: tinygrad-rnn resume {finished.path}")
-        click.get_current_context().exit(128 + (view.signal or signal.SIGINT))
+        click.get_current_context().exit(128 + view.signal)
     return finished
 
 
 @contextmanager
-def _signals(trainer: Trainer, view: View) -> Iterator[None]:
+def _signals(trainer: Trainer, view: View, live: bool) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         if view.signal:  # the second one: the user does not want to wait
             signal.signal(number, signal.SIG_DFL)
@@ -81,7 +89,8 @@ def _signals(trainer: Trainer, view: View) -> Iterator[None]:
             raise SystemExit(128 + number)
         view.signal = number
         trainer.stop()
-        note("stopping after this step, with a checkpoint; once more stops at once")
+        if not live and not screen().quiet:  # a handler may have interrupted a print, so it must not print itself
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, STOPPING.encode() + b"\n")
 
     before = {}
     for number_ in SIGNALS:
@@ -102,8 +111,11 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
         case tr.Started():
             view.total, view.from_step = event.steps, event.from_step
             begun = f", from step {number(event.from_step)}" if event.from_step else ""
-            say(f"{number(event.params)} parameters, {number(event.characters)} characters, {event.V} symbols; "
-                f"{number(event.steps)} steps ({event.steps / event.steps_per_epoch:.4g} epochs){begun} on {event.device}")
+            say(
+                f"{number(event.params)} parameters, {number(event.characters)} characters, {event.V} symbols; "
+                f"{number(event.steps)} steps ({event.steps / event.steps_per_epoch:.4g} epochs){begun} on "
+                f"{event.device}"
+            )
             detail(f"cells run by {event.executor}: {event.reason}")
         case tr.StepDone():
             view.done = event
@@ -117,8 +129,10 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
             view.val_loss = event.loss
             if event.best:
                 view.best = event.loss
-            say(f"step {number(event.step)}: validation loss {event.loss:.4f} ({event.loss / math.log(2):.4f} bits)"
-                + (", the best so far" if event.best else ""))
+            say(
+                f"step {number(event.step)}: validation loss {event.loss:.4f} ({event.loss / math.log(2):.4f} bits)"
+                + (", the best so far" if event.best else "")
+            )
         case tr.Sampled():
             say(f"step {number(event.step)}: sample")
             say(_plain(event.text))
@@ -126,13 +140,17 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
             view.report = event.report
             if not live:
                 for series in event.report.select(loss="last"):
-                    say(f"step {number(event.step)}: gradient norms, layer {series.layer}, state {series.state}: slope "
-                        f"{series.slope:+.4f} nats per step back, {series.verdict}")
+                    say(
+                        f"step {number(event.step)}: gradient norms, layer {series.layer}, state {series.state}: slope "
+                        f"{series.slope:+.4f} nats per step back, {series.verdict}"
+                    )
         case tr.Saved():
             detail(f"step {number(event.step)}: saved {event.path}")
         case tr.RolledBack():
-            warn(f"step {number(event.step)}: {event.why} Back to step {number(event.to_step)}, learning rate "
-                 f"{event.lr:g}")
+            warn(
+                f"step {number(event.step)}: {event.why} Back to step {number(event.to_step)}, learning rate "
+                f"{event.lr:g}"
+            )
         case tr.Finished():
             if event.reason == "patience":
                 say(f"step {number(event.step)}: no better validation any more; stopped early")
@@ -144,9 +162,11 @@ def _plain(text: str) -> str:
 
 def step_line(done: StepDone, view: View) -> str:
     """One line of a log, as char-rnn prints it and more."""
-    return (f"step {done.step}/{view.total}  epoch {done.epoch:.2f}  loss {done.loss:.4f}  "
-            f"grad {done.grad_norm:.3g}->{done.clipped_norm:.3g}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
-            f"{_rate(done.symbols_per_s)}  {seconds(done.seconds_left)} left")
+    return (
+        f"step {done.step}/{view.total}  epoch {done.epoch:.2f}  loss {done.loss:.4f}  "
+        f"grad {done.grad_norm:.3g}->{done.clipped_norm:.3g}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
+        f"{_rate(done.symbols_per_s)}  {seconds(done.seconds_left)} left"
+    )
 
 
 def _ratio(done: StepDone) -> float:
@@ -185,9 +205,14 @@ class _Frame:
         bar.add_column(ratio=1)
         bar.add_column(justify="right")
         left = f"{seconds(done.seconds_left)} left" if done is not None else "starting"
-        bar.add_row(Text(f"step {step}/{view.total}", style="bold"),
-                    ProgressBar(total=max(view.total, 1), completed=step), Text(left))
+        bar.add_row(
+            Text(f"step {step}/{view.total}", style="bold"),
+            ProgressBar(total=max(view.total, 1), completed=step),
+            Text(left),
+        )
         parts: list[Any] = [bar]
+        if view.signal:
+            parts.append(Text(STOPPING, style="yellow"))
         if done is not None:
             parts.append(_numbers(done, view))
         if view.report is not None:
@@ -202,10 +227,18 @@ def _numbers(done: StepDone, view: View) -> Any:
     val = "-" if view.val_loss is None else f"{view.val_loss:.4f}"
     recent = view.losses[-200:]
     for row in [
-        (f"[bold]loss[/] {done.loss:.4f}", f"[bold]validation[/] {val}", f"[bold]epoch[/] {done.epoch:.2f}",
-         f"[cyan]{tr.sparkline(recent, 30, ascii=not _unicode())}[/]"),
-        (f"gradient {done.grad_norm:.3g} -> {done.clipped_norm:.3g}", f"grad/param {_ratio(done):.1e}",
-         f"lr {done.lr:.3g}", _rate(done.symbols_per_s)),
+        (
+            f"[bold]loss[/] {done.loss:.4f}",
+            f"[bold]validation[/] {val}",
+            f"[bold]epoch[/] {done.epoch:.2f}",
+            f"[cyan]{tr.sparkline(recent, 30, ascii=not _unicode())}[/]",
+        ),
+        (
+            f"gradient {done.grad_norm:.3g} -> {done.clipped_norm:.3g}",
+            f"grad/param {_ratio(done):.1e}",
+            f"lr {done.lr:.3g}",
+            _rate(done.symbols_per_s),
+        ),
     ]:
         grid.add_row(*row)
     return grid
@@ -217,8 +250,16 @@ def _gradients(report: GradNormReport) -> Any:
 
     curves = plot_curves([report])
     width = min(90, max(40, rich_console(sys.stderr).width - 6))
-    text = plot_text(curves, log=True, ylabel="||dL/ds_t||", xlabel="timestep t", x=(0.0, float(report.steps - 1)),
-                     height=9, width=width, colored=uses_color(sys.stderr))
+    text = plot_text(
+        curves,
+        log=True,
+        ylabel="||dL/ds_t||",
+        xlabel="timestep t",
+        x=(0.0, float(report.steps - 1)),
+        height=9,
+        width=width,
+        colored=uses_color(sys.stderr),
+    )
     words = "  ".join(f"{s.state}{s.layer}: {s.slope:+.3f} {s.verdict}" for s in report.select(loss=judged(report)))
     return Panel(Text.from_ansi(text + "\n" + words), title="gradient norms", title_align="left", expand=False)
 

@@ -19,15 +19,16 @@ from tinygrad_rnn_cli.options import Command, common, resolve, settings
 def resume(run: Path, allow_changed_cell: bool) -> None:
     """Continue RUN: bit for bit as if it had never stopped (on a CPU).
 
-    --steps and --epochs are the TOTAL length of the run: with 100 steps done, --steps 200 does 100 more. Without them it
-    goes on to the length it was meant to have.
+    --steps and --epochs are the TOTAL length of the run: with 100 steps done, --steps 200 does 100 more. Without
+    them it goes on to the length it was meant to have.
     """
     origin = f"run {run}"
     found = resolve(base=tr.run_config(tr.open_run(run)), origin=origin)
     for key in ("train.seed", "train.dtype"):
         if found.origins[key] != origin and not found.origins[key].startswith("environment"):
-            raise click.UsageError(f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs and "
-                                   "--device")
+            raise click.UsageError(
+                f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs and --device"
+            )
 
     def given(key: str) -> bool:
         return found.origins[key] != origin
@@ -36,10 +37,15 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
         steps, epochs = None, found.run.train.epochs
     else:
         steps, epochs = (found.run.train.steps if given("train.steps") else None), None
-    trainer = tr.resume_training(run, steps=steps, epochs=epochs,
-                                 device=found.run.train.device if given("train.device") else None,
-                                 allow_changed_cell=allow_changed_cell, plugins=found.plugins,
-                                 third_party=found.third_party)
+    trainer = tr.resume_training(
+        run,
+        steps=steps,
+        epochs=epochs,
+        device=found.run.train.device if given("train.device") else None,
+        allow_changed_cell=allow_changed_cell,
+        plugins=found.plugins,
+        third_party=found.third_party,
+    )
     from tinygrad_rnn_cli.progress import follow
     from tinygrad_rnn_cli.train import advise_next
 

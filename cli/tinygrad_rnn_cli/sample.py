@@ -16,21 +16,32 @@ from tinygrad_rnn_cli.options import Command, Flag, common, old_names, resolve, 
 @click.command("sample", cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--prime-file", type=click.Path(path_type=Path), metavar="FILE", help="start with the text of this file")
-@click.option("--stream/--no-stream", default=None, cls=Flag, shown="stream on a terminal",
-              help="print each symbol as it is drawn")
-@click.option("--which", type=click.Choice(["best", "latest"]), default="best", show_default=True,
-              help="which checkpoint: the best by validation loss, or the latest")
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    cls=Flag,
+    shown="stream on a terminal",
+    help="print each symbol as it is drawn",
+)
+@click.option(
+    "--which",
+    type=click.Choice(["best", "latest"]),
+    default="best",
+    show_default=True,
+    help="which checkpoint: the best by validation loss, or the latest",
+)
 @click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell has changed")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object, with the samples in a list")
 @settings("sample.*", short={"sample.length": "-n", "sample.temperature": "-t"})
 @old_names("sample")
 @common("config", "seed", "device", "plugin")
-def sample(run: Path | None, prime_file: Path | None, stream: bool | None, which: str, allow_changed_cell: bool,
-           as_json: bool) -> None:
+def sample(
+    run: Path | None, prime_file: Path | None, stream: bool | None, which: str, allow_changed_cell: bool, as_json: bool
+) -> None:
     """Let the model of RUN write. Prints the text and nothing else.
 
-    The same --seed gives the same text; without one it is that of the run. Several samples (--num) are printed one after
-    the other, each under a line "=== sample 1 of 3 ===".
+    The same --seed gives the same text; without one it is that of the run. Several samples (--num) are printed one
+    after the other, each under a line "=== sample 1 of 3 ===".
 
     \b
     tinygrad-rnn sample runs/lstm-python-docs-1 -n 1000 -t 0.7 --prime "The "
@@ -50,9 +61,14 @@ def sample(run: Path | None, prime_file: Path | None, stream: bool | None, which
         if options.prime:
             raise click.UsageError("--prime-file and --prime exclude each other; give one of them")
         options = dataclasses.replace(options, prime=_read(prime_file))
-    loaded = tr.load_run_model(run, which="latest" if which == "latest" else "best", device=found.run.train.device,
-                               allow_changed_cell=allow_changed_cell, plugins=found.plugins,
-                               third_party=found.third_party)
+    loaded = tr.load_run_model(
+        run,
+        which="latest" if which == "latest" else "best",
+        device=found.run.train.device,
+        allow_changed_cell=allow_changed_cell,
+        plugins=found.plugins,
+        third_party=found.third_party,
+    )
     detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {found.run.train.seed}")
     rng = np.random.default_rng(found.run.train.seed)
     pieces = tr.generate(loaded.model, loaded.params, loaded.vocabulary, options, rng)
@@ -83,5 +99,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise tr.FileError(f"--prime-file {path}: {error.strerror or error}; expected a text file") from error
     except UnicodeDecodeError as error:
-        raise tr.DataError(f"--prime-file {path}: expected UTF-8, got byte {error.object[error.start]:#04x} at offset "
-                           f"{error.start}; convert it to UTF-8") from error
+        raise tr.DataError(
+            f"--prime-file {path}: expected UTF-8, got byte {error.object[error.start]:#04x} at offset "
+            f"{error.start}; convert it to UTF-8"
+        ) from error

@@ -27,19 +27,32 @@ def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 @click.command("train", cls=Command)
 @click.argument("text", nargs=-1, metavar="[TEXT]...")
-@click.option("--out", type=click.Path(path_type=Path), metavar="RUN",
-              help="the run folder to make  [default: runs/CELL-TEXT-1, -2, ...]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="the run folder to make  [default: runs/CELL-TEXT-1, -2, ...]",
+)
 @click.option("--overwrite", is_flag=True, help="replace the run in --out")
-@click.option("--recipe", metavar="|".join(tr.RECIPES), shell_complete=_recipes,
-              help="published hyper-parameters, below the config file and above the defaults")
-@click.option("--init-from", type=click.Path(path_type=Path), metavar="RUN",
-              help="take the weights of another run (and nothing else; see resume)")
+@click.option(
+    "--recipe",
+    metavar="|".join(tr.RECIPES),
+    shell_complete=_recipes,
+    help="published hyper-parameters, below the config file and above the defaults",
+)
+@click.option(
+    "--init-from",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="take the weights of another run (and nothing else; see resume)",
+)
 @click.option("--plan", is_flag=True, help="print size, memory and time, measured over a few steps, and stop")
 @settings("model.*", "data.*", "optim.*", "train.*")
 @old_names("train")
 @common("config", "seed", "device", "dtype", "plugin")
-def train(text: tuple[str, ...], out: Path | None, overwrite: bool, recipe: str | None, init_from: Path | None,
-          plan: bool) -> None:
+def train(
+    text: tuple[str, ...], out: Path | None, overwrite: bool, recipe: str | None, init_from: Path | None, plan: bool
+) -> None:
     """Train a model on TEXT: files, folders, or '-' for standard input; without TEXT, on the corpus --corpus.
 
     Prints the run folder on stdout; progress goes to stderr. Ctrl-C saves a checkpoint and stops. The flags of char-rnn
@@ -58,9 +71,16 @@ def train(text: tuple[str, ...], out: Path | None, overwrite: bool, recipe: str 
         show_plan(tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party), found)
         return
     folder = out or free_folder(RUNS, f"{found.run.model.cell}-{text_name(found)}")
-    trainer = tr.start_training(kept_paths(found.run), dataset, folder, overwrite=overwrite, init_from=init_from,
-                                plugins=[Path(path) for path in found.plugins], third_party=found.third_party,
-                                stdin_text=piped)
+    trainer = tr.start_training(
+        kept_paths(found.run),
+        dataset,
+        folder,
+        overwrite=overwrite,
+        init_from=init_from,
+        plugins=[Path(path) for path in found.plugins],
+        third_party=found.third_party,
+        stdin_text=piped,
+    )
     from tinygrad_rnn_cli.progress import follow
 
     note(f"{dataset.source} -> {folder}")
@@ -86,8 +106,10 @@ def load_text(found: Settings) -> tuple[Dataset, bytes | None]:
         piped = sys.stdin.buffer.read()
         stdin = io.BytesIO(piped)
     dataset = tr.load_dataset(found.run.data, stdin=stdin)
-    detail(f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
-           f"{dataset.sha256[:16]}")
+    detail(
+        f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
+        f"{dataset.sha256[:16]}"
+    )
     return dataset, piped
 
 
@@ -113,8 +135,11 @@ def show_plan(plan: Plan, found: Settings) -> None:
         ("text", f"{number(plan.characters)} characters"),
         ("steps", f"{number(plan.steps)} ({number(plan.steps_per_epoch)} per epoch)"),
         ("memory", f"{memory(plan.activation_bytes)} for the backward pass of one step"),
-        ("speed", f"{plan.seconds_per_step * 1000:.1f} ms per step, "
-                  f"{number(round(found.run.data.batch * found.run.data.seq_len / plan.seconds_per_step))} char/s"),
+        (
+            "speed",
+            f"{plan.seconds_per_step * 1000:.1f} ms per step, "
+            f"{number(round(found.run.data.batch * found.run.data.seq_len / plan.seconds_per_step))} char/s",
+        ),
         ("time", f"about {seconds(plan.seconds)}, without validation"),
     ]:
         emit(f"{name:<12} {value}")
@@ -124,11 +149,15 @@ def advise_size(params: int, dataset: Dataset) -> None:
     """char-rnn's rule of thumb: parameters and characters should be of the same order of magnitude."""
     ratio = params / max(dataset.characters, 1)
     if ratio > 5:
-        note(f"advice: {ratio:.0f} times as many parameters as characters: the model can learn the text by heart; give more "
-             "text, a smaller --hidden, or --dropout 0.5")
+        note(
+            f"advice: {ratio:.0f} times as many parameters as characters: the model can learn the text by heart; give "
+            "more text, a smaller --hidden, or --dropout 0.5"
+        )
     elif ratio < 0.1:
-        note(f"advice: {1 / ratio:.0f} times as many characters as parameters: a larger model (--hidden) can learn more, if "
-             "you have the time")
+        note(
+            f"advice: {1 / ratio:.0f} times as many characters as parameters: a larger model (--hidden) can learn "
+            "more, if you have the time"
+        )
 
 
 def advise_next(finished: Finished) -> None:

@@ -1,0 +1,37 @@
+"""The text that a command looks at: all of one that is named, or a run's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tinygrad_rnn as tr
+
+if TYPE_CHECKING:
+    from tinygrad_rnn import DataConfig, Dataset, LoadedModel, Vocabulary
+
+
+def whole_text(
+    config: DataConfig, text: Sequence[str] | None = None, vocabulary: Vocabulary | None = None, unknown: Any = None
+) -> Dataset:
+    """A text to look at and not to train on: all of it is the training part. Without `text` it is that of `config`."""
+    config = dataclasses.replace(config, batch=1, seq_len=1, val_frac=0.0, test_frac=0.0)
+    if text is not None:
+        config = dataclasses.replace(config, text=tuple(text))
+    stdin = io.BytesIO(sys.stdin.buffer.read()) if "-" in config.text else None
+    return tr.load_dataset(config, vocabulary, stdin, unknown=unknown)
+
+
+def own_text(loaded: LoadedModel, run: Path) -> Dataset:
+    """The text that a run was trained on, cut as it was. Raises DataError that says what to do without it."""
+    data = loaded.config.data
+    if data.text == ("-",):  # the run keeps what came from standard input
+        data = dataclasses.replace(data, text=(str(run / "text.txt"),))
+    try:
+        return tr.load_dataset(data, loaded.vocabulary)
+    except tr.DataError as error:
+        raise tr.DataError(f"the text of run {run} cannot be used ({error}); name another text") from error
