@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -198,6 +199,8 @@ for _option in cli.params:
 
 def main() -> None:
     """The entry point of the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a model may write what this terminal cannot
+        sys.stdout.reconfigure(errors="backslashreplace")
     cli.main()
 
 

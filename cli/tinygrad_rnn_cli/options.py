@@ -132,10 +132,10 @@ class _SettingType(click.ParamType[Any]):
     """Text to the type of one field, by the library's own rules."""
 
     def __init__(self, key: str) -> None:
-        cls, declared = _declared(key)
+        declared = _declared(key)[1]
         self.key = key
         self.declared = declared
-        self.annotation = _types(cls)[declared.name]
+        self.annotation = _types(key.partition(".")[0])[declared.name]
         self.name = key
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
@@ -170,8 +170,8 @@ def _sections() -> dict[str, type[Any]]:
 
 
 @functools.cache
-def _types(cls: type[Any]) -> dict[str, Any]:
-    return tr.field_types(cls)
+def _types(section: str) -> dict[str, Any]:
+    return tr.field_types(_sections()[section])
 
 
 @functools.cache
