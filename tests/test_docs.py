@@ -1,0 +1,370 @@
+"""The documents: their code runs and prints what they show, their links lead somewhere, their names exist.
+
+Blocks of a document run in order, in one namespace and one temporary folder:
+
+    ```python              runs; what it prints is the ```text block behind it
+    ```python raises       raises; the last line of the traceback is the ```text block behind it
+    ```python file=PATH    is written to PATH, not run (any language)
+    ```console             lines with "$ " (and "> ", which go on) are run by a shell; the others are what it prints
+    ```console slow        likewise, in the slow tests alone
+
+In an expected text "..." stands for anything. ``python tests/test_docs.py docs/FILE.md`` runs a document and writes
+what it printed into it; look at the difference before you keep it.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tinygrad_rnn
+from tinygrad_rnn import registry
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+EXECUTED = ["tutorial", "write-a-cell", "diagnostics"]
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ .*\n(?:> .*\n)*", re.MULTILINE)
+
+needs_docs = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the source tree: docs/ is no part of the wheel")
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+@dataclass
+class Block:
+    """One fenced block: its language, the words behind it, its text, and the line where the text starts."""
+
+    language: str
+    words: list[str]
+    body: str
+    line: int
+
+
+def blocks_of(text: str) -> list[Block]:
+    found = []
+    for match in FENCE.finditer(text):
+        language, *words = match[1].split() or [""]
+        found.append(Block(language, words, match[2], text.count("\n", 0, match.start(2)) + 1))
+    return found
+
+
+class Runner:
+    """Runs the blocks of one document in `folder`; `mismatches` are (line, expected, got)."""
+
+    def __init__(self, name: str, folder: Path, *, slow: bool) -> None:
+        self.name = name
+        self.folder = folder
+        self.slow = slow
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        self.mismatches: list[tuple[int, str, str]] = []
+        self.got: dict[int, str] = {}  # line of a block -> what should stand in it
+
+    def run(self, text: str) -> None:
+        blocks = blocks_of(text)
+        for i, block in enumerate(blocks):
+            after = blocks[i + 1] if i + 1 < len(blocks) and blocks[i + 1].language == "text" else None
+            file = next((word.removeprefix("file=") for word in block.words if word.startswith("file=")), None)
+            if file is not None:
+                path = self.folder / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block.body, encoding="utf-8")
+            elif block.language == "python":
+                printed = self.python(block)
+                if after is not None:
+                    self.compare(after, printed)
+                elif printed:
+                    raise AssertionError(
+                        f"{self.name}:{block.line}: prints this, and no text block follows:\n{printed}"
+                    )
+            elif block.language == "console" and (self.slow or "slow" not in block.words):
+                self.console(block)
+
+    def python(self, block: Block) -> str:
+        # the empty lines give a traceback the line numbers of the document
+        code = compile("\n" * (block.line - 1) + block.body, self.name, "exec")
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed), contextlib.chdir(self.folder):
+                exec(code, self.namespace)
+        except Exception as error:
+            if "raises" not in block.words:
+                raise AssertionError(f"{self.name}:{block.line}: {traceback.format_exc()}") from error
+            return printed.getvalue() + traceback.format_exception_only(error)[-1]
+        if "raises" in block.words:
+            raise AssertionError(f"{self.name}:{block.line}: should raise")
+        return printed.getvalue()
+
+    def console(self, block: Block) -> None:
+        printed = ""
+        for match in COMMAND.finditer(block.body):
+            command = "\n".join(line[2:] for line in match[0].splitlines())
+            printed += match[0] + self.shell(command)
+        self.compare(block, printed)
+
+    def shell(self, command: str) -> str:
+        """What `command` prints, both streams, as where no terminal is, with the program of this environment.
+
+        ``pip install FOLDER`` installs into a folder of its own, without the network, and not into this environment.
+        """
+        target = self.folder / ".installed"
+        scripts = Path(sys.executable).parent
+        if command.startswith("pip install "):
+            quiet = f"--quiet --disable-pip-version-check --no-build-isolation --no-deps --target {target}"
+            command = command.replace("pip install", f"{sys.executable} -m pip install {quiet}", 1)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TINYGRAD_RNN_")}
+        environment |= {
+            "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONPATH": str(target),
+            "COLUMNS": "120",
+            "NO_COLOR": "1",
+            "PYTHONIOENCODING": "utf-8",
+        }
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            encoding="utf-8",
+            timeout=300,
+        )
+        lines = [line.rstrip() for line in done.stdout.splitlines()]
+        return "".join(line + "\n" for line in lines)
+
+    def compare(self, block: Block, got: str) -> None:
+        got = "".join(line.rstrip() + "\n" for line in got.splitlines())
+        self.got[block.line] = got
+        flags = doctest.ELLIPSIS | doctest.DONT_ACCEPT_BLANKLINE
+        if not doctest.OutputChecker().check_output(block.body, got, flags):
+            self.mismatches.append((block.line, block.body, got))
+
+
+def updated(text: str, runner: Runner) -> str:
+    """`text` with what was printed in place of every expected text that no longer fits."""
+    wrong = {line for line, _, _ in runner.mismatches}
+
+    def body(match: re.Match[str]) -> str:
+        line = text.count("\n", 0, match.start(2)) + 1
+        return f"```{match[1]}\n{runner.got[line] if line in wrong else match[2]}```"
+
+    return FENCE.sub(body, text)
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    """Cells that a document registers are gone afterwards."""
+    before = dict(registry._registered)
+    yield
+    registry._registered.clear()
+    registry._registered.update(before)
+
+
+def run_document(name: str, folder: Path, *, slow: bool) -> None:
+    path = DOCS / f"{name}.md"
+    runner = Runner(f"docs/{name}.md", folder, slow=slow)
+    runner.run(path.read_text(encoding="utf-8"))
+    told = [f"docs/{name}.md:{line}\nexpected:\n{want}got:\n{got}" for line, want, got in runner.mismatches]
+    assert not told, "\n".join(told)
+
+
+@needs_docs
+@pytest.mark.parametrize("name", EXECUTED)
+def test_the_code_of_a_document_prints_what_it_shows(name: str, tmp_path: Path, own_registry: None) -> None:
+    run_document(name, tmp_path, slow=False)
+
+
+@needs_docs
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXECUTED)
+def test_the_slow_parts_of_a_document_too(name: str, tmp_path: Path, own_registry: None) -> None:
+    if " slow\n" not in (DOCS / f"{name}.md").read_text(encoding="utf-8"):
+        pytest.skip("has no slow block")
+    run_document(name, tmp_path, slow=True)
+
+
+def test_the_runner_notices_a_wrong_output(tmp_path: Path) -> None:
+    runner = Runner("a document", tmp_path, slow=False)
+    text = "```python\nprint(1)\n```\n\n```text\n2\n```\n\n```python\nprint('a b')\n```\n\n```text\na...\n```\n"
+    runner.run(text)
+    assert [(want, got) for _, want, got in runner.mismatches] == [("2\n", "1\n")]
+    assert updated(text, runner) == text.replace("\n2\n", "\n1\n")
+    for body in ("print(1)", "1 / 0"):
+        with pytest.raises(AssertionError, match="a document:2"):
+            Runner("a document", tmp_path, slow=False).run(f"```python\n{body}\n```\n")
+    with pytest.raises(AssertionError, match="should raise"):
+        Runner("a document", tmp_path, slow=False).run("```python raises\npass\n```\n")
+
+
+# -------------------------------------------------------------------------------- links, style, modules
+
+
+def documents() -> list[Path]:
+    return sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
+
+
+def anchors(text: str) -> set[str]:
+    """The headings of a document as the fragments of links to them."""
+    headings = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@needs_docs
+def test_links_lead_somewhere() -> None:
+    broken = []
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
+            if re.match(r"[a-z]+:", target):
+                continue
+            file, _, fragment = target.partition("#")
+            there = (path.parent / file).resolve() if file else path
+            if not there.exists() or (fragment and fragment not in anchors(there.read_text(encoding="utf-8"))):
+                broken.append(f"{path.name}: {target}")
+    assert not broken
+
+
+@needs_docs
+def test_lines_are_not_too_long() -> None:
+    """Prose, code and commands; a line of output or of a table is as long as it is."""
+    long = []
+    for path in DOCS.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        for block in blocks_of(text):
+            if block.language in ("text", "console"):
+                text = text.replace(block.body, "".join(COMMAND.findall(block.body)))
+        long += [f"{path.name}: {line[:60]}" for line in text.splitlines() if len(line) > 150 and line[0] != "|"]
+    assert not long
+
+
+def modules() -> list[str]:
+    """Every module of the library, without its first name: "cell", "ops.linear"."""
+    found = pkgutil.walk_packages(tinygrad_rnn.__path__, "tinygrad_rnn.")
+    return [name.partition(".")[2] for _, name, _ in found]
+
+
+@needs_docs
+def test_architecture_names_modules_that_exist_and_all_of_them() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\*\*(\w+)(?:\.py|/)\*\*", text))
+    top = {name for name in modules() if "." not in name}
+    assert named <= top, "docs/architecture.md names a module that does not exist"
+    assert top <= named, "docs/architecture.md says nothing about a module"
+
+
+@needs_docs
+def test_architecture_draws_the_layers_of_import_linter() -> None:
+    import tomllib
+
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = table["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    known = set(modules())
+    expected = [{name for name in re.findall(r"\w+", layer) if name in known} for layer in layers]
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    drawn = text.partition("top to bottom")[2].partition("\n\n")[2].partition("\n\n")[0]
+    assert [set(re.findall(r"\w+", line)) for line in drawn.splitlines()] == [layer for layer in expected if layer]
+
+
+# ----------------------------------------------------------------------------------------- public names
+
+
+def public_names() -> list[str]:
+    return [name for name in dir(tinygrad_rnn) if not name.startswith("_")]
+
+
+def test_the_two_lists_of_public_names_agree() -> None:
+    """What type checkers read (the TYPE_CHECKING block) and what runs (_PUBLIC): same names, same origins."""
+    tree = ast.parse(inspect.getsource(tinygrad_rnn))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    declared: dict[str, tuple[str, str]] = {}
+    exported: list[str] = []
+    for statement in block.body:
+        if isinstance(statement, ast.Assign):  # __all__: what an import under another name needs to count as public
+            exported = ast.literal_eval(statement.value)
+            continue
+        assert isinstance(statement, ast.ImportFrom)
+        for alias in statement.names:
+            assert alias.asname is not None, "a re-export says its name twice: import x as x"
+            module = (statement.module or "").partition(".")[2]
+            assert alias.asname not in declared, f"{alias.asname} is listed twice"
+            declared[alias.asname] = (module, alias.name)
+    listed = [name for names in tinygrad_rnn._PUBLIC.values() for name in names.split()]
+    assert len(listed) == len(tinygrad_rnn._SOURCES), "a name is given by two modules"
+    assert declared == {**tinygrad_rnn._SOURCES, "ops": ("", "ops")}
+    assert set(exported) == {name for name, (_, original) in declared.items() if name != original}
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_a_public_name_resolves_and_is_documented(name: str) -> None:
+    value = getattr(tinygrad_rnn, name)
+    if name in tinygrad_rnn._SOURCES:
+        module, original = tinygrad_rnn._SOURCES[name]
+        assert value is getattr(importlib.import_module(f"tinygrad_rnn.{module}"), original)
+    if inspect.isfunction(value) or inspect.isclass(value):
+        assert has_own_text(value), f"{name} has no docstring"
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Tensr'"):
+        _ = tinygrad_rnn.Tensr
+
+
+def has_own_text(value: Any) -> bool:
+    """Whether a function, class or op has a docstring that is neither inherited nor made by @dataclass."""
+    text = (value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__) or ""
+    return bool(text.strip()) and not text.startswith(f"{value.__name__}(")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_what_is_public_in_a_module_is_documented(module: str) -> None:
+    """Every function and class without an underscore, and every public function in such a class."""
+    loaded = importlib.import_module(f"tinygrad_rnn.{module}")
+    assert loaded.__doc__, "the module has no docstring"
+    missing = []
+    for name, value in vars(loaded).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != loaded.__name__:
+            continue
+        if not (inspect.isfunction(value) or inspect.isclass(value) or hasattr(value, "vjp")):
+            continue
+        if not has_own_text(value):
+            missing.append(name)
+    assert not missing, f"tinygrad_rnn.{module}: no docstring for {', '.join(missing)}"
+
+
+# ------------------------------------------------------------------------------------------- rewriting
+
+
+def rewrite(path: Path) -> int:
+    """Run a document, slow parts included, and write what it printed into it; the number of changed blocks."""
+    text = path.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        runner = Runner(str(path), Path(folder), slow=True)
+        runner.run(text)
+    path.write_text(updated(text, runner), encoding="utf-8")
+    return len(runner.mismatches)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        sys.stdout.write(f"{argument}: {rewrite(Path(argument))} blocks changed\n")
