@@ -12,16 +12,66 @@ from typing import Any
 
 import numpy as np
 
-UFUNCS = frozenset({
-    "absolute", "add", "cos", "divide", "equal", "exp", "greater", "greater_equal", "invert", "isfinite", "isnan",
-    "less", "less_equal", "log", "log1p", "logaddexp",
-    "logical_and", "logical_not", "matmul", "maximum", "minimum", "multiply",
-    "negative", "not_equal", "power", "remainder", "sign", "sin", "sqrt", "square", "subtract", "tanh",
-})
-FUNCTIONS = frozenset({
-    "all", "any", "argmax", "argsort", "broadcast_to", "clip", "concatenate", "cumsum", "flip", "full_like", "max",
-    "mean", "min", "ones_like", "pad", "stack", "sum", "take_along_axis", "where", "zeros_like",
-})
+UFUNCS = frozenset(
+    {
+        "absolute",
+        "add",
+        "cos",
+        "divide",
+        "equal",
+        "exp",
+        "greater",
+        "greater_equal",
+        "invert",
+        "isfinite",
+        "isnan",
+        "less",
+        "less_equal",
+        "log",
+        "log1p",
+        "logaddexp",
+        "logical_and",
+        "logical_not",
+        "matmul",
+        "maximum",
+        "minimum",
+        "multiply",
+        "negative",
+        "not_equal",
+        "power",
+        "remainder",
+        "sign",
+        "sin",
+        "sqrt",
+        "square",
+        "subtract",
+        "tanh",
+    }
+)
+FUNCTIONS = frozenset(
+    {
+        "all",
+        "any",
+        "argmax",
+        "argsort",
+        "broadcast_to",
+        "clip",
+        "concatenate",
+        "cumsum",
+        "flip",
+        "full_like",
+        "max",
+        "mean",
+        "min",
+        "ones_like",
+        "pad",
+        "stack",
+        "sum",
+        "take_along_axis",
+        "where",
+        "zeros_like",
+    }
+)
 METHODS = frozenset({"__call__", "at"})  # CuPy's ufuncs have `at` since 12
 SCALARS = (bool, int, float, np.generic)
 
@@ -154,11 +204,24 @@ def _operator(name: str, ufunc: np.ufunc, *, reflected: bool) -> None:
         setattr(Array, f"__i{name}__", in_place)
 
 
-for _name, _ufunc in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply), ("truediv", np.true_divide),
-                      ("pow", np.power), ("mod", np.remainder)):
+for _name, _ufunc in (
+    ("add", np.add),
+    ("sub", np.subtract),
+    ("mul", np.multiply),
+    ("truediv", np.true_divide),
+    ("pow", np.power),
+    ("mod", np.remainder),
+):
     _operator(_name, _ufunc, reflected=True)
-for _name, _ufunc in (("matmul", np.matmul), ("eq", np.equal), ("ne", np.not_equal), ("lt", np.less),
-                      ("le", np.less_equal), ("gt", np.greater), ("ge", np.greater_equal)):
+for _name, _ufunc in (
+    ("matmul", np.matmul),
+    ("eq", np.equal),
+    ("ne", np.not_equal),
+    ("lt", np.less),
+    ("le", np.less_equal),
+    ("gt", np.greater),
+    ("ge", np.greater_equal),
+):
     _operator(_name, _ufunc, reflected=False)
 for _name, _ufunc in (("neg", np.negative), ("abs", np.absolute), ("invert", np.invert)):
     setattr(Array, f"__{_name}__", lambda self, _ufunc=_ufunc: _ufunc(self))

@@ -24,19 +24,31 @@ from tinygrad_rnn.errors import CheckpointError, FileError, InputError
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-META = {"step": 12, "lr": 0.1 + 0.2, "rng": {"state": 2**127 + 1, "has": False}, "names": ["a", "ü", "\ud800"],
-        "none": None}
+META = {
+    "step": 12,
+    "lr": 0.1 + 0.2,
+    "rng": {"state": 2**127 + 1, "has": False},
+    "names": ["a", "ü", "\ud800"],
+    "none": None,
+}
 
 
 def make_arrays() -> Arrays:
     rng = np.random.default_rng(0)
     square = rng.normal(size=(3, 4))
     return {
-        "layers.0.W_xi": square, "transposed": square.T, "strided": square[:, ::2], "reversed": square[::-1],
-        "fortran": np.asfortranarray(square), "broadcast": np.broadcast_to(np.arange(3.0), (2, 3)),
-        "scalar": np.array(2.5), "empty": np.zeros((0, 4), np.float32),
-        "float32": np.array([1e-45, -0.0, np.inf, np.nan], np.float32), "float16": np.array([1.5], np.float16),
-        "big-endian": np.arange(3, dtype=">f8"), "bool": np.array([[True, False]]),
+        "layers.0.W_xi": square,
+        "transposed": square.T,
+        "strided": square[:, ::2],
+        "reversed": square[::-1],
+        "fortran": np.asfortranarray(square),
+        "broadcast": np.broadcast_to(np.arange(3.0), (2, 3)),
+        "scalar": np.array(2.5),
+        "empty": np.zeros((0, 4), np.float32),
+        "float32": np.array([1e-45, -0.0, np.inf, np.nan], np.float32),
+        "float16": np.array([1.5], np.float16),
+        "big-endian": np.arange(3, dtype=">f8"),
+        "bool": np.array([[True, False]]),
         **{f"int-{d}": np.arange(-2, 3).astype(d) for d in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")},
     }
 
@@ -97,17 +109,32 @@ def test_what_the_library_garbles_is_never_written(tmp_path: Path, monkeypatch: 
     assert load(path)[1] == {"step": 1}
 
 
-@given(st.dictionaries(st.text(), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)))
+@given(
+    st.dictionaries(
+        st.text(),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            max_leaves=8,
+        ),
+    )
+)
 def test_any_json_is_returned_exactly(tmp_path_factory: pytest.TempPathFactory, meta: dict[str, Any]) -> None:
     path = tmp_path_factory.mktemp("meta") / "a"
     save(path, {}, meta)
     assert load(path)[1] == meta
 
 
-@pytest.mark.parametrize("array", [np.array(["a"]), np.array([object()]), np.zeros(2, np.complex128),
-                                   np.zeros(2, "datetime64[s]"), np.zeros(2, [("a", "f4")])])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array(["a"]),
+        np.array([object()]),
+        np.zeros(2, np.complex128),
+        np.zeros(2, "datetime64[s]"),
+        np.zeros(2, [("a", "f4")]),
+    ],
+)
 def test_refused_dtypes(tmp_path: Path, array: np.ndarray[Any, Any]) -> None:
     with pytest.raises(InputError) as caught:
         save(tmp_path / "a", {"odd": array}, {})
@@ -115,8 +142,9 @@ def test_refused_dtypes(tmp_path: Path, array: np.ndarray[Any, Any]) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("meta", [{"a": float("nan")}, {"a": float("inf")}, {"a": np.float32(1)}, {"a": {1, 2}},
-                                  {(1, 2): 3}])
+@pytest.mark.parametrize(
+    "meta", [{"a": float("nan")}, {"a": float("inf")}, {"a": np.float32(1)}, {"a": {1, 2}}, {(1, 2): 3}]
+)
 def test_refused_meta(tmp_path: Path, meta: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         save(tmp_path / "a", {}, meta)
@@ -130,8 +158,11 @@ def test_reserved_name(tmp_path: Path) -> None:
 
 @pytest.fixture
 def sample(tmp_path: Path) -> tuple[Path, bytes, Arrays]:
-    arrays: Arrays = {"W": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), "b": np.zeros(3),
-                      "step": np.array(7)}
+    arrays: Arrays = {
+        "W": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32),
+        "b": np.zeros(3),
+        "step": np.array(7),
+    }
     path = tmp_path / "whole.safetensors"
     save(path, arrays, META)
     return path, path.read_bytes(), arrays
@@ -177,8 +208,15 @@ def test_foreign_files(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as caught:
             load(path)
         assert_one_line(caught, str(path), "none that tinygrad_rnn wrote")
-    for content in (b"", b"hello", b"To be, or not to be, that is the question:\n" * 50, bytes(100),
-                    b"\x80\x04\x95" * 99, (2).to_bytes(8, "little") + b"[]", (7).to_bytes(8, "little") + b'{"a":1}'):
+    for content in (
+        b"",
+        b"hello",
+        b"To be, or not to be, that is the question:\n" * 50,
+        bytes(100),
+        b"\x80\x04\x95" * 99,
+        (2).to_bytes(8, "little") + b"[]",
+        (7).to_bytes(8, "little") + b'{"a":1}',
+    ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError) as caught:
             load(path)
@@ -286,8 +324,9 @@ except CheckpointError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.strip() == (f"cannot write {path}: File too large; the last good checkpoint is {path}; "
-                                   "make room or write elsewhere")
+    assert done.stderr.strip() == (
+        f"cannot write {path}: File too large; the last good checkpoint is {path}; make room or write elsewhere"
+    )
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert load(path)[1] == {"step": 1}
 

@@ -34,20 +34,23 @@ def test_missing_fields_take_defaults() -> None:
     assert from_dict({"model": {"hidden": 7}}) == RunConfig(model=ModelConfig(hidden=7))
 
 
-@pytest.mark.parametrize(("mapping", "words"), [
-    ({"modle": {}}, ["no section 'modle'", "did you mean model"]),
-    ({"model": {"hiden": 3}}, ["model.hiden", "did you mean model.hidden"]),
-    ({"model": {"hidden": "3"}}, ["model.hidden", "a whole number", "'3'"]),
-    ({"model": {"hidden": 0}}, ["model.hidden", "at least 1", "0"]),
-    ({"model": {"hidden": True}}, ["a whole number"]),
-    ({"model": {"dropout": 1.0}}, ["model.dropout", "less than 1"]),
-    ({"model": {"cell": 3}}, ["text"]),
-    ({"model": {"cell_options": {"a": None}}}, ["key 'a'"]),
-    ({"model": 3}, ["section 'model'", "3"]),
-    ({"data": {"tokens": "char"}}, ["data.tokens", "'char'", "did you mean chars"]),
-    ({"data": {"text": "a.txt"}}, ["a list of text"]),
-    ({"optim": {"lr": float("nan")}}, ["finite"]),
-])
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"modle": {}}, ["no section 'modle'", "did you mean model"]),
+        ({"model": {"hiden": 3}}, ["model.hiden", "did you mean model.hidden"]),
+        ({"model": {"hidden": "3"}}, ["model.hidden", "a whole number", "'3'"]),
+        ({"model": {"hidden": 0}}, ["model.hidden", "at least 1", "0"]),
+        ({"model": {"hidden": True}}, ["a whole number"]),
+        ({"model": {"dropout": 1.0}}, ["model.dropout", "less than 1"]),
+        ({"model": {"cell": 3}}, ["text"]),
+        ({"model": {"cell_options": {"a": None}}}, ["key 'a'"]),
+        ({"model": 3}, ["section 'model'", "3"]),
+        ({"data": {"tokens": "char"}}, ["data.tokens", "'char'", "did you mean chars"]),
+        ({"data": {"text": "a.txt"}}, ["a list of text"]),
+        ({"optim": {"lr": float("nan")}}, ["finite"]),
+    ],
+)
 def test_from_dict_errors(mapping: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         from_dict(mapping)
@@ -59,8 +62,18 @@ def test_from_dict_errors(mapping: dict[str, Any], words: list[str]) -> None:
 
 def test_replace_coerces_text_and_leaves_the_old_one() -> None:
     old = RunConfig()
-    new = replace(old, {"model.hidden": "64", "optim.lr": "1e-2", "train.anomaly": "yes", "data.text": "a.txt",
-                        "model.embed": 64, "model.cell_options": "a=1", "data.val_frac": 0})
+    new = replace(
+        old,
+        {
+            "model.hidden": "64",
+            "optim.lr": "1e-2",
+            "train.anomaly": "yes",
+            "data.text": "a.txt",
+            "model.embed": 64,
+            "model.cell_options": "a=1",
+            "data.val_frac": 0,
+        },
+    )
     assert (new.model.hidden, new.optim.lr, new.train.anomaly, new.data.text) == (64, 1e-2, True, ("a.txt",))
     assert (new.model.embed, new.model.cell_options, new.data.val_frac) == ("64", {"a": "1"}, 0.0)
     assert new.train.epochs == old.train.epochs
@@ -74,18 +87,21 @@ def test_replace_sets_one_cell_option_beside_the_others() -> None:
     assert config.model.cell_options == {"a": True, "b": "2"}
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"lr": 1}, ["'lr'", "did you mean optim.lr"]),
-    ({"nothing": 1}, ["section.field"]),
-    ({"optm.lr": 1}, ["did you mean optim"]),
-    ({"optim.lrr": 1}, ["did you mean optim.lr"]),
-    ({"optim.lr": "fast"}, ["optim.lr", "a number", "'fast'"]),
-    ({"optim.lr": -1}, ["optim.lr", "at least 0"]),
-    ({"optim.beta1": "1"}, ["less than 1"]),
-    ({"optim.optim": "adan"}, ["did you mean adam"]),
-    ({"optim.lr.x": 1}, ["single value"]),
-    ({"": 1}, ["section.field"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": 1}, ["'lr'", "did you mean optim.lr"]),
+        ({"nothing": 1}, ["section.field"]),
+        ({"optm.lr": 1}, ["did you mean optim"]),
+        ({"optim.lrr": 1}, ["did you mean optim.lr"]),
+        ({"optim.lr": "fast"}, ["optim.lr", "a number", "'fast'"]),
+        ({"optim.lr": -1}, ["optim.lr", "at least 0"]),
+        ({"optim.beta1": "1"}, ["less than 1"]),
+        ({"optim.optim": "adan"}, ["did you mean adam"]),
+        ({"optim.lr.x": 1}, ["single value"]),
+        ({"": 1}, ["section.field"]),
+    ],
+)
 def test_replace_errors(changes: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         replace(RunConfig(), changes)

@@ -18,8 +18,18 @@ V = 7
 KNOWN = [(0.5, "vanishing"), (0.9, "vanishing"), (1.0, "healthy"), (1.1, "exploding")]
 
 
-def model_and_data(cell: str, T: int, B: int = 3, *, hidden: int = 8, layers: int = 1, embed: str = "hidden",
-                   seed: int = 0, dtype: Any = np.float64, **options: Any) -> tuple[Any, Any, Any, Any]:
+def model_and_data(
+    cell: str,
+    T: int,
+    B: int = 3,
+    *,
+    hidden: int = 8,
+    layers: int = 1,
+    embed: str = "hidden",
+    seed: int = 0,
+    dtype: Any = np.float64,
+    **options: Any,
+) -> tuple[Any, Any, Any, Any]:
     config = ModelConfig(cell=cell, hidden=hidden, layers=layers, embed=embed, cell_options=options)
     model = build_model(config, V, load_cell(cell))
     rng = np.random.default_rng(seed)
@@ -63,8 +73,9 @@ def test_verdicts_hold_for_long_sequences_and_powers_that_underflow() -> None:
 def test_norms_never_exceed_the_bound_of_pascanu(activation: str, bound: float, scale: float, seed: int) -> None:
     """Pascanu, Mikolov & Bengio 2013, equations 6 and 7: sup|f'| times the largest singular value, to the lag."""
     T = 12
-    model, params, x, y = model_and_data("rnn", T, 2, hidden=5, seed=seed, activation=activation,
-                                         recurrent_init=f"normal:{scale / math.sqrt(5)}")
+    model, params, x, y = model_and_data(
+        "rnn", T, 2, hidden=5, seed=seed, activation=activation, recurrent_init=f"normal:{scale / math.sqrt(5)}"
+    )
     norm = np.array(only(gradnorm(model, params, x, y, losses=("last",))).norm)
     factor = bound * np.linalg.norm(params["layers.0.W_hh"].data, 2)
     assert (norm <= norm[-1] * factor ** (T - 1 - np.arange(T)) * (1 + 1e-9)).all()
@@ -114,8 +125,12 @@ def test_lstm_norms_equal_backpropagation_by_hand() -> None:
             dc = dc + dh * gates["o"] * (1 - np.tanh(c) ** 2)
             norms.append((np.linalg.norm(dh), np.linalg.norm(dc)))
             i, f, o, g = (gates[k] for k in "ifog")
-            da = {"i": dc * g * i * (1 - i), "f": dc * before * f * (1 - f), "o": dh * np.tanh(c) * o * (1 - o),
-                  "g": dc * i * (1 - g**2)}
+            da = {
+                "i": dc * g * i * (1 - i),
+                "f": dc * before * f * (1 - f),
+                "o": dh * np.tanh(c) * o * (1 - o),
+                "g": dc * i * (1 - g**2),
+            }
             dh = sum(da[k] @ p[f"W_h{k}"].T for k in "ifog")
             dc = dc * f
         return tuple(np.array(norms[::-1]).T)  # type: ignore[return-value]
@@ -143,7 +158,7 @@ def test_norms_equal_finite_differences_of_the_state(cell: str, t: int) -> None:
         h = state["h"]
         if t < T - 1:
             with no_grad():
-                h = model.forward(params, x[t + 1:], [state]).layers[0].states["h"][-1].data
+                h = model.forward(params, x[t + 1 :], [state]).layers[0].states["h"][-1].data
         logits = Tensor(h @ params["readout.W"].data + params["readout.b"].data)
         return float(ops.cross_entropy(logits, y[-1]))
 
@@ -189,7 +204,8 @@ def test_report_has_every_layer_state_and_loss_and_survives_json() -> None:
     model, params, x, y = model_and_data("lstm", 6, layers=2, dtype=np.float32)
     report = gradnorm(model, params, x, y, losses=("last", "train", "step:2", "last"))
     assert [(s.loss, s.layer, s.state) for s in report.series] == [
-        (loss, layer, state) for loss in ("last", "train", "step:2") for layer in (0, 1) for state in ("h", "c")]
+        (loss, layer, state) for loss in ("last", "train", "step:2") for layer in (0, 1) for state in ("h", "c")
+    ]
     text = json.dumps(report.to_json(), allow_nan=False)
     data = json.loads(text)
     assert (data["cell"], data["layers"], data["hidden"], data["steps"]) == ("lstm", 2, 8, 6)
@@ -285,9 +301,15 @@ def test_one_loss_per_step_explodes_only_when_the_norm_outgrows_their_number() -
     assert describe([0.8 ** (50 - t) for t in range(50)], every_step=True)[2] == "vanishing"
 
 
-@pytest.mark.parametrize(("norm", "eps", "message"), [
-    ([], 1e-3, "one number per timestep"), ([1.0, -1.0], 1e-3, "at least 0"), ([1.0], 0.0, "--horizon-eps"),
-    ([1.0], 1.0, "--horizon-eps")])
+@pytest.mark.parametrize(
+    ("norm", "eps", "message"),
+    [
+        ([], 1e-3, "one number per timestep"),
+        ([1.0, -1.0], 1e-3, "at least 0"),
+        ([1.0], 0.0, "--horizon-eps"),
+        ([1.0], 1.0, "--horizon-eps"),
+    ],
+)
 def test_describe_refuses_what_is_no_curve(norm: list[float], eps: float, message: str) -> None:
     with pytest.raises(InputError, match=message):
         describe(norm, eps)

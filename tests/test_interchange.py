@@ -12,7 +12,11 @@ from tinygrad_rnn.interchange import from_torch, to_torch
 from tinygrad_rnn.model import Model
 
 EXCHANGED: list[tuple[str, dict[str, Any]]] = [
-    ("rnn", {}), ("rnn", {"activation": "relu"}), ("lstm", {}), ("gru", {"form": "reset_after"})]
+    ("rnn", {}),
+    ("rnn", {"activation": "relu"}),
+    ("lstm", {}),
+    ("gru", {"form": "reset_after"}),
+]
 
 
 def make(cell: str, options: dict[str, Any], embed: str = "3", hidden: int = 4, layers: int = 2) -> Model:

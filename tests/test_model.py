@@ -52,10 +52,12 @@ def symbols(T: int = 4, B: int = 2, V: int = 5, seed: int = 0) -> Any:
 
 def test_names_and_shapes() -> None:
     shapes = {name: spec.shape for name, spec in make(cell="gru").params().items()}
-    gates = {f"layers.{k}.{name}": shape
-             for k, size in ((0, 3), (1, 4))
-             for gate in "rzn"
-             for name, shape in ((f"W_x{gate}", (size, 4)), (f"W_h{gate}", (4, 4)), (f"b_{gate}", (4,)))}
+    gates = {
+        f"layers.{k}.{name}": shape
+        for k, size in ((0, 3), (1, 4))
+        for gate in "rzn"
+        for name, shape in ((f"W_x{gate}", (size, 4)), (f"W_h{gate}", (4, 4)), (f"b_{gate}", (4,)))
+    }
     assert shapes == {"embed.W": (5, 3), **gates, "readout.W": (4, 5), "readout.b": (5,)}
     assert next(iter(shapes)) == "embed.W"
     assert {name: value.shape for name, value in init(make(cell="gru")).items()} == shapes
@@ -72,17 +74,20 @@ def test_count_of_the_char_rnn_default() -> None:
     assert build_model(large, 65, load_cell("lstm")).count() == 3_320_385 - 4 * 512 * 2
 
 
-@pytest.mark.parametrize(("cell", "options", "I", "expected"), [
-    ("rnn", {}, 3, 3 * 4 + 4 * 4 + 4),
-    ("lstm", {}, 3, 4 * (3 * 4 + 4 * 4 + 4)),
-    ("gru", {}, 3, 3 * (3 * 4 + 4 * 4 + 4)),
-    ("gru", {"form": "reset_after"}, 3, 3 * (3 * 4 + 4 * 4 + 4) + 4),
-    ("mut1", {}, 4, 2 * 4 * 4 + 2 * 4 * 4 + 3 * 4),
-    ("mut1", {}, 3, 2 * 3 * 4 + 2 * 4 * 4 + 3 * 4 + 3 * 4),  # and a learned P
-    ("mut1", {"input_map": "fixed"}, 3, 2 * 3 * 4 + 2 * 4 * 4 + 3 * 4),  # a buffer is not counted
-    ("mut2", {}, 4, 2 * 4 * 4 + 3 * 4 * 4 + 3 * 4),
-    ("mut3", {}, 3, 3 * 3 * 4 + 3 * 4 * 4 + 3 * 4),
-])
+@pytest.mark.parametrize(
+    ("cell", "options", "I", "expected"),
+    [
+        ("rnn", {}, 3, 3 * 4 + 4 * 4 + 4),
+        ("lstm", {}, 3, 4 * (3 * 4 + 4 * 4 + 4)),
+        ("gru", {}, 3, 3 * (3 * 4 + 4 * 4 + 4)),
+        ("gru", {"form": "reset_after"}, 3, 3 * (3 * 4 + 4 * 4 + 4) + 4),
+        ("mut1", {}, 4, 2 * 4 * 4 + 2 * 4 * 4 + 3 * 4),
+        ("mut1", {}, 3, 2 * 3 * 4 + 2 * 4 * 4 + 3 * 4 + 3 * 4),  # and a learned P
+        ("mut1", {"input_map": "fixed"}, 3, 2 * 3 * 4 + 2 * 4 * 4 + 3 * 4),  # a buffer is not counted
+        ("mut2", {}, 4, 2 * 4 * 4 + 3 * 4 * 4 + 3 * 4),
+        ("mut3", {}, 3, 3 * 3 * 4 + 3 * 4 * 4 + 3 * 4),
+    ],
+)
 def test_count_of_every_cell(cell: str, options: dict[str, Any], I: int, expected: int) -> None:
     model = make(cell=cell, cell_options=options, layers=1, embed=str(I))
     assert model.count() == expected + 5 * I + 4 * 5 + 5
@@ -112,8 +117,9 @@ def test_onehot_equals_an_identity_embedding() -> None:
     params = init(one)
     table = Tensor(np.eye(5), requires_grad=True)
     x = symbols()
-    np.testing.assert_array_equal(one.forward(params, x).logits.data,
-                                  other.forward({**params, "embed.W": table}, x).logits.data)
+    np.testing.assert_array_equal(
+        one.forward(params, x).logits.data, other.forward({**params, "embed.W": table}, x).logits.data
+    )
 
 
 # -------------------------------------------------------------------------------- initialisation
@@ -199,7 +205,7 @@ def test_forward_passes_the_mask_to_every_layer() -> None:
     mask = np.arange(5)[:, None] < np.array([5, 2, 3])
     done = model.forward(params, x, mask=mask)
     for b, length in enumerate([5, 2, 3]):
-        alone = model.forward(params, x[:length, b: b + 1])
+        alone = model.forward(params, x[:length, b : b + 1])
         np.testing.assert_allclose(done.logits.data[:length, b], alone.logits.data[:, 0], rtol=1e-12)
         for k in range(2):
             np.testing.assert_allclose(done.state[k]["h"].data[b], alone.state[k]["h"].data[0], rtol=1e-12)
@@ -333,8 +339,9 @@ def test_the_first_state_is_the_output(narrow: type[Cell]) -> None:
         ({"mask": np.ones((2, 4), bool)}, ShapeError, r"expected a mask \(T=4, B=2\), got \(2, 4\)"),
     ],
 )
-def test_forward_says_what_does_not_fit(embed: str, change: dict[str, Any], error: type[Exception], message: str
-                                        ) -> None:
+def test_forward_says_what_does_not_fit(
+    embed: str, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     model = make(embed=embed)
     params = init(model)
     params.pop(change.get("without", ""), None)

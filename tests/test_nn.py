@@ -40,13 +40,16 @@ def test_orthogonal_is_uniform_over_the_group() -> None:
     assert abs(np.linalg.det(drawn).mean()) < 4 / math.sqrt(4000)
 
 
-@pytest.mark.parametrize(("text", "shape", "bound"), [
-    ("uniform:0.08", (200, 300), 0.08),
-    ("uniform", (300, 100), 1 / math.sqrt(100)),  # PyTorch's 1/sqrt(H): our columns are the hidden units
-    ("uniform", (400,), 1 / math.sqrt(400)),
-    ("glorot", (200, 100), math.sqrt(6 / 300)),
-    ("glorot:2", (200, 100), 2 * math.sqrt(6 / 300)),
-])
+@pytest.mark.parametrize(
+    ("text", "shape", "bound"),
+    [
+        ("uniform:0.08", (200, 300), 0.08),
+        ("uniform", (300, 100), 1 / math.sqrt(100)),  # PyTorch's 1/sqrt(H): our columns are the hidden units
+        ("uniform", (400,), 1 / math.sqrt(400)),
+        ("glorot", (200, 100), math.sqrt(6 / 300)),
+        ("glorot:2", (200, 100), 2 * math.sqrt(6 / 300)),
+    ],
+)
 def test_uniform_fills_its_interval(text: str, shape: tuple[int, ...], bound: float) -> None:
     drawn = draw(text, shape)
     n = drawn.size
@@ -56,10 +59,13 @@ def test_uniform_fills_its_interval(text: str, shape: tuple[int, ...], bound: fl
     np.testing.assert_allclose(drawn.var(), bound**2 / 3, rtol=4 / math.sqrt(n))
 
 
-@pytest.mark.parametrize(("text", "shape", "std"), [
-    ("normal:0.01", (300, 200), 0.01),
-    ("normal", (300, 100), 1 / math.sqrt(400)),  # torch-rnn: N(0, 1/sqrt(D + H))
-])
+@pytest.mark.parametrize(
+    ("text", "shape", "std"),
+    [
+        ("normal:0.01", (300, 200), 0.01),
+        ("normal", (300, 100), 1 / math.sqrt(400)),  # torch-rnn: N(0, 1/sqrt(D + H))
+    ],
+)
 def test_normal_has_its_moments(text: str, shape: tuple[int, ...], std: float) -> None:
     drawn = draw(text, shape) / std
     n = drawn.size
@@ -98,18 +104,21 @@ def test_another_seed_gives_other_numbers(name: str) -> None:
     assert np.any(draw(name, (5, 4), 0) != draw(name, (5, 4), 1))
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("ortogonal", "no initialiser 'ortogonal'; did you mean orthogonal"),
-    ("", "no initialiser ''"),
-    ("uniform:", "'uniform:': expected a number after the colon, got ''"),
-    ("normal:wide", "expected a number after the colon, got 'wide'"),
-    ("normal:nan", "expected a finite number, got nan"),
-    ("uniform:inf", "expected a finite number, got inf"),
-    ("normal:-1", "expected a width of at least 0, got -1"),
-    ("uniform:-0.1", "expected a width of at least 0"),
-    ("zeros:1", "expected no number, got 1; use constant:1"),
-    ("constant", "expected a number, as in constant:1, got none"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ortogonal", "no initialiser 'ortogonal'; did you mean orthogonal"),
+        ("", "no initialiser ''"),
+        ("uniform:", "'uniform:': expected a number after the colon, got ''"),
+        ("normal:wide", "expected a number after the colon, got 'wide'"),
+        ("normal:nan", "expected a finite number, got nan"),
+        ("uniform:inf", "expected a finite number, got inf"),
+        ("normal:-1", "expected a width of at least 0, got -1"),
+        ("uniform:-0.1", "expected a width of at least 0"),
+        ("zeros:1", "expected no number, got 1; use constant:1"),
+        ("constant", "expected a number, as in constant:1, got none"),
+    ],
+)
 def test_what_means_nothing_is_said_before_anything_is_drawn(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_initialiser(text)

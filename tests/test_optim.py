@@ -43,16 +43,23 @@ CONFIGS = {
 
 def make_params(seed: int = 0) -> Arrays:
     rng = np.random.default_rng(seed)
-    return {"W": rng.normal(size=(7, 5)), "b": rng.normal(size=5), "scale": np.array(0.3),
-            "large": rng.normal(size=(1, BLOCK + 3)), "empty": np.zeros((0, 4))}
+    return {
+        "W": rng.normal(size=(7, 5)),
+        "b": rng.normal(size=5),
+        "scale": np.array(0.3),
+        "large": rng.normal(size=(1, BLOCK + 3)),
+        "empty": np.zeros((0, 4)),
+    }
 
 
 def gradients(params: Arrays, steps: int, seed: int = 1) -> Iterator[Arrays]:
     """Gradients of very different sizes, some exactly zero: where eps and bias correction matter."""
     rng = np.random.default_rng(seed)
     for _ in range(steps):
-        yield {k: np.asarray(rng.normal(size=p.shape) * 10.0 ** rng.integers(-6, 2, size=p.shape))
-               for k, p in params.items()}
+        yield {
+            k: np.asarray(rng.normal(size=p.shape) * 10.0 ** rng.integers(-6, 2, size=p.shape))
+            for k, p in params.items()
+        }
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -66,8 +73,9 @@ def test_against_torch_over_fifty_steps(name: str) -> None:
     betas = (config.beta1, config.beta2)
     optimiser = {
         "adam": lambda: torch.optim.Adam(values, lr=lr, betas=betas, eps=config.eps),
-        "adamw": lambda: torch.optim.AdamW(values, lr=lr, betas=betas, eps=config.eps,
-                                           weight_decay=config.weight_decay),
+        "adamw": lambda: torch.optim.AdamW(
+            values, lr=lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay
+        ),
         "rmsprop": lambda: torch.optim.RMSprop(values, lr=lr, alpha=config.decay, eps=config.eps),
         "adagrad": lambda: torch.optim.Adagrad(values, lr=lr, eps=config.eps),
         "sgd": lambda: torch.optim.SGD(values, lr=lr, momentum=config.momentum),
@@ -222,12 +230,15 @@ def test_unknown_optimiser_names_the_nearest() -> None:
         init_state(OptimConfig(optim="adan"), {})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("grads", "error", "words"), [
-    ({"W": np.zeros((2, 2))}, InputError, r"none for \['b'\]"),
-    ({"W": np.zeros((2, 2)), "b": np.zeros(2), "c": np.zeros(1)}, InputError, r"more for \['c'\]"),
-    ({"W": np.zeros((2, 2)), "b": np.zeros((1, 2))}, ShapeError, r"'b'.*\(2,\).*\(1, 2\)"),
-    ({"W": np.zeros((2, 2)), "b": np.zeros(2, np.float32)}, DtypeError, "'b'.*float64.*float32"),
-])
+@pytest.mark.parametrize(
+    ("grads", "error", "words"),
+    [
+        ({"W": np.zeros((2, 2))}, InputError, r"none for \['b'\]"),
+        ({"W": np.zeros((2, 2)), "b": np.zeros(2), "c": np.zeros(1)}, InputError, r"more for \['c'\]"),
+        ({"W": np.zeros((2, 2)), "b": np.zeros((1, 2))}, ShapeError, r"'b'.*\(2,\).*\(1, 2\)"),
+        ({"W": np.zeros((2, 2)), "b": np.zeros(2, np.float32)}, DtypeError, "'b'.*float64.*float32"),
+    ],
+)
 def test_mismatch_is_an_error_and_changes_nothing(grads: Arrays, error: type[Exception], words: str) -> None:
     params = {"W": np.ones((2, 2)), "b": np.ones(2)}
     state = init_state(OptimConfig(), params)
@@ -333,15 +344,18 @@ def test_clipping_refuses_a_limit_that_is_none(limit: float) -> None:
         clip_norm({}, limit)
 
 
-@pytest.mark.parametrize(("text", "table"), [
-    ("none", {0: 1, 0.5: 1, 100: 1}),
-    # char-rnn, -learning_rate_decay 0.97 -learning_rate_decay_after 10: the tenth pass still has the full rate
-    ("exp:0.97@10", {0: 1, 9: 1, 9.999: 1, 10: 0.97, 10.5: 0.97, 11: 0.97**2, 49: 0.97**40}),
-    ("exp:.5@1", {0: 1, 0.99: 1, 1: 0.5, 2: 0.25}),
-    # torch-rnn, -lr_decay_every 5 -lr_decay_factor 0.5
-    ("step:0.5@5", {0: 1, 4.99: 1, 5: 0.5, 9.99: 0.5, 10: 0.25, 50: 0.5**10}),
-    (" step:2@1 ", {0: 1, 1: 2, 3.5: 8}),
-])
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ("none", {0: 1, 0.5: 1, 100: 1}),
+        # char-rnn, -learning_rate_decay 0.97 -learning_rate_decay_after 10: the tenth pass still has the full rate
+        ("exp:0.97@10", {0: 1, 9: 1, 9.999: 1, 10: 0.97, 10.5: 0.97, 11: 0.97**2, 49: 0.97**40}),
+        ("exp:.5@1", {0: 1, 0.99: 1, 1: 0.5, 2: 0.25}),
+        # torch-rnn, -lr_decay_every 5 -lr_decay_factor 0.5
+        ("step:0.5@5", {0: 1, 4.99: 1, 5: 0.5, 9.99: 0.5, 10: 0.25, 50: 0.5**10}),
+        (" step:2@1 ", {0: 1, 1: 2, 3.5: 8}),
+    ],
+)
 def test_learning_rate_table(text: str, table: dict[float, float]) -> None:
     config = OptimConfig(lr=2e-3, lr_decay=text)
     for epoch, factor in table.items():
@@ -358,8 +372,24 @@ def test_learning_rate_follows_char_rnn_line_by_line() -> None:
             rate *= 0.97
 
 
-@pytest.mark.parametrize("text", ["", "exp", "exp:0.97", "exp:x@3", "exp:0.9@0", "exp:0.9@1.5", "step:-1@5", "step:0@5",
-                                  "linear:0.5@5", "exp:nan@3", "exp:inf@3", "step:0.5@-5", "exp:0.9@3@4"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "exp",
+        "exp:0.97",
+        "exp:x@3",
+        "exp:0.9@0",
+        "exp:0.9@1.5",
+        "step:-1@5",
+        "step:0@5",
+        "linear:0.5@5",
+        "exp:nan@3",
+        "exp:inf@3",
+        "step:0.5@-5",
+        "exp:0.9@3@4",
+    ],
+)
 def test_bad_schedule_is_one_line(text: str) -> None:
     with pytest.raises(InputError) as caught:
         learning_rate(OptimConfig(lr_decay=text), 0)

@@ -26,42 +26,86 @@ class CellOptions:
     forget: Optional[float] = None  # noqa: UP045 - a plugin may spell it so
 
 
-@pytest.mark.parametrize(("annotation", "value", "expected"), [
-    (float, "2e-3", 2e-3), (float, "5", 5.0), (float, 5, 5.0), (float, 0.1, 0.1),
-    (int, "-7", -7), (int, 12, 12), (int, " 12 ", 12),
-    (bool, "true", True), (bool, "OFF", False), (bool, "1", True), (bool, "0", False), (bool, "no", False),
-    (bool, False, False),
-    (str, "x", "x"), (str, 64, "64"), (str, "", ""), (str, 0.5, "0.5"),
-    (Literal["adam", "sgd"], "adam", "adam"), (Literal["adam", "sgd"], "SGD", "sgd"), (Literal[1, 2], "2", 2),
-    (Literal[1, 2], 2, 2),
-    (float | None, "none", None), (float | None, "0.5", 0.5), (float | None, None, None), (Optional[int], "3", 3),  # noqa: UP045
-    (str | None, "none", None), (str | None, "a", "a"),
-    (int | float, "3", 3), (int | float, "3.5", 3.5), (Union[int, str], "3", "3"),  # noqa: UP007
-    (tuple[str, ...], "a,b.txt", ("a,b.txt",)), (tuple[str, ...], ["a", "b"], ("a", "b")), (tuple[str, ...], "", ()),
-    (tuple[int, ...], "1, 2,3", (1, 2, 3)),
-    (Mapping[str, str | int | float | bool], "a=1,b=on", {"a": "1", "b": "on"}),
-    (Mapping[str, str | int | float | bool], {"a": 1, "b": True, "c": 0.5}, {"a": 1, "b": True, "c": 0.5}),
-    (dict[str, float], "a=1", {"a": 1.0}), (Mapping[str, str], "", {}),
-    (Any, object, object), (None, "none", None),
-])
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (float, "2e-3", 2e-3),
+        (float, "5", 5.0),
+        (float, 5, 5.0),
+        (float, 0.1, 0.1),
+        (int, "-7", -7),
+        (int, 12, 12),
+        (int, " 12 ", 12),
+        (bool, "true", True),
+        (bool, "OFF", False),
+        (bool, "1", True),
+        (bool, "0", False),
+        (bool, "no", False),
+        (bool, False, False),
+        (str, "x", "x"),
+        (str, 64, "64"),
+        (str, "", ""),
+        (str, 0.5, "0.5"),
+        (Literal["adam", "sgd"], "adam", "adam"),
+        (Literal["adam", "sgd"], "SGD", "sgd"),
+        (Literal[1, 2], "2", 2),
+        (Literal[1, 2], 2, 2),
+        (float | None, "none", None),
+        (float | None, "0.5", 0.5),
+        (float | None, None, None),
+        (Optional[int], "3", 3),  # noqa: UP045
+        (str | None, "none", None),
+        (str | None, "a", "a"),
+        (int | float, "3", 3),
+        (int | float, "3.5", 3.5),
+        (Union[int, str], "3", "3"),  # noqa: UP007
+        (tuple[str, ...], "a,b.txt", ("a,b.txt",)),
+        (tuple[str, ...], ["a", "b"], ("a", "b")),
+        (tuple[str, ...], "", ()),
+        (tuple[int, ...], "1, 2,3", (1, 2, 3)),
+        (Mapping[str, str | int | float | bool], "a=1,b=on", {"a": "1", "b": "on"}),
+        (Mapping[str, str | int | float | bool], {"a": 1, "b": True, "c": 0.5}, {"a": 1, "b": True, "c": 0.5}),
+        (dict[str, float], "a=1", {"a": 1.0}),
+        (Mapping[str, str], "", {}),
+        (Any, object, object),
+        (None, "none", None),
+    ],
+)
 def test_coerce(annotation: Any, value: Any, expected: Any) -> None:
     got = coerce(annotation, value, "--x")
     assert got == expected
     assert type(got) is type(expected)
 
 
-@pytest.mark.parametrize(("annotation", "value", "words"), [
-    (float, "fast", ["a number", "'fast'"]), (float, "nan", ["finite"]), (float, "-inf", ["finite"]),
-    (float, True, ["a number"]), (int, "1.5", ["a whole number", "'1.5'"]), (int, 2.0, ["a whole number"]),
-    (int, True, ["a whole number"]), (int, None, ["a whole number"]), (bool, "maybe", ["true or false", "'maybe'"]),
-    (bool, 1, ["true or false"]), (str, None, ["text"]), (str, True, ["text"]),
-    (Literal["adam", "adagrad"], "adan", ["'adan'", "did you mean adam"]),
-    (Literal["adam", "sgd"], "zzz", ["known: adam, sgd"]), (Literal[1, 2], True, ["known: 1, 2"]),
-    (float | None, "x", ["a number", "'x'"]), (int | float, "x", ["a whole number or a number"]),
-    (tuple[int, ...], "1,b", ["'b'"]), (tuple[int, ...], 3, ["a list of a whole number"]),
-    (Mapping[str, str], "novalue", ["KEY=VALUE"]), (Mapping[str, str], 3, ["KEY=VALUE"]),
-    (Mapping[str, int], {"a": "x"}, ["key 'a'"]), (None, "x", ["none"]), (str, ["x"] * 99, ["..."]),
-])
+@pytest.mark.parametrize(
+    ("annotation", "value", "words"),
+    [
+        (float, "fast", ["a number", "'fast'"]),
+        (float, "nan", ["finite"]),
+        (float, "-inf", ["finite"]),
+        (float, True, ["a number"]),
+        (int, "1.5", ["a whole number", "'1.5'"]),
+        (int, 2.0, ["a whole number"]),
+        (int, True, ["a whole number"]),
+        (int, None, ["a whole number"]),
+        (bool, "maybe", ["true or false", "'maybe'"]),
+        (bool, 1, ["true or false"]),
+        (str, None, ["text"]),
+        (str, True, ["text"]),
+        (Literal["adam", "adagrad"], "adan", ["'adan'", "did you mean adam"]),
+        (Literal["adam", "sgd"], "zzz", ["known: adam, sgd"]),
+        (Literal[1, 2], True, ["known: 1, 2"]),
+        (float | None, "x", ["a number", "'x'"]),
+        (int | float, "x", ["a whole number or a number"]),
+        (tuple[int, ...], "1,b", ["'b'"]),
+        (tuple[int, ...], 3, ["a list of a whole number"]),
+        (Mapping[str, str], "novalue", ["KEY=VALUE"]),
+        (Mapping[str, str], 3, ["KEY=VALUE"]),
+        (Mapping[str, int], {"a": "x"}, ["key 'a'"]),
+        (None, "x", ["none"]),
+        (str, ["x"] * 99, ["..."]),
+    ],
+)
 def test_coerce_says_what_was_expected(annotation: Any, value: Any, words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         coerce(annotation, value, "--x")
@@ -78,10 +122,20 @@ def test_unknown_annotation_is_the_authors_fault(annotation: Any) -> None:
         coerce(annotation, "1", "option 'x'")
 
 
-@pytest.mark.parametrize(("annotation", "value"), [
-    (int, "1"), (float, "1.0"), (bool, "true"), (str, 1), (tuple[str, ...], "a"), (Mapping[str, int], "a=1"),
-    (Literal["a"], "A"), (float | None, "none"), (int, 1.0),
-])
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (int, "1"),
+        (float, "1.0"),
+        (bool, "true"),
+        (str, 1),
+        (tuple[str, ...], "a"),
+        (Mapping[str, int], "a=1"),
+        (Literal["a"], "A"),
+        (float | None, "none"),
+        (int, 1.0),
+    ],
+)
 def test_check_parses_no_text(annotation: Any, value: Any) -> None:
     with pytest.raises(InputError, match="x: "):
         check(annotation, value, "x")
@@ -110,13 +164,18 @@ def test_parse_options() -> None:
     assert got == CellOptions(slope=0.5, input_map="fixed", bias=False, forget=1.0, note="x")
 
 
-@pytest.mark.parametrize(("mapping", "words"), [
-    ({"inptmap": "fixed"}, ["cell mut1 has no option 'inptmap'", "did you mean input_map"]),
-    ({"input_map": "learnt"}, ["option 'input_map'", "'learnt'", "did you mean learned"]),
-    ({"slope": "steep"}, ["option 'slope'", "a number", "'steep'"]),
-    ({"slope": "-1"}, ["at least 0", "-1"]), ({"slope": 10}, ["less than 10"]), ({"blocks": "0"}, ["at least 1"]),
-    ({"input_map": "fixed", "input-map": "auto"}, ["twice"]),
-])
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"inptmap": "fixed"}, ["cell mut1 has no option 'inptmap'", "did you mean input_map"]),
+        ({"input_map": "learnt"}, ["option 'input_map'", "'learnt'", "did you mean learned"]),
+        ({"slope": "steep"}, ["option 'slope'", "a number", "'steep'"]),
+        ({"slope": "-1"}, ["at least 0", "-1"]),
+        ({"slope": 10}, ["less than 10"]),
+        ({"blocks": "0"}, ["at least 1"]),
+        ({"input_map": "fixed", "input-map": "auto"}, ["twice"]),
+    ],
+)
 def test_parse_options_errors(mapping: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         parse_options(CellOptions, mapping, "cell mut1")

@@ -21,14 +21,15 @@ from tinygrad_rnn.textplot import ASCII_GLYPHS, GLYPHS, sparkline, terminal_plot
 T = 20
 
 
-def report(cell: str, g: float, *, layers: int = 1, states: str = "h", loss: str = "last", at: int = T - 1
-           ) -> GradNormReport:
+def report(
+    cell: str, g: float, *, layers: int = 1, states: str = "h", loss: str = "last", at: int = T - 1
+) -> GradNormReport:
     """A model whose norms fall like g, and whose training loss stays flat."""
     series = []
     for layer in range(layers):
         for state in states:
             norm = [0.1 * g ** (at - t) if t <= at else 0.0 for t in range(T)]
-            series.append(GradNormSeries(loss, layer, state, tuple(norm), *describe(norm[:at + 1]), at=at))
+            series.append(GradNormSeries(loss, layer, state, tuple(norm), *describe(norm[: at + 1]), at=at))
             flat = (0.02,) * T
             series.append(GradNormSeries("train", layer, state, flat, *describe(flat, every_step=True), at=T - 1))
     return GradNormReport(cell, layers, 8, T, tuple(series))
@@ -44,9 +45,14 @@ def test_gradient_figure_names_axes_units_and_every_cell() -> None:
     assert axes.get_yscale() == "log"
     assert axes.get_xlabel() == "timestep t (symbols, earliest first)"
     assert "nats per unit of the state" in axes.get_ylabel()
-    assert labels(figure) == ["rnn: h\nvanishing, -0.69 nats/step back", "lstm: h\nvanishing, -0.11 nats/step back",
-                              "lstm: c\nvanishing, -0.11 nats/step back", "rnn: h, training loss",
-                              "lstm: h, training loss", "lstm: c, training loss"]
+    assert labels(figure) == [
+        "rnn: h\nvanishing, -0.69 nats/step back",
+        "lstm: h\nvanishing, -0.11 nats/step back",
+        "lstm: c\nvanishing, -0.11 nats/step back",
+        "rnn: h, training loss",
+        "lstm: h, training loss",
+        "lstm: c, training loss",
+    ]
     assert "judge by the thick curves" in figure.get_supxlabel()
     assert [text.get_text() for text in axes.texts] == ["loss at t = 19"]
     assert len({line.get_color() for line in axes.lines if line.get_label().startswith(("rnn", "lstm"))}) == 2
@@ -88,9 +94,14 @@ def test_a_missing_series_is_named() -> None:
 
 
 def test_loss_figure_shows_nats_and_bits() -> None:
-    records = [{"kind": "step", "step": 1, "loss": 9.0}, {"kind": "step", "step": 1, "loss": 4.0},
-               {"kind": "step", "step": 2, "loss": 3.0}, {"kind": "sample", "step": 2, "text": "a"},
-               {"kind": "val", "step": 1, "loss": 3.9}, {"kind": "val", "step": 2, "loss": 3.2}]
+    records = [
+        {"kind": "step", "step": 1, "loss": 9.0},
+        {"kind": "step", "step": 1, "loss": 4.0},
+        {"kind": "step", "step": 2, "loss": 3.0},
+        {"kind": "sample", "step": 2, "text": "a"},
+        {"kind": "val", "step": 1, "loss": 3.9},
+        {"kind": "val", "step": 2, "loss": 3.2},
+    ]
     figure = loss_figure(records)
     (axes,) = figure.axes
     (bits,) = axes.child_axes
@@ -98,11 +109,15 @@ def test_loss_figure_shows_nats_and_bits() -> None:
     assert "nats per symbol" in axes.get_ylabel()
     assert bits.get_ylabel() == "bits per symbol"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "training", "validation (best 3.200 nats, step 2)"]
+        "training",
+        "validation (best 3.200 nats, step 2)",
+    ]
     assert list(axes.lines[0].get_ydata()) == [4.0, 3.0]  # the later record of step 1 rules
     many = loss_figure({"kind": "step", "step": i, "loss": 2.0} for i in range(300))
     assert [text.get_text() for text in many.axes[0].get_legend().get_texts()] == [
-        "training, each batch", "training, running median"]
+        "training, each batch",
+        "training, running median",
+    ]
     with pytest.raises(InputError, match="train at least one step"):
         loss_figure([{"kind": "sample", "step": 1, "text": ""}])
 
@@ -157,9 +172,11 @@ def test_a_failure_while_drawing_leaves_the_old_file(tmp_path: Path, monkeypatch
 
 
 def test_no_global_figure_and_no_matplotlib_until_drawn() -> None:
-    code = ("import sys, tinygrad_rnn.plots, tinygrad_rnn.textplot; assert 'matplotlib' not in sys.modules; "
-            "tinygrad_rnn.plots.loss_figure([{'kind': 'step', 'step': 1, 'loss': 1.0}]); "
-            "assert 'matplotlib.pyplot' not in sys.modules")
+    code = (
+        "import sys, tinygrad_rnn.plots, tinygrad_rnn.textplot; assert 'matplotlib' not in sys.modules; "
+        "tinygrad_rnn.plots.loss_figure([{'kind': 'step', 'step': 1, 'loss': 1.0}]); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -199,8 +216,12 @@ def test_terminal_plot_with_a_linear_axis_and_paint() -> None:
     assert "<0●>" in text and " 200" in text and text.splitlines()[0].startswith("4 ┤<0●>")
 
 
-@given(values=st.lists(st.floats(min_value=0), min_size=1, max_size=200), width=st.integers(24, 120),
-       height=st.integers(4, 30), ascii=st.booleans())
+@given(
+    values=st.lists(st.floats(min_value=0), min_size=1, max_size=200),
+    width=st.integers(24, 120),
+    height=st.integers(4, 30),
+    ascii=st.booleans(),
+)
 def test_terminal_plot_stays_in_its_box(values: list[float], width: int, height: int, ascii: bool) -> None:
     lines = terminal_plot([("one", values), ("two", values[::-1])], width, height, ascii=ascii).splitlines()
     assert max(map(len, lines)) <= width
@@ -209,9 +230,15 @@ def test_terminal_plot_stays_in_its_box(values: list[float], width: int, height:
     assert any(glyph in "".join(lines[:height]) for glyph in glyphs[:2])
 
 
-@pytest.mark.parametrize(("series", "width", "height", "message"), [
-    ([], 72, 16, "at least one series"), ([("a", [])], 72, 16, "at least one value"),
-    ([("a", [1.0])], 10, 16, "24 columns"), ([("a", [-1.0])], 72, 16, "log axis")])
+@pytest.mark.parametrize(
+    ("series", "width", "height", "message"),
+    [
+        ([], 72, 16, "at least one series"),
+        ([("a", [])], 72, 16, "at least one value"),
+        ([("a", [1.0])], 10, 16, "24 columns"),
+        ([("a", [-1.0])], 72, 16, "log axis"),
+    ],
+)
 def test_terminal_plot_refuses_what_it_cannot_draw(series: Any, width: int, height: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         terminal_plot(series, width, height)

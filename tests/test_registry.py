@@ -69,8 +69,9 @@ def nothing_stays_registered() -> Iterator[None]:
         forget_cell(row.name)
 
 
-def distribution(folder: Path, name: str, module: str, source: str, entries: dict[str, str], version: str = "1.2"
-                 ) -> None:
+def distribution(
+    folder: Path, name: str, module: str, source: str, entries: dict[str, str], version: str = "1.2"
+) -> None:
     """What pip leaves of an installed distribution: a module and a .dist-info with entry points."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
@@ -125,8 +126,9 @@ def test_an_installed_cell_is_found_and_used(tmp_path: Path, monkeypatch: pytest
     np.testing.assert_array_equal(out[:, 0], [[1, 1], [1.5, 1.5]])
 
 
-def test_a_decorated_class_that_is_also_an_entry_point_is_one_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-                                                                    ) -> None:
+def test_a_decorated_class_that_is_also_an_entry_point_is_one_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     distribution(tmp_path, "both-ways", "both_leaky", plugin("leaky"), {"leaky": "both_leaky:Leaky"})
     monkeypatch.syspath_prepend(tmp_path)
     assert load_cell("leaky").identity.distribution == "both-ways"
@@ -145,8 +147,9 @@ def test_a_decorated_class_that_is_also_an_entry_point_is_one_cell(tmp_path: Pat
         (undecorated("other"), "acme_broken:Leaky", ["named like its entry point", "'other'"]),
     ],
 )
-def test_a_broken_plugin_is_a_row_and_not_a_crash(source: str, target: str, parts: list[str], tmp_path: Path,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plugin_is_a_row_and_not_a_crash(
+    source: str, target: str, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     distribution(tmp_path, "acme-broken", "acme_broken", source, {"broken": target})
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "acme_broken", raising=False)
@@ -213,8 +216,10 @@ def test_without_third_party_only_the_built_in_cells_exist(tmp_path: Path, monke
             load_cell(name, third_party=False)
 
 
-@pytest.mark.parametrize(("name", "suggestion"), [("lsmt", "did you mean lstm"), ("mutt3", "did you mean mut3"),
-                                                  ("transformer", "known: gru, lstm")])
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("lsmt", "did you mean lstm"), ("mutt3", "did you mean mut3"), ("transformer", "known: gru, lstm")],
+)
 def test_an_unknown_name_suggests_the_nearest(name: str, suggestion: str) -> None:
     with pytest.raises(InputError, match=f"no cell '{name}'.*{suggestion}"):
         load_cell(name)

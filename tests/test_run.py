@@ -34,8 +34,15 @@ from tinygrad_rnn.run import (
 )
 
 CONFIG = replace(RunConfig(), {"model.hidden": 7, "optim.lr": 0.1 + 0.2, "model.cell_options.slope": 2})
-DESCRIPTION = {"config": as_dict(CONFIG), "data": {"sha256": "0" * 64}, "seed": 3, "device": "cpu", "parameters": 12,
-               "cell": {"name": "lstm"}, "vocabulary": {"kind": "chars", "symbols": ["a", "\n", "ü"]}}
+DESCRIPTION = {
+    "config": as_dict(CONFIG),
+    "data": {"sha256": "0" * 64},
+    "seed": 3,
+    "device": "cpu",
+    "parameters": 12,
+    "cell": {"name": "lstm"},
+    "vocabulary": {"kind": "chars", "symbols": ["a", "\n", "ü"]},
+}
 ARRAYS = {"W": np.ones((2, 3))}
 
 
@@ -190,8 +197,9 @@ def test_metrics_round_trip(run: Run) -> None:
     assert len((run.path / "metrics.jsonl").read_bytes().splitlines()) == 2
 
 
-@pytest.mark.parametrize("record", [{}, {"step": 1.0}, {"step": True}, {"step": 1, "x": {1}},
-                                    {"step": 1, "x": np.ones(2)}])
+@pytest.mark.parametrize(
+    "record", [{}, {"step": 1.0}, {"step": True}, {"step": 1, "x": {1}}, {"step": 1, "x": np.ones(2)}]
+)
 def test_metrics_refuse(run: Run, record: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="metrics: expected"):
         append_metrics(run, record)
@@ -209,7 +217,7 @@ def test_metrics_torn_at_every_byte(run: Run) -> None:
         complete = sum(end <= length + 1 for end in ends)  # a line that lacks its newline alone is whole
         assert [record["step"] for record in read_metrics(run)] == [1, 2, 3][:complete]
         append_metrics(run, {"step": 9})
-        assert [record["step"] for record in read_metrics(run)] == [*[1, 2, 3][:sum(end <= length for end in ends)], 9]
+        assert [record["step"] for record in read_metrics(run)] == [*[1, 2, 3][: sum(end <= length for end in ends)], 9]
     path.write_bytes(whole + bytes(50))  # a power cut after the file has grown
     assert [record["step"] for record in read_metrics(run)] == [1, 2, 3]
 
@@ -246,8 +254,11 @@ def test_checkpoint_names_and_order(run: Run) -> None:
         save_run_checkpoint(run, step, ARRAYS, {"step": step}, loss)
     (run.path / "checkpoints" / "step-7.txt").write_text("")
     assert [p.name for p in checkpoints(run)] == [
-        "step-00000100.safetensors", "step-00000200-val-1.8432.safetensors", "step-00000300-val-nan.safetensors",
-        "step-123456789-val-0.5000.safetensors"]
+        "step-00000100.safetensors",
+        "step-00000200-val-1.8432.safetensors",
+        "step-00000300-val-nan.safetensors",
+        "step-123456789-val-0.5000.safetensors",
+    ]
     assert latest_checkpoint(run).name == "step-123456789-val-0.5000.safetensors"
     arrays, meta = load_run_checkpoint(run)
     np.testing.assert_array_equal(arrays["W"], ARRAYS["W"])

@@ -43,8 +43,10 @@ def make(name: str, seed: int = 0, **options: Any) -> tuple[Cell, dict[str, Tens
     """A cell and parameters that are all away from zero."""
     rng = np.random.default_rng(seed)
     cell = load_cell(name).cls(I, H, options)
-    return cell, {key: Tensor(rng.normal(size=spec.shape) * 0.6, requires_grad=True)
-                  for key, spec in specification(cell)[1].items()}
+    return cell, {
+        key: Tensor(rng.normal(size=spec.shape) * 0.6, requires_grad=True)
+        for key, spec in specification(cell)[1].items()
+    }
 
 
 def inputs(T: int, B: int, seed: int = 1) -> Array:
@@ -111,7 +113,7 @@ def test_every_state_at_every_step_is_there_with_its_gradient(name: str) -> None
                 moved = {**middle, key: middle[key] + side * way}
                 if key == "c":  # h = o tanh(c) of the same step moves along: the derivative is the total one
                     moved["h"] = middle["h"] / np.tanh(middle["c"]) * np.tanh(moved["c"])
-                ends.append(unroll(cell, params, inputs(5, 2)[t + 1:], moved).outputs.data[-1].sum())
+                ends.append(unroll(cell, params, inputs(5, 2)[t + 1 :], moved).outputs.data[-1].sum())
             np.testing.assert_allclose(np.sum(g[key][t] * way), (ends[0] - ends[1]) / 2e-6, rtol=1e-6, atol=1e-9)
 
 
@@ -148,14 +150,14 @@ def test_a_padded_batch_equals_separate_runs(name: str) -> None:
 
     sums = [np.zeros(value.shape) for value in targets]
     for b, length in enumerate(lengths):
-        row = Tensor(padded[:length, b: b + 1], requires_grad=True)
+        row = Tensor(padded[:length, b : b + 1], requires_grad=True)
         alone = unroll(cell, params, row)
         np.testing.assert_allclose(done.outputs.data[:length, b], alone.outputs.data[:, 0], rtol=1e-12)
         for key, value in alone.state.items():
             np.testing.assert_allclose(done.state[key].data[b], value.data[0], rtol=1e-12)
-        part = ops.sum(alone.outputs * pull[:length, b: b + 1])
+        part = ops.sum(alone.outputs * pull[:length, b : b + 1])
         for value in alone.state.values():
-            part = part + ops.sum(value * last[b: b + 1])
+            part = part + ops.sum(value * last[b : b + 1])
         *own, g_row = grad(part, [*targets, row])
         np.testing.assert_allclose(g.data[:length, b], g_row.data[:, 0], rtol=1e-10, atol=1e-13)
         for total, value in zip(sums, own, strict=True):
@@ -205,9 +207,9 @@ def test_truncated_gradient_is_that_of_the_window_alone() -> None:
     whole = unroll(cell, params, xs)
     for w in truncated_windows(8, 2, 4):
         start = {key: values[w.start - 1].data for key, values in whole.states.items()} if w.start else None
-        done = unroll(cell, params, xs[w.start: w.stop], start)
-        np.testing.assert_array_equal(done.outputs.data, whole.outputs.data[w.start: w.stop])
-        g = grad(ops.sum(done.outputs[w.loss_from - w.start:]), xs).data
+        done = unroll(cell, params, xs[w.start : w.stop], start)
+        np.testing.assert_array_equal(done.outputs.data, whole.outputs.data[w.start : w.stop])
+        g = grad(ops.sum(done.outputs[w.loss_from - w.start :]), xs).data
         touched = np.flatnonzero(g.any(axis=(1, 2)))
         np.testing.assert_array_equal(touched, np.arange(w.start, w.stop))
 
@@ -276,7 +278,10 @@ def test_each_gate_is_told_by_its_own_name(weight: str, gate: str) -> None:
     with anomaly(), np.errstate(all="ignore"), pytest.raises(NonFiniteError) as caught:
         model.forward(params, np.arange(8).reshape(4, 2) % 5)
     assert {key: caught.value.where[key] for key in ("layer", "timestep", "gate")} == {
-        "layer": 0, "timestep": 0, "gate": gate}
+        "layer": 0,
+        "timestep": 0,
+        "gate": gate,
+    }
 
 
 def test_the_timestep_is_the_one_at_which_it_happens() -> None:
@@ -317,7 +322,10 @@ def test_a_bad_gradient_is_told_by_op_layer_timestep_and_gate() -> None:
         with pytest.raises(NonFiniteError) as caught:
             grad(gates[2], list(own.values()), np.full((2, H), np.inf))
     assert {key: caught.value.where[key] for key in ("layer", "timestep", "gate")} == {
-        "layer": 1, "timestep": 2, "gate": "r"}
+        "layer": 1,
+        "timestep": 2,
+        "gate": "r",
+    }
     assert "gradient" in str(caught.value)
     assert caught.value.where["op"] == "sigmoid"
 
@@ -325,8 +333,11 @@ def test_a_bad_gradient_is_told_by_op_layer_timestep_and_gate() -> None:
 def test_a_gradient_that_overflows_on_its_way_back_is_told() -> None:
     """relu with a large recurrent matrix: every value is finite, and so is the first gradient, not their product."""
     cell = load_cell("rnn").cls(1, 1, {"activation": "relu"})
-    params = {"W_xh": Tensor(np.zeros((1, 1))), "W_hh": Tensor(np.full((1, 1), 1e100), requires_grad=True),
-              "b_h": Tensor(np.zeros(1))}
+    params = {
+        "W_xh": Tensor(np.zeros((1, 1))),
+        "W_hh": Tensor(np.full((1, 1), 1e100), requires_grad=True),
+        "b_h": Tensor(np.zeros(1)),
+    }
     with anomaly(), np.errstate(all="ignore"):
         done = unroll(cell, params, np.ones((6, 1, 1)), {"h": Tensor(np.full((1, 1), 1e-320), requires_grad=True)})
         with pytest.raises(NonFiniteError) as caught:
@@ -398,8 +409,11 @@ def test_five_thousand_steps() -> None:
     """No recursion anywhere; and with g = 0.999 times orthogonal the norm of the gradient is g^(T-1-t)."""
     cell = load_cell("rnn").cls(2, 3, {"activation": "identity"})
     q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
-    params = {"W_xh": Tensor(np.zeros((2, 3)), requires_grad=True), "W_hh": Tensor(0.999 * q, requires_grad=True),
-              "b_h": Tensor(np.zeros(3), requires_grad=True)}
+    params = {
+        "W_xh": Tensor(np.zeros((2, 3)), requires_grad=True),
+        "W_hh": Tensor(0.999 * q, requires_grad=True),
+        "b_h": Tensor(np.zeros(3), requires_grad=True),
+    }
     done = unroll(cell, params, np.ones((5000, 1, 2)))
     g = grad(ops.sum(done.outputs[-1]), [done.states["h"][t] for t in (0, 2500, 4999)])
     norms = [float(np.linalg.norm(value.data)) for value in g]

@@ -116,8 +116,10 @@ def _recompute_back(g: Any, _y: Any, needed: Sequence[bool], *xs: Any, function:
         known = {x.node for x in wanted}
         for node in engine.below(y.node):
             if node.op is None and node not in known:
-                raise GradientError(f"recompute: expected a function of its arguments alone, got one that uses another "
-                                    f"tensor with requires_grad, of shape {node.shape}; pass it as an argument")
+                raise GradientError(
+                    f"recompute: expected a function of its arguments alone, got one that uses another "
+                    f"tensor with requires_grad, of shape {node.shape}; pass it as an argument"
+                )
     found = iter(grad(y, wanted, g, create_graph=higher))
     results = [next(found) if need else None for need in needed]
     return [None if r is None else r if higher else r.data for r in results]
@@ -152,8 +154,15 @@ def recompute(f: Function, *xs: Any) -> Any:
 # ------------------------------------------------------------------------------------ gradcheck
 
 
-def gradcheck(f: Function, *xs: Any, rng: np.random.Generator, order: int = 2, rtol: float = 1e-6, atol: float = 1e-7,
-              step: float = 1e-6) -> None:
+def gradcheck(
+    f: Function,
+    *xs: Any,
+    rng: np.random.Generator,
+    order: int = 2,
+    rtol: float = 1e-6,
+    atol: float = 1e-7,
+    step: float = 1e-6,
+) -> None:
     """Compare the derivatives of f at `xs` (float64 arrays) with central differences along one random direction.
 
     Reverse mode, forward mode, and with ``order=2`` the same for the gradient itself. f returns a tensor, or a tuple.
@@ -163,8 +172,10 @@ def gradcheck(f: Function, *xs: Any, rng: np.random.Generator, order: int = 2, r
     arrays = [np.array(backend.to_host(x.data if isinstance(x, Tensor) else x)) for x in xs]
     for i, array in enumerate(arrays):
         if array.dtype != np.float64:
-            raise InputError(f"gradcheck: expected float64 inputs, got {array.dtype} at position {i}; differences in a "
-                             "shorter type prove nothing")
+            raise InputError(
+                f"gradcheck: expected float64 inputs, got {array.dtype} at position {i}; differences in a "
+                "shorter type prove nothing"
+            )
     _check(f, arrays, rng, order, rtol, atol, step, "f")
 
 
@@ -174,8 +185,16 @@ def _flat(f: Function, xs: Sequence[Any]) -> Tensor:
     return ops.concatenate([ops.reshape(part, (-1,)) for part in parts])  # type: ignore[no-any-return]
 
 
-def _check(f: Function, xs: Sequence[Any], rng: np.random.Generator, order: int, rtol: float, atol: float, step: float,
-           name: str) -> None:
+def _check(
+    f: Function,
+    xs: Sequence[Any],
+    rng: np.random.Generator,
+    order: int,
+    rtol: float,
+    atol: float,
+    step: float,
+    name: str,
+) -> None:
     def flat(*inputs: Any) -> Tensor:
         return _flat(f, inputs)
 
@@ -197,6 +216,7 @@ def _check(f: Function, xs: Sequence[Any], rng: np.random.Generator, order: int,
     for got, expected in zip(forward.data, slope, strict=True):
         _compare(float(got), float(expected), rtol, atol, largest, f"jvp of {name}", xs)
     if order > 1:
+
         def first(*inputs: Any) -> tuple[Tensor, ...]:
             with engine.recording():
                 fresh = [_fresh(x) for x in inputs]
@@ -212,5 +232,6 @@ def _check(f: Function, xs: Sequence[Any], rng: np.random.Generator, order: int,
 def _compare(got: float, expected: float, rtol: float, atol: float, scale: float, what: str, xs: Sequence[Any]) -> None:
     if not abs(got - expected) <= atol + rtol * max(abs(expected), scale):  # so that a NaN is never right
         shapes = ", ".join(str(tuple(x.shape)) for x in xs)
-        raise GradientError(f"{what}: expected {expected!r} by central differences, got {got!r} (inputs of shape "
-                            f"{shapes})")
+        raise GradientError(
+            f"{what}: expected {expected!r} by central differences, got {got!r} (inputs of shape {shapes})"
+        )

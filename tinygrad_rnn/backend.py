@@ -88,8 +88,10 @@ def check_device(name: str, x: Any, index: Array) -> None:
     """
     array = x if is_array(x) else getattr(x, "data", None)
     if is_array(array) and type(array) is not type(index) and namespace(array) is not namespace(index):
-        raise DeviceError(f"{name}: expected indices on the device of the array, got {namespace(index).__name__} for "
-                          f"{namespace(array).__name__}; move them once, before the loop")
+        raise DeviceError(
+            f"{name}: expected indices on the device of the array, got {namespace(index).__name__} for "
+            f"{namespace(array).__name__}; move them once, before the loop"
+        )
 
 
 def to_host(array: Array) -> np.ndarray[Any, Any]:

@@ -135,32 +135,39 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
     params: Any = cell.params()
     for what, specs, kind in (("state", states, State), ("params", params, Param)):
         if not isinstance(specs, dict) or not all(isinstance(spec, kind) for spec in specs.values()):
-            raise PluginError(f"cell {cell.name}: expected {what}() to return a dict of tinygrad_rnn.{kind.__name__} "
-                              f"by name, got {specs!r}")
+            raise PluginError(
+                f"cell {cell.name}: expected {what}() to return a dict of tinygrad_rnn.{kind.__name__} "
+                f"by name, got {specs!r}"
+            )
         for name, spec in specs.items():
             if not str(name).isidentifier():
                 raise PluginError(f"cell {cell.name}: expected names that are Python names in {what}(), got {name!r}")
             if not all(isinstance(size, int) and size >= 1 for size in spec.shape):
-                raise PluginError(f"cell {cell.name}, {name}: expected a shape of whole numbers from 1, got "
-                                  f"{spec.shape}")
+                raise PluginError(
+                    f"cell {cell.name}, {name}: expected a shape of whole numbers from 1, got {spec.shape}"
+                )
     if not states:
         raise PluginError(f"cell {cell.name}: expected at least one state, got none")
     for name, spec in params.items():
         if spec.role not in get_args(Role):
-            raise PluginError(f"cell {cell.name}, parameter {name}: no role {spec.role!r}"
-                              f"{nearest(str(spec.role), get_args(Role))}")
+            raise PluginError(
+                f"cell {cell.name}, parameter {name}: no role {spec.role!r}{nearest(str(spec.role), get_args(Role))}"
+            )
         try:
             parse_initialiser(spec.init)
         except InputError as error:
             raise InputError(f"cell {cell.name}, parameter {name}: {error}") from error
     if set(states) & set(params):
-        raise PluginError(f"cell {cell.name}: expected different names for states and parameters, got "
-                          f"{sorted(set(states) & set(params))} twice")
+        raise PluginError(
+            f"cell {cell.name}: expected different names for states and parameters, got "
+            f"{sorted(set(states) & set(params))} twice"
+        )
     return states, params
 
 
-def take_step(cell: Cell, p: SimpleNamespace, x: Any, state: Mapping[str, Any], shapes: Mapping[str, State]
-              ) -> dict[str, Any]:
+def take_step(
+    cell: Cell, p: SimpleNamespace, x: Any, state: Mapping[str, Any], shapes: Mapping[str, State]
+) -> dict[str, Any]:
     """`cell.step`, with what it returns held against what it declared. Raises PluginError, which names the cell."""
     new: Any = cell.step(p, x, SimpleNamespace(**state))
     if not isinstance(new, dict) or new.keys() != shapes.keys():
@@ -168,9 +175,12 @@ def take_step(cell: Cell, p: SimpleNamespace, x: Any, state: Mapping[str, Any], 
         raise PluginError(f"cell {cell.name}: expected step to return a dict with the states {list(shapes)}, got {got}")
     for name, old in state.items():
         if not hasattr(new[name], "shape") or not hasattr(new[name], "dtype"):
-            raise PluginError(f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got "
-                              f"{new[name]!r}")
+            raise PluginError(
+                f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got {new[name]!r}"
+            )
         if new[name].shape != old.shape or new[name].dtype != old.dtype:
-            raise PluginError(f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got "
-                              f"{tuple(new[name].shape)} {new[name].dtype}")
+            raise PluginError(
+                f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got "
+                f"{tuple(new[name].shape)} {new[name].dtype}"
+            )
     return new

@@ -27,14 +27,20 @@ from tinygrad_rnn.errors import CheckpointError, FileError, InputError
 FORMAT = "tinygrad_rnn.checkpoint.1"
 
 _FAMILY = "tinygrad_rnn.checkpoint."
-_DTYPES = frozenset({"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-                     "float16", "float32", "float64"})
+_DTYPES = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"}
+)
 # What a file system says that cannot sync a folder at all; the rename is then as durable as it gets there.
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR})
 
 
-def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta: Mapping[str, Any], *,
-         last_good: str | os.PathLike[str] | None = None) -> None:
+def save(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, Array],
+    meta: Mapping[str, Any],
+    *,
+    last_good: str | os.PathLike[str] | None = None,
+) -> None:
     """Write `arrays` (any shape, bool, integer or floating; any device) and `meta` (JSON values) to `path`.
 
     A reader sees the old file or the whole new one, whenever the process or the machine stops: written under
@@ -55,13 +61,16 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta: Mappin
     try:
         _decode(data, "what came back")
     except CheckpointError as error:
-        raise CheckpointError(f"cannot write {target}: safetensors {safetensors.__version__} changed the arrays "
-                              f"({error}); {state}; install another version of it") from error
+        raise CheckpointError(
+            f"cannot write {target}: safetensors {safetensors.__version__} changed the arrays "
+            f"({error}); {state}; install another version of it"
+        ) from error
     try:
         _write_atomic(target, data)
     except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {_reason(error)}; {state}; make room or write "
-                              "elsewhere") from error
+        raise CheckpointError(
+            f"cannot write {target}: {_reason(error)}; {state}; make room or write elsewhere"
+        ) from error
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
@@ -76,8 +85,9 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray[Any, Any]],
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint {source}: the file does not exist; check the path") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint {source}: {_reason(error)}; expected a .safetensors file "
-                              "of a run") from error
+        raise CheckpointError(
+            f"cannot read checkpoint {source}: {_reason(error)}; expected a .safetensors file of a run"
+        ) from error
     return _decode(data, f"checkpoint {source}")
 
 
@@ -108,8 +118,9 @@ def to_json(value: Any, what: str, indent: int | None) -> str:
     try:
         return json.dumps(dict(value) if isinstance(value, Mapping) else value, indent=indent, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{what}: expected JSON values (finite numbers, text, lists, tables), got something else "
-                         f"({error})") from error
+        raise InputError(
+            f"{what}: expected JSON values (finite numbers, text, lists, tables), got something else ({error})"
+        ) from error
 
 
 def is_temporary(path: Path) -> bool:
@@ -124,7 +135,7 @@ def _write_atomic(path: Path, data: bytes) -> None:
         try:
             rest = memoryview(data)
             while rest:  # a nearly full disk takes a part and refuses the next
-                rest = rest[os.write(descriptor, rest):]
+                rest = rest[os.write(descriptor, rest) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -158,8 +169,10 @@ def _contiguous(name: str, array: Array) -> np.ndarray[Any, Any]:
     """
     host = np.asarray(to_host(array), order="C")
     if host.dtype.name not in _DTYPES:
-        raise InputError(f"checkpoint: expected a bool, integer or floating array for {name!r}, got dtype "
-                         f"{host.dtype}; convert it first")
+        raise InputError(
+            f"checkpoint: expected a bool, integer or floating array for {name!r}, got dtype "
+            f"{host.dtype}; convert it first"
+        )
     if name == "__metadata__":
         raise InputError("checkpoint: the array name '__metadata__' belongs to safetensors; rename it")
     return host.astype(host.dtype.newbyteorder("<"), order="C", copy=False)
@@ -181,23 +194,29 @@ def _decode(data: bytes, what: str) -> tuple[dict[str, np.ndarray[Any, Any]], di
     """The content of a file, all of it checked; CheckpointError whose message starts with `what`."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
-        raise CheckpointError(f"{what} is no safetensors file, or is truncated ({len(data)} bytes); use another "
-                              "checkpoint")
+        raise CheckpointError(
+            f"{what} is no safetensors file, or is truncated ({len(data)} bytes); use another checkpoint"
+        )
     try:
-        header = json.loads(data[8:8 + length])
+        header = json.loads(data[8 : 8 + length])
         facts = header["__metadata__"] if isinstance(header, dict) and "__metadata__" in header else {}
         arrays = {name: array.copy() for name, array in safetensors.numpy.load(data).items()}
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{what} is damaged, or is no safetensors file ({reason}); use another "
-                              "checkpoint") from error
+        raise CheckpointError(
+            f"{what} is damaged, or is no safetensors file ({reason}); use another checkpoint"
+        ) from error
     form = facts.get("format", "")
     if not {"format", "meta", "sha256"} <= facts.keys() or not form.startswith(_FAMILY):
-        raise CheckpointError(f"{what} is a safetensors file, but none that tinygrad_rnn wrote (its metadata is "
-                              "missing or changed); use a checkpoint of a run")
+        raise CheckpointError(
+            f"{what} is a safetensors file, but none that tinygrad_rnn wrote (its metadata is "
+            "missing or changed); use a checkpoint of a run"
+        )
     if form != FORMAT:
-        raise CheckpointError(f"{what} has the format {form!r}, expected {FORMAT!r}; open it with the version of "
-                              "tinygrad_rnn that wrote it")
+        raise CheckpointError(
+            f"{what} has the format {form!r}, expected {FORMAT!r}; open it with the version of "
+            "tinygrad_rnn that wrote it"
+        )
     if _digest(facts["meta"], arrays) != facts["sha256"]:
         raise CheckpointError(f"{what} is damaged (its sha256 does not match its content); use another checkpoint")
     return arrays, json.loads(facts["meta"])

@@ -37,8 +37,9 @@ class ModelConfig:
     cell_options: Mapping[str, Scalar] = setting({}, "options of the cell", flag="cell-opt", metavar="KEY=VALUE")
     hidden: int = setting(128, "hidden units per layer (H)", minimum=1)
     layers: int = setting(2, "stacked layers", minimum=1)
-    embed: str = setting("hidden", "input: an embedding of N units, 'hidden' (as many as H) or 'onehot'",
-                         metavar="N|hidden|onehot")
+    embed: str = setting(
+        "hidden", "input: an embedding of N units, 'hidden' (as many as H) or 'onehot'", metavar="N|hidden|onehot"
+    )
     dropout: float = setting(0.0, "share of units dropped between layers and before the readout", minimum=0, below=1)
     init: str = setting("cell", "initialiser of every weight matrix: 'cell' (each cell's own) or name[:number]")
     init_bias: str = setting("cell", "initialiser of every bias that the cell starts at zero, likewise")
@@ -56,8 +57,9 @@ class DataConfig:
     seq_len: int = setting(50, "time steps per batch and between two updates (k1)", minimum=1)
     batch: int = setting(50, "parallel streams of text (B)", minimum=1)
     val_frac: float = setting(0.05, "share of the text, at its end, held out for validation", minimum=0, below=1)
-    test_frac: float = setting(0.0, "share of the text, behind the validation part, never looked at", minimum=0,
-                               below=1)
+    test_frac: float = setting(
+        0.0, "share of the text, behind the validation part, never looked at", minimum=0, below=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,9 @@ class OptimConfig:
 
     optim: Literal["adam", "adamw", "rmsprop", "adagrad", "sgd"] = setting("adam", "the optimiser")
     lr: float = setting(2e-3, "learning rate", minimum=0)
-    lr_decay: str = setting("none", "none, exp:FACTOR@EPOCH (every epoch after it) or step:FACTOR@EPOCHS (every so "
-                            "many)")
+    lr_decay: str = setting(
+        "none", "none, exp:FACTOR@EPOCH (every epoch after it) or step:FACTOR@EPOCHS (every so many)"
+    )
     momentum: float = setting(0.0, "momentum of sgd", minimum=0, below=1)
     beta1: float = setting(0.9, "decay of adam's first moment", minimum=0, below=1)
     beta2: float = setting(0.999, "decay of adam's second moment", minimum=0, below=1)
@@ -98,9 +101,11 @@ class TrainConfig:
     watch: str = setting("", "write per-timestep gradient norms: grads or grads:EVERY", metavar="grads[:EVERY]")
     anomaly: bool = setting(False, "stop at the first NaN or infinity and name op, layer, timestep and gate (slow)")
     on_divergence: Literal["abort", "rollback"] = setting(
-        "abort", "when the loss is not finite: stop, or go back to the last checkpoint with half the rate")
-    diverge_factor: float = setting(3.0, "a loss above this many times the first one counts as divergence; 0: never",
-                                    minimum=0)
+        "abort", "when the loss is not finite: stop, or go back to the last checkpoint with half the rate"
+    )
+    diverge_factor: float = setting(
+        3.0, "a loss above this many times the first one counts as divergence; 0: never", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,28 +144,61 @@ SECTIONS: Mapping[str, type[Any]] = {
 RECIPES: Mapping[str, Mapping[str, Scalar]] = {
     # gist d4dee566867f8291f086: one tanh layer, batch 1, summed loss, Adagrad, element-wise clamp.
     "min-char-rnn": {
-        "model.cell": "rnn", "model.hidden": 100, "model.layers": 1, "model.embed": "onehot",
-        "model.init": "normal:0.01", "model.init_bias": "zeros",
-        "data.seq_len": 25, "data.batch": 1, "data.val_frac": 0.0,
-        "optim.optim": "adagrad", "optim.lr": 0.1, "optim.clip_norm": 0.0, "optim.clip_value": 5.0,
+        "model.cell": "rnn",
+        "model.hidden": 100,
+        "model.layers": 1,
+        "model.embed": "onehot",
+        "model.init": "normal:0.01",
+        "model.init_bias": "zeros",
+        "data.seq_len": 25,
+        "data.batch": 1,
+        "data.val_frac": 0.0,
+        "optim.optim": "adagrad",
+        "optim.lr": 0.1,
+        "optim.clip_norm": 0.0,
+        "optim.clip_value": 5.0,
         "train.loss": "sum",
     },
     # char-rnn at 6f9487a6: its gradient is the sum over time (only the printed loss is divided).
     "char-rnn": {
-        "model.cell": "lstm", "model.hidden": 128, "model.layers": 2, "model.embed": "onehot",
-        "model.init": "uniform:0.08", "model.init_bias": "uniform:0.08",
-        "data.seq_len": 50, "data.batch": 50, "data.val_frac": 0.05,
-        "optim.optim": "rmsprop", "optim.lr": 2e-3, "optim.decay": 0.95, "optim.lr_decay": "exp:0.97@10",
-        "optim.clip_norm": 0.0, "optim.clip_value": 5.0,
-        "train.loss": "sum", "train.epochs": 50, "train.eval_every": 1000, "train.save_every": 1000,
+        "model.cell": "lstm",
+        "model.hidden": 128,
+        "model.layers": 2,
+        "model.embed": "onehot",
+        "model.init": "uniform:0.08",
+        "model.init_bias": "uniform:0.08",
+        "data.seq_len": 50,
+        "data.batch": 50,
+        "data.val_frac": 0.05,
+        "optim.optim": "rmsprop",
+        "optim.lr": 2e-3,
+        "optim.decay": 0.95,
+        "optim.lr_decay": "exp:0.97@10",
+        "optim.clip_norm": 0.0,
+        "optim.clip_value": 5.0,
+        "train.loss": "sum",
+        "train.epochs": 50,
+        "train.eval_every": 1000,
+        "train.save_every": 1000,
     },
     # torch-rnn at 6e72b866: embedding of 64, Adam, rate halved every five epochs.
     "torch-rnn": {
-        "model.cell": "lstm", "model.hidden": 128, "model.layers": 2, "model.embed": "64",
-        "data.seq_len": 50, "data.batch": 50, "data.val_frac": 0.1, "data.test_frac": 0.1,
-        "optim.optim": "adam", "optim.lr": 2e-3, "optim.lr_decay": "step:0.5@5",
-        "optim.clip_norm": 0.0, "optim.clip_value": 5.0,
-        "train.epochs": 50, "train.eval_every": 1000, "train.save_every": 1000,
+        "model.cell": "lstm",
+        "model.hidden": 128,
+        "model.layers": 2,
+        "model.embed": "64",
+        "data.seq_len": 50,
+        "data.batch": 50,
+        "data.val_frac": 0.1,
+        "data.test_frac": 0.1,
+        "optim.optim": "adam",
+        "optim.lr": 2e-3,
+        "optim.lr_decay": "step:0.5@5",
+        "optim.clip_norm": 0.0,
+        "optim.clip_value": 5.0,
+        "train.epochs": 50,
+        "train.eval_every": 1000,
+        "train.save_every": 1000,
     },
 }
 

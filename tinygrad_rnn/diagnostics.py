@@ -34,8 +34,10 @@ HORIZON_EPS = 1e-3
 
 TARGETS = ("states", "inputs", "params")
 
-_EVERY_STEP = ("every step has a loss of its own, which holds this curve up even when the network vanishes: "
-               "judge by the loss at the last step")
+_EVERY_STEP = (
+    "every step has a loss of its own, which holds this curve up even when the network vanishes: "
+    "judge by the loss at the last step"
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,18 @@ class GradNormSeries:
 
     def to_json(self) -> dict[str, Any]:
         """The series as JSON values. A norm that is NaN or infinite has no form in JSON and becomes None."""
-        return {"loss": self.loss, "layer": self.layer, "state": self.state, "norm": [_json(n) for n in self.norm],
-                "slope": self.slope, "horizon": self.horizon, "verdict": self.verdict, "reason": self.reason,
-                "at": self.at, "numbers": {name: _json(value) for name, value in self.numbers.items()}}
+        return {
+            "loss": self.loss,
+            "layer": self.layer,
+            "state": self.state,
+            "norm": [_json(n) for n in self.norm],
+            "slope": self.slope,
+            "horizon": self.horizon,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "at": self.at,
+            "numbers": {name: _json(value) for name, value in self.numbers.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -81,27 +92,40 @@ class GradNormReport:
 
     def to_json(self) -> dict[str, Any]:
         """The object that `diagnose gradnorm --json` prints."""
-        return {"cell": self.cell, "layers": self.layers, "hidden": self.hidden, "steps": self.steps,
-                "series": [series.to_json() for series in self.series],
-                "params": {name: _json(norm) for name, norm in self.params.items()}}
+        return {
+            "cell": self.cell,
+            "layers": self.layers,
+            "hidden": self.hidden,
+            "steps": self.steps,
+            "series": [series.to_json() for series in self.series],
+            "params": {name: _json(norm) for name, norm in self.params.items()},
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> GradNormReport:
         """The inverse of `to_json`, from parsed JSON; a norm of None is NaN. Raises InputError for anything else."""
         try:
-            series = tuple(GradNormSeries(**{**entry, "norm": tuple(_number_from_json(n) for n in entry["norm"])})
-                           for entry in value["series"])
+            series = tuple(
+                GradNormSeries(**{**entry, "norm": tuple(_number_from_json(n) for n in entry["norm"])})
+                for entry in value["series"]
+            )
             params = {name: _number_from_json(norm) for name, norm in value.get("params", {}).items()}
             return cls(value["cell"], value["layers"], value["hidden"], value["steps"], series, params)
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError("gradient norms: expected the object that diagnose gradnorm --json prints, got something "
-                             f"else ({type(error).__name__}: {error})") from error
+            raise InputError(
+                "gradient norms: expected the object that diagnose gradnorm --json prints, got something "
+                f"else ({type(error).__name__}: {error})"
+            ) from error
 
-    def select(self, *, loss: str | None = None, layer: int | None = None, state: str | None = None
-               ) -> tuple[GradNormSeries, ...]:
+    def select(
+        self, *, loss: str | None = None, layer: int | None = None, state: str | None = None
+    ) -> tuple[GradNormSeries, ...]:
         """The series of that loss, layer and state; None means any."""
-        return tuple(series for series in self.series if loss in (None, series.loss)
-                     and layer in (None, series.layer) and state in (None, series.state))
+        return tuple(
+            series
+            for series in self.series
+            if loss in (None, series.loss) and layer in (None, series.layer) and state in (None, series.state)
+        )
 
 
 def _json(number: float | int | None) -> float | int | None:
@@ -115,8 +139,9 @@ def _number_from_json(number: float | None) -> float:
 # ------------------------------------------------------------------------------------------ judgement
 
 
-def describe(norm: Sequence[float], horizon_eps: float = HORIZON_EPS, *, every_step: bool = False
-             ) -> tuple[float, int | None, Verdict, str]:
+def describe(
+    norm: Sequence[float], horizon_eps: float = HORIZON_EPS, *, every_step: bool = False
+) -> tuple[float, int | None, Verdict, str]:
     """(slope, horizon, verdict, reason) of gradient norms, earliest timestep first, the loss at the last of them.
 
     slope: nats per step back in time, least squares of log norm against the lag T-1-t over the steps whose norm is
@@ -154,8 +179,9 @@ def _checked(norm: Sequence[float], horizon_eps: float) -> Array:
     return values
 
 
-def _judge(norm: Array, horizon_eps: float, every_step: bool
-           ) -> tuple[float, int | None, Verdict, str, dict[str, float | int | None]]:
+def _judge(
+    norm: Array, horizon_eps: float, every_step: bool
+) -> tuple[float, int | None, Verdict, str, dict[str, float | int | None]]:
     """What `describe` gives, and the numbers behind it by name."""
     back = norm[::-1]  # back[n] is the norm n steps back from the loss
     usable = np.isfinite(back) & (back > 0)
@@ -171,9 +197,14 @@ def _judge(norm: Array, horizon_eps: float, every_step: bool
             ratio = float(back[-1] / reference)
         horizon = start + int(below[0]) - 1 if below.size else None
     numbers: dict[str, float | int | None] = {
-        "horizon_eps": horizon_eps, "slope_tolerance": SLOPE_TOLERANCE, "first": float(back[-1]),
-        "last": float(back[0]), "first_over_last": ratio, "fitted_steps": int(np.count_nonzero(usable)),
-        "zero_steps": int(np.count_nonzero(back == 0)), "nonfinite_steps": int(np.count_nonzero(~np.isfinite(back))),
+        "horizon_eps": horizon_eps,
+        "slope_tolerance": SLOPE_TOLERANCE,
+        "first": float(back[-1]),
+        "last": float(back[0]),
+        "first_over_last": ratio,
+        "fitted_steps": int(np.count_nonzero(usable)),
+        "zero_steps": int(np.count_nonzero(back == 0)),
+        "nonfinite_steps": int(np.count_nonzero(~np.isfinite(back))),
     }
     grown = (ratio or 0.0) > 1.0 / horizon_eps
     verdict: Verdict = "healthy"
@@ -199,14 +230,17 @@ def _judge(norm: Array, horizon_eps: float, every_step: bool
     return slope, horizon, verdict, reason, numbers
 
 
-def _reason(back: Array, slope: float, horizon: int | None, ratio: float | None, verdict: Verdict, horizon_eps: float
-            ) -> str:
+def _reason(
+    back: Array, slope: float, horizon: int | None, ratio: float | None, verdict: Verdict, horizon_eps: float
+) -> str:
     """The verdict in plain words, without its name."""
     T = len(back)
     wild = np.flatnonzero(~np.isfinite(back))
     if wild.size:
-        return (f"the gradient is not a finite number at {wild.size} of {_steps(T)}, the last of them timestep "
-                f"{T - 1 - wild[0]}; {_AGAINST_EXPLODING}")
+        return (
+            f"the gradient is not a finite number at {wild.size} of {_steps(T)}, the last of them timestep "
+            f"{T - 1 - wild[0]}; {_AGAINST_EXPLODING}"
+        )
     if not back.any():
         return "no gradient at all reaches this state from the loss"
     if T == 1:
@@ -261,9 +295,17 @@ def _steps(count: int) -> str:
 # ---------------------------------------------------------------------------------------- measurement
 
 
-def gradnorm(model: Model, params: Mapping[str, Tensor], x: Any, y: Any, *,
-             state: Sequence[LayerState] | None = None, losses: Sequence[str] = ("last", "train"),
-             horizon_eps: float = HORIZON_EPS, wrt: Sequence[str] = ("states",)) -> GradNormReport:
+def gradnorm(
+    model: Model,
+    params: Mapping[str, Tensor],
+    x: Any,
+    y: Any,
+    *,
+    state: Sequence[LayerState] | None = None,
+    losses: Sequence[str] = ("last", "train"),
+    horizon_eps: float = HORIZON_EPS,
+    wrt: Sequence[str] = ("states",),
+) -> GradNormReport:
     """Gradient norms per timestep over one batch: symbols x and targets y (T, B), integers in [0, V).
 
     `losses` are cross-entropies in nats per symbol: "last" (the last timestep, mean over the batch), "train" (mean over
@@ -278,10 +320,17 @@ def gradnorm(model: Model, params: Mapping[str, Tensor], x: Any, y: Any, *,
     return gradnorm_over(model, params, [(x, y)], state=state, losses=losses, horizon_eps=horizon_eps, wrt=wrt)
 
 
-def gradnorm_over(model: Model, params: Mapping[str, Tensor], batches: Iterable[tuple[Any, Any]], *,
-                  state: Sequence[LayerState] | None = None, carry: bool = False,
-                  losses: Sequence[str] = ("last", "train"), horizon_eps: float = HORIZON_EPS,
-                  wrt: Sequence[str] = ("states",)) -> GradNormReport:
+def gradnorm_over(
+    model: Model,
+    params: Mapping[str, Tensor],
+    batches: Iterable[tuple[Any, Any]],
+    *,
+    state: Sequence[LayerState] | None = None,
+    carry: bool = False,
+    losses: Sequence[str] = ("last", "train"),
+    horizon_eps: float = HORIZON_EPS,
+    wrt: Sequence[str] = ("states",),
+) -> GradNormReport:
     """`gradnorm` over several batches (x, y) of one length T: every norm is the root mean square over the batches.
 
     Each batch starts from `state`, or with `carry` from where the one before ended, as in training.
@@ -295,8 +344,9 @@ def gradnorm_over(model: Model, params: Mapping[str, Tensor], batches: Iterable[
     T = 0
     for x, y in batches:
         if len(x.shape) != 2 or tuple(x.shape) != tuple(y.shape):
-            raise ShapeError(f"gradnorm: expected symbols and targets of one shape (T, B), got {tuple(x.shape)} and "
-                             f"{tuple(y.shape)}")
+            raise ShapeError(
+                f"gradnorm: expected symbols and targets of one shape (T, B), got {tuple(x.shape)} and {tuple(y.shape)}"
+            )
         if measured and x.shape[0] != T:
             raise ShapeError(f"gradnorm: expected every batch to have {T} steps, got one of {x.shape[0]}")
         T = int(x.shape[0])
@@ -324,8 +374,9 @@ def gradnorm_over(model: Model, params: Mapping[str, Tensor], batches: Iterable[
     return GradNormReport(model.config.cell, len(model.cells), model.config.hidden, T, series, means)
 
 
-def watch_gradients(forward: Forward, loss: Any, y: Any, *, cell: str = "", horizon_eps: float = HORIZON_EPS
-                    ) -> GradNormReport:
+def watch_gradients(
+    forward: Forward, loss: Any, y: Any, *, cell: str = "", horizon_eps: float = HORIZON_EPS
+) -> GradNormReport:
     """The report for one training step: "last" and "train", from its forward pass, its loss and its targets y (T, B).
 
     Costs two more backward passes that skip every parameter, so about two thirds of a step's backward each. The "train"
@@ -374,8 +425,9 @@ def _loss(forward: Forward, y: Any, loss: str, at: int) -> Any:
     return ops.cross_entropy(forward.logits[at], y[at])
 
 
-def _norms(forward: Forward, loss: Any, name: str, wrt: Sequence[str], trained: Mapping[str, Tensor]
-           ) -> tuple[dict[_Key, Array], dict[str, Array]]:
+def _norms(
+    forward: Forward, loss: Any, name: str, wrt: Sequence[str], trained: Mapping[str, Tensor]
+) -> tuple[dict[_Key, Array], dict[str, Array]]:
     """Norms (T,) of the gradient of `loss` by loss name, layer and state; and of the parameters in `trained`.
 
     One backward pass. A state that no parameter reaches (a step counter, say) has no gradient and no series.
@@ -390,14 +442,19 @@ def _norms(forward: Forward, loss: Any, name: str, wrt: Sequence[str], trained: 
     inputs = [forward.inputs] if "inputs" in wrt else []
     found = grad(loss, [*flat, *inputs, *trained.values()])
     with no_grad():
-        gradients = iter(found[:len(flat)])
-        norms = {key: _gather([_frobenius(next(gradients).data) if value.requires_grad else None for value in values],
-                              loss.data)
-                 for key, values in targets.items()}
+        gradients = iter(found[: len(flat)])
+        norms = {
+            key: _gather(
+                [_frobenius(next(gradients).data) if value.requires_grad else None for value in values], loss.data
+            )
+            for key, values in targets.items()
+        }
         if inputs:
             norms[name, 0, "x"] = _gather([_frobenius(step) for step in found[len(flat)].data], loss.data)
-        totals = {key: _gather([_frobenius(g.data)], loss.data)[0]
-                  for key, g in zip(trained, found[len(flat) + len(inputs):], strict=True)}
+        totals = {
+            key: _gather([_frobenius(g.data)], loss.data)[0]
+            for key, g in zip(trained, found[len(flat) + len(inputs) :], strict=True)
+        }
     return norms, totals
 
 
@@ -427,5 +484,5 @@ def _root_mean_square(values: Sequence[Array]) -> Any:
 def _series(key: _Key, norm: Array, at: int, horizon_eps: float) -> GradNormSeries:
     loss, layer, state = key
     # behind the step of the loss every gradient is exactly 0, and no part of the way back
-    slope, horizon, verdict, reason, numbers = _judge(norm[:at + 1], horizon_eps, loss == "train")
+    slope, horizon, verdict, reason, numbers = _judge(norm[: at + 1], horizon_eps, loss == "train")
     return GradNormSeries(loss, layer, state, tuple(norm.tolist()), slope, horizon, verdict, reason, at, numbers)

@@ -73,8 +73,15 @@ class Node:
 
     __slots__ = ("dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
 
-    def __init__(self, op: Op | None, parents: tuple[Node | None, ...], saved: tuple[Any, ...],
-                 static: dict[str, Any], guards: Guards | None, data: Array) -> None:
+    def __init__(
+        self,
+        op: Op | None,
+        parents: tuple[Node | None, ...],
+        saved: tuple[Any, ...],
+        static: dict[str, Any],
+        guards: Guards | None,
+        data: Array,
+    ) -> None:
         self.op = op
         self.parents = parents
         self.saved = saved
@@ -127,8 +134,9 @@ class Op:
     `casts` that the output's dtype may differ from the inputs'.
     """
 
-    def __init__(self, value: Callable[..., Any], *, broadcasts: bool = False, view: bool = False,
-                 casts: bool = False) -> None:
+    def __init__(
+        self, value: Callable[..., Any], *, broadcasts: bool = False, view: bool = False, casts: bool = False
+    ) -> None:
         functools.update_wrapper(self, value)
         self.value = value
         self.__name__ = value.__name__.strip("_")  # private ops show the name of the public function
@@ -354,8 +362,11 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
 
 
 def _guards(args: tuple[Any, ...], kept: tuple[bool, ...]) -> Guards | None:
-    guards = [(i, arg.version, arg.version[0]) for i, (arg, keep) in enumerate(zip(args, kept[1:], strict=True), 1)
-              if keep and isinstance(arg, Variable) and arg.version is not None]
+    guards = [
+        (i, arg.version, arg.version[0])
+        for i, (arg, keep) in enumerate(zip(args, kept[1:], strict=True), 1)
+        if keep and isinstance(arg, Variable) and arg.version is not None
+    ]
     return tuple(guards) or None
 
 
@@ -364,11 +375,14 @@ def _check_dtypes(op: Op, arrays: Sequence[Any], result: Any) -> None:
         return
     floats = {array.dtype for array in arrays if hasattr(array, "dtype") and array.dtype.kind == "f"}
     if len(floats) > 1:
-        raise DtypeError(f"{op.__name__}: expected one floating dtype, got {_signature(arrays)}; convert one side "
-                         "with .astype(...)")
+        raise DtypeError(
+            f"{op.__name__}: expected one floating dtype, got {_signature(arrays)}; convert one side with .astype(...)"
+        )
     if result.kind == "f" and result not in floats:
-        raise DtypeError(f"{op.__name__}: expected floating input for a floating result, got {_signature(arrays)}; "
-                         "convert it with .astype(...)")
+        raise DtypeError(
+            f"{op.__name__}: expected floating input for a floating result, got {_signature(arrays)}; "
+            "convert it with .astype(...)"
+        )
 
 
 def _signature(arrays: Sequence[Any]) -> str:
@@ -378,8 +392,9 @@ def _signature(arrays: Sequence[Any]) -> str:
 def _explain(op: Op, arrays: Sequence[Any], error: Exception) -> TinygradRNNError:
     owners = {backend.namespace(a).__name__ for a in arrays if backend.is_array(a)}
     if len(owners) > 1:
-        return DeviceError(f"{op.__name__}: expected arrays of one device, got {' and '.join(sorted(owners))}; "
-                           "move one with .to(...)")
+        return DeviceError(
+            f"{op.__name__}: expected arrays of one device, got {' and '.join(sorted(owners))}; move one with .to(...)"
+        )
     text = str(error).replace("\n", " ").strip()
     return ShapeError(f"{op.__name__}: got {_signature(arrays)}: {text}")
 
@@ -409,8 +424,9 @@ def _sum_to(x: Any, *, shape: tuple[int, ...], source: tuple[int, ...]) -> Any:
 
 
 _broadcast_to.vjp(lambda g, _y, _x, *, shape, source: _sum_to(g, shape=source, source=shape))
-_sum_to.vjp(lambda g, _y, _x, *, shape, source: broadcast_to(
-    g.reshape((1,) * (len(source) - len(shape)) + shape), source))
+_sum_to.vjp(
+    lambda g, _y, _x, *, shape, source: broadcast_to(g.reshape((1,) * (len(source) - len(shape)) + shape), source)
+)
 
 
 def broadcast_to(x: Any, shape: tuple[int, ...]) -> Any:
@@ -556,15 +572,23 @@ def _pull(node: Node, g: Any, useful: dict[Node, Any], cls: type[Variable], high
     if higher:
         versions = {i: version for i, version, _ in node.guards or ()}
         owners = (node, *node.parents)
-        saved = tuple([wrap(cls, x, owners[i], versions.get(i)) if x is not None and (owners[i] is not None
-                       or i in versions) else x for i, x in enumerate(saved)])
+        saved = tuple(
+            [
+                wrap(cls, x, owners[i], versions.get(i))
+                if x is not None and (owners[i] is not None or i in versions)
+                else x
+                for i, x in enumerate(saved)
+            ]
+        )
     needed = [parent is not None and parent in useful for parent in node.parents]
     if op._joint is not None:
         return op._joint(g, saved[0], needed, *saved[1:], **node.static)  # type: ignore[no-any-return]
     if op._each is not None:
         return [op._each(i, g, **node.static) if need else None for i, need in enumerate(needed)]
-    return [rule(g, *saved, **node.static) if need and rule is not None else None
-            for rule, need in zip(op._vjps, needed, strict=True)]
+    return [
+        rule(g, *saved, **node.static) if need and rule is not None else None
+        for rule, need in zip(op._vjps, needed, strict=True)
+    ]
 
 
 def _fit(op: Op, i: int, g: Any, parent: Node, kind: Any) -> Any:
@@ -576,8 +600,10 @@ def _fit(op: Op, i: int, g: Any, parent: Node, kind: Any) -> Any:
             g = sum_to(g, parent.shape)
         if g.shape == parent.shape and g.dtype == parent.dtype:
             return g
-    raise GradientError(f"vjp of {op.__name__}, input {i}: expected a gradient of shape {parent.shape} {parent.dtype}, "
-                        f"got {_signature([g])}; the rule of this op is wrong")
+    raise GradientError(
+        f"vjp of {op.__name__}, input {i}: expected a gradient of shape {parent.shape} {parent.dtype}, "
+        f"got {_signature([g])}; the rule of this op is wrong"
+    )
 
 
 def _check_gradient(node: Node, i: int, g: Any) -> None:
@@ -589,8 +615,10 @@ def _check_gradient(node: Node, i: int, g: Any) -> None:
 def _check_unchanged(op: Op, guards: Guards) -> None:
     for _, version, seen in guards:
         if version[0] != seen:
-            raise InPlaceError(f"{op.__name__}: an input was changed in place {version[0] - seen} time(s) after the op "
-                               "saved it for its gradient; change a copy, or take the gradient first")
+            raise InPlaceError(
+                f"{op.__name__}: an input was changed in place {version[0] - seen} time(s) after the op "
+                "saved it for its gradient; change a copy, or take the gradient first"
+            )
 
 
 # --------------------------------------------------------------------------------- global modes

@@ -36,6 +36,7 @@ def cell_to_dot(cell: Any, batch: int = 2) -> str:
     States are at the top as they come in and at the bottom as they go out; parameters are ellipses; a value that the
     cell announces by `tap` carries its name. Shapes are those of `batch` sequences.
     """
+
     def leaf(*shape: int) -> Tensor:
         return Tensor(np.full(shape, 0.5), requires_grad=True)
 
@@ -45,8 +46,9 @@ def cell_to_dot(cell: Any, batch: int = 2) -> str:
     taps: dict[str, Tensor] = {}
     with engine.recording(), engine.listen(lambda name, value: taps.update({name: value})):
         new = cell.step(SimpleNamespace(**params), x, SimpleNamespace(**old))
-    drawing = _Drawing([value.node for value in new.values() if value.node is not None],
-                       {**taps, "x": x, **params, **old})
+    drawing = _Drawing(
+        [value.node for value in new.values() if value.node is not None], {**taps, "x": x, **params, **old}
+    )
     lines = drawing.lines()
     entries = [x.node, *(value.node for value in old.values())]
     lines.append("{ rank=source; " + " ".join(f"{drawing.ids[n]};" for n in entries if n in drawing.ids) + " }")
@@ -56,8 +58,7 @@ def cell_to_dot(cell: Any, batch: int = 2) -> str:
             lines.append(f"{drawing.ids[value.node]} -> out{k};")
         before: Any = old[name].node
         if before in drawing.ids:
-            lines.append(f"out{k} -> {drawing.ids[before]} "
-                         '[style=dashed, constraint=false, label="next timestep"];')
+            lines.append(f'out{k} -> {drawing.ids[before]} [style=dashed, constraint=false, label="next timestep"];')
     lines.append("{ rank=sink; " + " ".join(f"out{k};" for k in range(len(new))) + " }")
     return _document(lines, title=f"{cell.name}: one step")
 
@@ -79,7 +80,10 @@ class _Drawing:
     def lines(self) -> list[str]:
         return [self._box(node) for node in self.ids] + [
             f"{self.ids[parent]} -> {self.ids[node]};"
-            for node in self.ids for parent in node.parents if parent is not None]
+            for node in self.ids
+            for parent in node.parents
+            if parent is not None
+        ]
 
     def _box(self, node: Node) -> str:
         name = self.names.get(node)
@@ -99,8 +103,11 @@ def _quoted(*rows: str) -> str:
 
 
 def _document(lines: Sequence[str], title: str = "") -> str:
-    head = ["rankdir=TB;", 'node [shape=box, fontname="Helvetica", fontsize=11];',
-            'edge [fontname="Helvetica", fontsize=10];']
+    head = [
+        "rankdir=TB;",
+        'node [shape=box, fontname="Helvetica", fontsize=11];',
+        'edge [fontname="Helvetica", fontsize=10];',
+    ]
     if title:
         head.append(f'label={_quoted(title)}; labelloc=t; fontname="Helvetica";')
     return "digraph {\n" + "".join(f"  {line}\n" for line in [*head, *lines]) + "}\n"

@@ -38,8 +38,8 @@ def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> di
     """The parameters of `model` under PyTorch's names, as new arrays on the host in their own dtype.
 
     `params` are tensors or arrays by our names. `prefix` stands before the names of the recurrent module: with
-    ``prefix="rnn."`` the result, converted by torch.from_numpy, is the state_dict of a module with the attributes embed,
-    rnn and readout.
+    ``prefix="rnn."`` the result, converted by torch.from_numpy, is the state_dict of a module with the attributes
+    embed, rnn and readout.
     Raises InputError for a cell or option that PyTorch has no module for, or a missing parameter.
     """
     wanted = model.params()
@@ -54,8 +54,10 @@ def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> di
         gates = _gates(cell)
         own = f"layers.{k}."
         first = [ours[f"{own}b_{gate}"] for gate in gates]
-        second = [ours[f"{own}b_hn"] if cell.name == "gru" and gate == "n" else np.zeros_like(b)
-                  for gate, b in zip(gates, first, strict=True)]
+        second = [
+            ours[f"{own}b_hn"] if cell.name == "gru" and gate == "n" else np.zeros_like(b)
+            for gate, b in zip(gates, first, strict=True)
+        ]
         theirs[f"{prefix}weight_ih_l{k}"] = np.concatenate([ours[f"{own}W_x{gate}"].T for gate in gates])
         theirs[f"{prefix}weight_hh_l{k}"] = np.concatenate([ours[f"{own}W_h{gate}"].T for gate in gates])
         theirs[f"{prefix}bias_ih_l{k}"] = np.concatenate(first)
@@ -68,9 +70,9 @@ def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> di
 def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp: Any = np) -> Params:
     """New parameters for `model` from arrays under PyTorch's names, on the device whose module is `xp`.
 
-    `arrays` may hold whatever np.asarray takes: NumPy arrays, or CPU tensors without gradient (a state_dict). Their dtype
-    is kept. `prefix` as in `to_torch`. The two biases are added up, so that the way back to PyTorch gives another pair
-    with the same sum.
+    `arrays` may hold whatever np.asarray takes: NumPy arrays, or CPU tensors without gradient (a state_dict). Their
+    dtype is kept. `prefix` as in `to_torch`. The two biases are added up, so that the way back to PyTorch gives another
+    pair with the same sum.
     Raises InputError for a cell or option that PyTorch has no module for and for missing or unknown names, ShapeError
     for an array of another size than the model's.
     """
@@ -80,26 +82,36 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
         shapes["embed.weight"] = (model.V, model.cells[0].I)
     for k, cell in enumerate(model.cells):
         rows = len(_gates(cell)) * H
-        shapes |= {f"{prefix}weight_ih_l{k}": (rows, cell.I), f"{prefix}weight_hh_l{k}": (rows, H),
-                   f"{prefix}bias_ih_l{k}": (rows,), f"{prefix}bias_hh_l{k}": (rows,)}
+        shapes |= {
+            f"{prefix}weight_ih_l{k}": (rows, cell.I),
+            f"{prefix}weight_hh_l{k}": (rows, H),
+            f"{prefix}bias_ih_l{k}": (rows,),
+            f"{prefix}bias_hh_l{k}": (rows,),
+        }
     missing, unknown = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
     if missing or unknown:
-        raise InputError(f"from_torch: expected exactly the names of a module of {len(model.cells)} layer(s) with two "
-                         "biases, in one direction and without projection; missing: "
-                         f"{', '.join(missing) or 'none'}, unknown: {', '.join(unknown) or 'none'}")
+        raise InputError(
+            f"from_torch: expected exactly the names of a module of {len(model.cells)} layer(s) with two "
+            "biases, in one direction and without projection; missing: "
+            f"{', '.join(missing) or 'none'}, unknown: {', '.join(unknown) or 'none'}"
+        )
     theirs = {name: np.asarray(value) for name, value in arrays.items()}
     for name, shape in shapes.items():
         if theirs[name].shape != shape:
-            raise ShapeError(f"from_torch: expected {name} of shape {shape}, got {theirs[name].shape}; build the model "
-                             "with the sizes of the module")
+            raise ShapeError(
+                f"from_torch: expected {name} of shape {shape}, got {theirs[name].shape}; build the model "
+                "with the sizes of the module"
+            )
     ours: dict[str, HostArray] = {"readout.W": theirs["readout.weight"].T, "readout.b": theirs["readout.bias"]}
     if "embed.weight" in theirs:
         ours["embed.W"] = theirs["embed.weight"]
     for k, cell in enumerate(model.cells):
         gates = _gates(cell)
         own = f"layers.{k}."
-        weights, recurrent, first, second = (np.split(theirs[f"{prefix}{name}_l{k}"], len(gates))
-                                             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        weights, recurrent, first, second = (
+            np.split(theirs[f"{prefix}{name}_l{k}"], len(gates))
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
         for i, gate in enumerate(gates):
             ours[f"{own}W_x{gate}"] = weights[i].T
             ours[f"{own}W_h{gate}"] = recurrent[i].T

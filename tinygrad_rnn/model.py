@@ -64,16 +64,28 @@ class Model:
 
     def init(self, rng: np.random.Generator, dtype: Any = np.float32, xp: Any = np) -> Params:
         """New parameters drawn from `rng`, on the device whose module is `xp`. Buffers do not require a gradient."""
-        return {name: Tensor(backend.from_host(nn.initialise(spec.init, spec.shape, rng, dtype), xp),
-                             requires_grad=spec.role != "buffer")
-                for name, spec in self.params().items()}
+        return {
+            name: Tensor(
+                backend.from_host(nn.initialise(spec.init, spec.shape, rng, dtype), xp),
+                requires_grad=spec.role != "buffer",
+            )
+            for name, spec in self.params().items()
+        }
 
     def start(self, B: int, params: Mapping[str, Tensor]) -> State:
         """The state before the first symbol, for B streams, as arrays like the parameters."""
         return [start_state(cell, B, params["readout.W"]) for cell in self.cells]
 
-    def forward(self, params: Mapping[str, Tensor], x: Any, state: Sequence[LayerState] | None = None, *,
-                mask: Any = None, rng: np.random.Generator | None = None, trace_inputs: bool = False) -> Forward:
+    def forward(
+        self,
+        params: Mapping[str, Tensor],
+        x: Any,
+        state: Sequence[LayerState] | None = None,
+        *,
+        mask: Any = None,
+        rng: np.random.Generator | None = None,
+        trace_inputs: bool = False,
+    ) -> Forward:
         """Run symbols x (T, B), integers in [0, V), from `state`.
 
         `mask` (T, B): rows keep their state where it is False. `rng` turns dropout on. `trace_inputs` puts `inputs` on
@@ -112,7 +124,7 @@ class Model:
 def layer_params(params: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
     """The arrays of one layer by the cell's own names."""
     prefix = f"layers.{layer}."
-    return {name[len(prefix):]: value for name, value in params.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: value for name, value in params.items() if name.startswith(prefix)}
 
 
 def _override(spec: Param, config: ModelConfig) -> Param:
@@ -161,12 +173,14 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
         if text != "cell":
             nn.parse_initialiser(text)
     first = input_size(config, V)
-    cells = tuple(entry.cls(first if i == 0 else config.hidden, config.hidden, config.cell_options)
-                  for i in range(config.layers))
+    cells = tuple(
+        entry.cls(first if i == 0 else config.hidden, config.hidden, config.cell_options) for i in range(config.layers)
+    )
     for cell in cells:
         states, _ = specification(cell)
         output = next(iter(states.values()))
         if output.shape != (config.hidden,):
-            raise InputError(f"cell {cell.name}: expected its first state to have shape ({config.hidden},), got "
-                             f"{output.shape}")
+            raise InputError(
+                f"cell {cell.name}: expected its first state to have shape ({config.hidden},), got {output.shape}"
+            )
     return Model(config, V, cells)

@@ -43,8 +43,9 @@ def init_state(config: OptimConfig, params: Mapping[str, Array]) -> State:
     }
 
 
-def update(config: OptimConfig, params: Mapping[str, Array], grads: Mapping[str, Array], state: State,
-           lr: float) -> None:
+def update(
+    config: OptimConfig, params: Mapping[str, Array], grads: Mapping[str, Array], state: State, lr: float
+) -> None:
     """One step of ``config.optim`` with the rate `lr`, in place in `params` and `state`.
 
     With t the number of the update, from 1, and g a gradient of its parameter's shape and dtype:
@@ -140,15 +141,22 @@ def learning_rate(config: OptimConfig, epoch: float) -> float:
     except ValueError:
         factor, every = math.nan, 0
     if kind not in ("exp", "step") or not (0 < factor < math.inf) or every < 1:
-        raise InputError(f"learning-rate decay: expected none, exp:FACTOR@EPOCH or step:FACTOR@EPOCHS with FACTOR "
-                         f"above 0 and a whole EPOCH from 1, got {config.lr_decay!r}")
+        raise InputError(
+            f"learning-rate decay: expected none, exp:FACTOR@EPOCH or step:FACTOR@EPOCHS with FACTOR "
+            f"above 0 and a whole EPOCH from 1, got {config.lr_decay!r}"
+        )
     passes = max(0, math.floor(epoch))
     return config.lr * factor ** (max(0, passes - every + 1) if kind == "exp" else passes // every)
 
 
 def _slots(config: OptimConfig) -> tuple[str, ...]:
-    slots = {"adam": ("m", "v"), "adamw": ("m", "v"), "rmsprop": ("v",), "adagrad": ("v",),
-             "sgd": ("u",) if config.momentum else ()}
+    slots = {
+        "adam": ("m", "v"),
+        "adamw": ("m", "v"),
+        "rmsprop": ("v",),
+        "adagrad": ("v",),
+        "sgd": ("u",) if config.momentum else (),
+    }
     if config.optim not in slots:
         raise InputError(f"no optimiser {config.optim!r}{nearest(config.optim, slots)}")
     return slots[config.optim]
@@ -219,22 +227,28 @@ def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
         return
     flat = [a.reshape(-1) for a in arrays]  # views, for they are contiguous
     for start in range(0, size, BLOCK):
-        yield tuple(a[start:start + BLOCK] for a in flat)
+        yield tuple(a[start : start + BLOCK] for a in flat)
 
 
 def _check_match(params: Mapping[str, Array], others: Mapping[str, Array], what: str) -> None:
     if params.keys() != others.keys():
         missing, extra = sorted(params.keys() - others.keys()), sorted(others.keys() - params.keys())
-        raise InputError(f"update: expected {what} for exactly the parameters, got none for {missing} and more for "
-                         f"{extra}; pass one array per parameter")
+        raise InputError(
+            f"update: expected {what} for exactly the parameters, got none for {missing} and more for "
+            f"{extra}; pass one array per parameter"
+        )
     for name, param in params.items():
         other = others[name]
         if param.shape != other.shape:
-            raise ShapeError(f"update: expected {what} of {name!r} with the parameter's shape {param.shape}, got "
-                             f"{other.shape}; pass one array per parameter")
+            raise ShapeError(
+                f"update: expected {what} of {name!r} with the parameter's shape {param.shape}, got "
+                f"{other.shape}; pass one array per parameter"
+            )
         if param.dtype != other.dtype:
-            raise DtypeError(f"update: expected {what} of {name!r} in the parameter's dtype {param.dtype}, got "
-                             f"{other.dtype}; convert it first")
+            raise DtypeError(
+                f"update: expected {what} of {name!r} in the parameter's dtype {param.dtype}, got "
+                f"{other.dtype}; convert it first"
+            )
 
 
 def _limit(limit: float) -> bool:

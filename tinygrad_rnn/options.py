@@ -101,8 +101,10 @@ def field_types(cls: type[Any], owner: str = "") -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls)
     except (NameError, AttributeError, TypeError) as error:
-        raise PluginError(f"{owner}: an annotation of {cls.__qualname__} cannot be resolved ({error}); "
-                          "import its name at the top of the module") from error
+        raise PluginError(
+            f"{owner}: an annotation of {cls.__qualname__} cannot be resolved ({error}); "
+            "import its name at the top of the module"
+        ) from error
 
 
 def _convert(annotation: Any, value: Any, what: str, *, text: bool) -> Any:
@@ -140,8 +142,10 @@ def _convert(annotation: Any, value: Any, what: str, *, text: bool) -> Any:
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {key: _convert(args[1], item, f"{what}, key {key!r}", text=text) for key, item in value.items()}
         raise _mismatch(annotation, value, what)
-    raise PluginError(f"{what}: its annotation {_spell(annotation)} cannot be read from text; "
-                      "use float, int, bool, str, Literal, X | None, tuple[X, ...] or Mapping[str, X]")
+    raise PluginError(
+        f"{what}: its annotation {_spell(annotation)} cannot be read from text; "
+        "use float, int, bool, str, Literal, X | None, tuple[X, ...] or Mapping[str, X]"
+    )
 
 
 def _boolean(value: Any, what: str, text: bool) -> bool:

@@ -24,12 +24,22 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))
 FORMATS = ("png", "svg", "pdf")
 
-_TRAP = ("Thin dashes: the training loss. It has a loss at every step, so it looks healthy even when the network "
-         "vanishes: judge by the thick curves.")
+_TRAP = (
+    "Thin dashes: the training loss. It has a loss at every step, so it looks healthy even when the network "
+    "vanishes: judge by the thick curves."
+)
 
 
-def gradnorm_figure(reports: Sequence[GradNormReport], loss: str = "last", *, layer: int | None = None,
-                    state: str | None = None, relative: bool = False, training: bool = True, title: str = "") -> Figure:
+def gradnorm_figure(
+    reports: Sequence[GradNormReport],
+    loss: str = "last",
+    *,
+    layer: int | None = None,
+    state: str | None = None,
+    relative: bool = False,
+    training: bool = True,
+    title: str = "",
+) -> Figure:
     """Gradient norms per timestep of one or several models, on a log axis.
 
     `loss` is the series to judge by ("last" or "step:K"), drawn thick; the training-loss series, where the reports have
@@ -49,8 +59,10 @@ def gradnorm_figure(reports: Sequence[GradNormReport], loss: str = "last", *, la
             chosen += [(i, report, series) for series in report.select(loss=name, layer=top, state=state)]
     if not any(series.loss == loss for _, _, series in chosen):
         known = sorted({f"{s.loss}, layer {s.layer}, state {s.state}" for report in reports for s in report.series})
-        raise InputError(f"plot: expected a series of loss {loss!r}, layer {'any' if layer is None else layer}, state "
-                         f"{state or 'any'}, got none; the reports have: {'; '.join(known) or 'nothing'}")
+        raise InputError(
+            f"plot: expected a series of loss {loss!r}, layer {'any' if layer is None else layer}, state "
+            f"{state or 'any'}, got none; the reports have: {'; '.join(known) or 'nothing'}"
+        )
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     axes = figure.add_subplot()
     single = len(reports) == 1
@@ -67,8 +79,16 @@ def gradnorm_figure(reports: Sequence[GradNormReport], loss: str = "last", *, la
             marked.add(series.at)
     for at in sorted(marked):
         axes.axvline(at, color="0.55", linewidth=0.8, zorder=0)
-        axes.annotate(f"loss at t = {at}", (at, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3),
-                      textcoords="offset points", ha="right" if at > 0 else "left", fontsize=8, color="0.35")
+        axes.annotate(
+            f"loss at t = {at}",
+            (at, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right" if at > 0 else "left",
+            fontsize=8,
+            color="0.35",
+        )
     axes.set_yscale("log")
     if not any(0 < norm < math.inf for _, _, series in chosen for norm in series.norm):
         axes.set_ylim(1e-3, 1.0)  # matplotlib refuses a log axis without a single point
@@ -92,24 +112,36 @@ def _model(reports: Sequence[GradNormReport]) -> str:
     return f"  ({layers} {'layer' if layers == 1 else 'layers'} of {hidden} units)"
 
 
-def _curve(axes: Any, series: GradNormSeries, relative: bool, colour: str, style: Any, name: str, *, thin: bool
-           ) -> None:
-    norm = np.asarray(series.norm[:series.at + 1], dtype=np.float64)
+def _curve(
+    axes: Any, series: GradNormSeries, relative: bool, colour: str, style: Any, name: str, *, thin: bool
+) -> None:
+    norm = np.asarray(series.norm[: series.at + 1], dtype=np.float64)
     if relative:
         usable = norm[np.isfinite(norm) & (norm > 0)]
         norm = norm / (usable[-1] if usable.size else 1.0)
     t = np.arange(len(norm))
     line = np.where(np.isfinite(norm) & (norm > 0), norm, np.nan)  # a log axis has no place for the others
-    look: dict[str, Any] = {"color": colour, "linestyle": (0, (3, 2)) if thin else style,
-                            "linewidth": 1.1 if thin else 2.0, "alpha": 0.75 if thin else 1.0}
+    look: dict[str, Any] = {
+        "color": colour,
+        "linestyle": (0, (3, 2)) if thin else style,
+        "linewidth": 1.1 if thin else 2.0,
+        "alpha": 0.75 if thin else 1.0,
+    }
     told = ", training loss" if thin else f"\n{series.verdict}, {series.slope:+.2g} nats/step back"
     lonely = int(np.count_nonzero(np.isfinite(line))) == 1
     axes.plot(t, line, label=name + told, marker="o" if lonely else None, markersize=4, **look)
     for mark, what, at, edge in (("v", "exactly 0", norm == 0, 0.015), ("^", "not finite", ~np.isfinite(norm), 0.985)):
         if at.any():
-            axes.plot(t[at], np.full(int(at.sum()), edge), mark, color=colour, markersize=4, clip_on=False,
-                      transform=axes.get_xaxis_transform(),
-                      label=f"{name}, {what} at {int(at.sum())} of {len(norm)} steps")
+            axes.plot(
+                t[at],
+                np.full(int(at.sum()), edge),
+                mark,
+                color=colour,
+                markersize=4,
+                clip_on=False,
+                transform=axes.get_xaxis_transform(),
+                label=f"{name}, {what} at {int(at.sum())} of {len(norm)} steps",
+            )
 
 
 def loss_figure(records: Iterable[Mapping[str, Any]], title: str = "") -> Figure:
@@ -135,11 +167,23 @@ def loss_figure(records: Iterable[Mapping[str, Any]], title: str = "") -> Figure
         steps = np.array(sorted(train))
         losses = np.array([train[step] for step in steps])
         many = len(steps) > 200
-        axes.plot(steps, losses, color=COLOURS[0], linewidth=0.7 if many else 1.5, alpha=0.3 if many else 1.0,
-                  marker="o" if len(steps) == 1 else None, label="training, each batch" if many else "training")
+        axes.plot(
+            steps,
+            losses,
+            color=COLOURS[0],
+            linewidth=0.7 if many else 1.5,
+            alpha=0.3 if many else 1.0,
+            marker="o" if len(steps) == 1 else None,
+            label="training, each batch" if many else "training",
+        )
         if many:
-            axes.plot(steps, _median(losses, max(3, len(losses) // 100)), color=COLOURS[0], linewidth=1.7,
-                      label="training, running median")
+            axes.plot(
+                steps,
+                _median(losses, max(3, len(losses) // 100)),
+                color=COLOURS[0],
+                linewidth=1.7,
+                label="training, running median",
+            )
     if val:
         steps = np.array(sorted(val))
         losses = np.array([val[step] for step in steps])
@@ -171,7 +215,7 @@ def _median(values: Any, window: int) -> Any:
     """The running median, centred; at the ends over what there is."""
     half = window // 2
     with np.errstate(all="ignore"):
-        return np.array([np.median(values[max(0, i - half):i + half + 1]) for i in range(len(values))])
+        return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -182,8 +226,10 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     suffix = path.suffix[1:].lower()
     if suffix not in FORMATS:
-        raise InputError(f"plot {path}: expected a name that ends in .png, .svg or .pdf, got "
-                         f"{path.suffix or 'no ending'}{nearest(suffix, FORMATS) if suffix else ''}")
+        raise InputError(
+            f"plot {path}: expected a name that ends in .png, .svg or .pdf, got "
+            f"{path.suffix or 'no ending'}{nearest(suffix, FORMATS) if suffix else ''}"
+        )
     # without the date the same data give the same file
     facts: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

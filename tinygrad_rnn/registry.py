@@ -75,8 +75,9 @@ def register_cell(cls: C) -> C:
         if row.name == cls.name:
             if row.location.partition(":")[0] == cls.__module__:
                 return cls  # a decorated class that its distribution names too: one cell, known already
-            raise PluginError(f"cell {cls.name!r} is registered twice: by {row.distribution} {row.version} and by "
-                              f"{where}; rename one")
+            raise PluginError(
+                f"cell {cls.name!r} is registered twice: by {row.distribution} {row.version} and by {where}; rename one"
+            )
     _registered[cls.name] = entry
     return cls
 
@@ -114,8 +115,11 @@ def _own_modules(cls: type[Any]) -> list[str]:
         found.add(name)
         names = getattr(sys.modules.get(name), "__dict__", {})
         used = {getattr(value, "__module__", None) for value in list(names.values())}
-        waiting += [other for other in used - found
-                    if isinstance(other, str) and other.partition(".")[0] == package and other in sys.modules]
+        waiting += [
+            other
+            for other in used - found
+            if isinstance(other, str) and other.partition(".")[0] == package and other in sys.modules
+        ]
     return [cls.__module__, *sorted(found - {cls.__module__})]
 
 
@@ -149,8 +153,10 @@ def available_cells(*, third_party: bool = True, check: bool = False) -> list[Ce
 
     Without `third_party` only the built-in ones.
     """
-    rows = _rows() + [CellRow(name, entry.identity.distribution, entry.identity.version, entry.cls.__module__)
-                      for name, entry in _registered.items()]
+    rows = _rows() + [
+        CellRow(name, entry.identity.distribution, entry.identity.version, entry.cls.__module__)
+        for name, entry in _registered.items()
+    ]
     if not third_party:
         rows = [row for row in rows if row.distribution == BUILT_IN]
     if check:
@@ -189,12 +195,14 @@ def load_cell(name: str, *, third_party: bool = True) -> CellEntry:
     try:
         cls = point.load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises is that plugin's fault
-        raise PluginError(f"cell {name!r} of {distribution} {version} cannot be imported from {point.value}: "
-                          f"{_one_line(error)}") from error
+        raise PluginError(
+            f"cell {name!r} of {distribution} {version} cannot be imported from {point.value}: {_one_line(error)}"
+        ) from error
     check_declaration(cls)
     if cls.name != name:
-        raise PluginError(f"cell {name!r} of {distribution}: expected the class to be named like its entry point, got "
-                          f"{cls.name!r}")
+        raise PluginError(
+            f"cell {name!r} of {distribution}: expected the class to be named like its entry point, got {cls.name!r}"
+        )
     return CellEntry(cls, CellIdentity(name, distribution, version, source_hash(cls)))
 
 
@@ -249,5 +257,7 @@ def check_identity(stored: Mapping[str, str], entry: CellEntry) -> str | None:
     if stored.get("source_sha256") == now.source_sha256:
         return None
     was = f"{stored.get('distribution')} {stored.get('version')}"
-    return (f"the code of cell {now.name!r} has changed since this run was made (then {was}, now {now.distribution} "
-            f"{now.version}; source {str(stored.get('source_sha256'))[:12]} is now {now.source_sha256[:12]})")
+    return (
+        f"the code of cell {now.name!r} has changed since this run was made (then {was}, now {now.distribution} "
+        f"{now.version}; source {str(stored.get('source_sha256'))[:12]} is now {now.source_sha256[:12]})"
+    )

@@ -63,24 +63,36 @@ def create_run(path: str | os.PathLike[str], description: Mapping[str, Any], ove
     if "config" not in description:
         raise InputError("create_run: expected a description with 'config', got " + (", ".join(description) or "none"))
     from_dict(description["config"])
-    text = to_json({"format": FORMAT, "created": datetime.now(UTC).isoformat("T", "seconds"), "versions": versions(),
-                    **description}, "create_run: description", indent=2)  # before anything is removed
+    text = to_json(
+        {
+            "format": FORMAT,
+            "created": datetime.now(UTC).isoformat("T", "seconds"),
+            "versions": versions(),
+            **description,
+        },
+        "create_run: description",
+        indent=2,
+    )  # before anything is removed
     try:
         there = [entry for entry in folder.iterdir() if not is_temporary(entry)] if folder.exists() else []
         if (folder / DESCRIPTION).is_file():
             if not overwrite:
-                raise FileError(f"{folder} holds a run already; continue it with 'resume {folder}', replace it with "
-                                "--overwrite, or choose another folder")
+                raise FileError(
+                    f"{folder} holds a run already; continue it with 'resume {folder}', replace it with "
+                    "--overwrite, or choose another folder"
+                )
             _clear(folder)
         elif there:
-            raise FileError(f"{folder} is neither empty nor a run folder (it holds {there[0].name!r}); choose another "
-                            "folder")
+            raise FileError(
+                f"{folder} is neither empty nor a run folder (it holds {there[0].name!r}); choose another folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes_atomic(folder / DESCRIPTION, (text + "\n").encode("ascii"))
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
     except OSError as error:
-        raise FileError(f"cannot make the run folder {folder}: {error.strerror or error}; choose another "
-                        "folder") from error
+        raise FileError(
+            f"cannot make the run folder {folder}: {error.strerror or error}; choose another folder"
+        ) from error
     return Run(folder)
 
 
@@ -93,8 +105,9 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     if not folder.exists():
         raise FileError(f"no run {folder}: the folder does not exist; check the path")
     if not (folder / DESCRIPTION).is_file():
-        raise FileError(f"{folder} is not a run folder: it holds no {DESCRIPTION}; name the folder that "
-                        "train --out made")
+        raise FileError(
+            f"{folder} is not a run folder: it holds no {DESCRIPTION}; name the folder that train --out made"
+        )
     run = Run(folder)
     run_config(run)
     return run
@@ -110,8 +123,10 @@ def describe(run: Run) -> dict[str, Any]:
     if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
         raise FileError(f"{path} is broken: expected an object with 'config'; restore it, or train the run again")
     if description.get("format") != FORMAT:
-        raise FileError(f"{path}: expected format {FORMAT}, got {description.get('format')!r}; open it with the "
-                        "version of tinygrad_rnn that wrote it")
+        raise FileError(
+            f"{path}: expected format {FORMAT}, got {description.get('format')!r}; open it with the "
+            "version of tinygrad_rnn that wrote it"
+        )
     return description
 
 
@@ -182,8 +197,9 @@ def truncate_metrics(run: Run, step: int) -> None:
         write_bytes_atomic(path, b"".join(kept))
 
 
-def save_run_checkpoint(run: Run, step: int, arrays: Mapping[str, Array], meta: Mapping[str, Any],
-                        val_loss: float | None = None) -> Path:
+def save_run_checkpoint(
+    run: Run, step: int, arrays: Mapping[str, Array], meta: Mapping[str, Any], val_loss: float | None = None
+) -> Path:
     """Write a checkpoint after `step` updates and return its path; `checkpoint.save` says what may go in.
 
     `val_loss` (nats per symbol), where known, stands in the name, and best.json follows the lowest finite one.
@@ -234,8 +250,10 @@ def best_checkpoint(run: Run) -> Path:
     return latest if best is None else best[0]
 
 
-def load_run_checkpoint(run: Run, path: str | os.PathLike[str] | None = None,
-                        ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+def load_run_checkpoint(
+    run: Run,
+    path: str | os.PathLike[str] | None = None,
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     """The arrays and meta of the checkpoint at `path`; without it, of the latest.
 
     Raises FileError if the run has no checkpoint, CheckpointError if the file is damaged: it names the newest
@@ -253,8 +271,9 @@ def load_run_checkpoint(run: Run, path: str | os.PathLike[str] | None = None,
                 load(sound)
             except CheckpointError:
                 continue
-            raise CheckpointError(f"{error}: the newest older one that is sound is {sound}; delete {chosen} to go on "
-                                  "from there") from error
+            raise CheckpointError(
+                f"{error}: the newest older one that is sound is {sound}; delete {chosen} to go on from there"
+            ) from error
         raise CheckpointError(f"{error}: run {run.path} holds no older one that is sound; train it again") from error
 
 

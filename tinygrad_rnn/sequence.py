@@ -49,8 +49,9 @@ def detach_state(state: LayerState) -> dict[str, Any]:
     return {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
-def unroll(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None,
-           layer: int = 0) -> Unrolled:
+def unroll(
+    cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None, layer: int = 0
+) -> Unrolled:
     """Apply `cell` to the sequence `xs` (T, B, I), one step after another on the tape.
 
     `params` are the cell's arrays by name; `state` is where it starts (the declared start values when None). Where
@@ -76,8 +77,10 @@ def unroll(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | N
         raise ShapeError(f"unroll of {cell.name}: expected the states {list(shapes)}, got {list(current)}")
     for name, state_spec in shapes.items():
         if tuple(current[name].shape) != (B, *state_spec.shape):
-            raise ShapeError(f"unroll of {cell.name}: expected state {name} of shape {(B, *state_spec.shape)}, got "
-                             f"{tuple(current[name].shape)}")
+            raise ShapeError(
+                f"unroll of {cell.name}: expected state {name} of shape {(B, *state_spec.shape)}, got "
+                f"{tuple(current[name].shape)}"
+            )
     current = {name: value if isinstance(value, Tensor) else Tensor(value) for name, value in current.items()}
     p = SimpleNamespace(**{name: params[name] for name in declared})
     states: dict[str, list[Any]] = {name: [] for name in shapes}
@@ -90,8 +93,10 @@ def unroll(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | N
             new = _watched_step(cell, p, xs[t], current, shapes)
         if mask is not None:
             alive = mask[t]
-            new = {name: ops.where(ops.reshape(alive, (B,) + (1,) * (value.ndim - 1)), value, current[name])
-                   for name, value in new.items()}
+            new = {
+                name: ops.where(ops.reshape(alive, (B,) + (1,) * (value.ndim - 1)), value, current[name])
+                for name, value in new.items()
+            }
         current = new
         for name, value in current.items():
             states[name].append(value)
@@ -101,8 +106,9 @@ def unroll(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | N
     return Unrolled(ops.stack(states[output]), current, states)
 
 
-def _watched_step(cell: Cell, p: SimpleNamespace, x: Any, state: LayerState, shapes: Mapping[str, State]
-                  ) -> dict[str, Any]:
+def _watched_step(
+    cell: Cell, p: SimpleNamespace, x: Any, state: LayerState, shapes: Mapping[str, State]
+) -> dict[str, Any]:
     """`take_step` inside anomaly(): an error is told with the gate that was being computed.
 
     That is the gate announced next after the op that failed, so the step is run once more, unchecked, to hear it. The
@@ -133,8 +139,9 @@ def _watched_step(cell: Cell, p: SimpleNamespace, x: Any, state: LayerState, sha
         raise NonFiniteError(f"{error}, gate {gate}", {**error.where, "gate": gate}) from error
 
 
-def scan(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None,
-         layer: int = 0) -> Unrolled:
+def scan(
+    cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None, layer: int = 0
+) -> Unrolled:
     """`unroll` by the fastest executor that can do it: same arguments, same numbers.
 
     No compiled executor exists yet, so this is `unroll`, and the result's `reason` says that.

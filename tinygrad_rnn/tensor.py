@@ -34,8 +34,9 @@ class Tensor(Variable):
         self.version = [0]
         if requires_grad:
             if data.dtype.kind != "f":
-                raise DtypeError(f"Tensor: expected a floating dtype for requires_grad, got {data.dtype}; "
-                                 "give dtype='float64'")
+                raise DtypeError(
+                    f"Tensor: expected a floating dtype for requires_grad, got {data.dtype}; give dtype='float64'"
+                )
             self.node = engine.leaf(data)
 
     # ------------------------------------------------------------------------------------ facts
@@ -185,8 +186,10 @@ class Tensor(Variable):
     def __setitem__(self, index: Any, value: Any) -> None:
         if self.version is None or not self.is_leaf:
             made = self.node.op.__name__ if self.node is not None and self.node.op is not None else "an op"
-            raise InPlaceError(f"assign: expected a tensor that no op made, got the output of {made}; use where, "
-                               "concatenate or scatter, or change a .copy()")
+            raise InPlaceError(
+                f"assign: expected a tensor that no op made, got the output of {made}; use where, "
+                "concatenate or scatter, or change a .copy()"
+            )
         self.data[index] = value.data if isinstance(value, Tensor) else value
         self.version[0] += 1
 
@@ -311,16 +314,20 @@ class Tensor(Variable):
 
 def _root(y: Tensor) -> engine.Node:
     if y.node is None:
-        raise GradientError("grad: expected an output computed from tensors with requires_grad=True, got a constant; "
-                            "was it computed inside no_grad() or after .detach()?")
+        raise GradientError(
+            "grad: expected an output computed from tensors with requires_grad=True, got a constant; "
+            "was it computed inside no_grad() or after .detach()?"
+        )
     return y.node
 
 
 def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
     if g is None:
         if y.size != 1:
-            raise GradientError(f"grad: expected an output with one element, got shape {y.shape}; sum it up, or give "
-                                "the gradient that flows into it")
+            raise GradientError(
+                f"grad: expected an output with one element, got shape {y.shape}; sum it up, or give "
+                "the gradient that flows into it"
+            )
         g = np.ones_like(y.data)
     data = g.data if isinstance(g, Tensor) else g if backend.is_array(g) else np.full_like(y.data, g)
     if data.shape != y.shape or data.dtype != y.dtype:
@@ -330,8 +337,14 @@ def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
     return data
 
 
-def grad(y: Tensor, wrt: Tensor | Sequence[Tensor], g: Any = None, *, create_graph: bool = False,
-         unused: Literal["zeros", "error"] = "zeros") -> Any:
+def grad(
+    y: Tensor,
+    wrt: Tensor | Sequence[Tensor],
+    g: Any = None,
+    *,
+    create_graph: bool = False,
+    unused: Literal["zeros", "error"] = "zeros",
+) -> Any:
     """The gradient of `y` with respect to any tensors below it: leaves, states, gates.
 
     `g` (shape of y) is what flows into `y`: needed unless y has one element. With `create_graph` the result is itself
@@ -344,17 +357,22 @@ def grad(y: Tensor, wrt: Tensor | Sequence[Tensor], g: Any = None, *, create_gra
     root = _root(y)
     for i, target in enumerate(targets):
         if target.node is None:
-            raise GradientError(f"grad: expected targets with requires_grad=True, got a constant at position {i} of "
-                                f"shape {target.shape}")
-    found = engine.flow(root, _seed(y, g, create_graph), {t.node for t in targets if t.node is not None}, Tensor,
-                        higher=create_graph)
+            raise GradientError(
+                f"grad: expected targets with requires_grad=True, got a constant at position {i} of "
+                f"shape {target.shape}"
+            )
+    found = engine.flow(
+        root, _seed(y, g, create_graph), {t.node for t in targets if t.node is not None}, Tensor, higher=create_graph
+    )
     results = []
     for i, target in enumerate(targets):
         value = found.get(target.node) if target.node is not None else None
         if value is None:
             if unused == "error":
-                raise GradientError(f"grad: expected y to depend on every target, got one it does not depend on at "
-                                    f"position {i}; unused='zeros' gives zeros")
+                raise GradientError(
+                    f"grad: expected y to depend on every target, got one it does not depend on at "
+                    f"position {i}; unused='zeros' gives zeros"
+                )
             value = np.zeros_like(target.data)
         results.append(value if isinstance(value, Tensor) else wrap(Tensor, value))
     return results[0] if single else results

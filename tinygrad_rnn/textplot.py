@@ -22,9 +22,18 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-~=+*#"
 
 
-def terminal_plot(series: Sequence[tuple[str, Sequence[float]]], width: int = 72, height: int = 16, *, log: bool = True,
-                  ascii: bool = False, ylabel: str = "", xlabel: str = "", x: tuple[float, float] | None = None,
-                  paint: Paint | None = None) -> str:
+def terminal_plot(
+    series: Sequence[tuple[str, Sequence[float]]],
+    width: int = 72,
+    height: int = 16,
+    *,
+    log: bool = True,
+    ascii: bool = False,
+    ylabel: str = "",
+    xlabel: str = "",
+    x: tuple[float, float] | None = None,
+    paint: Paint | None = None,
+) -> str:
     """The curves `series` (label, values) as lines of text, at most `width` columns wide, with `height` rows of plot.
 
     Values of a series are spread evenly over the x axis, which goes from x[0] to x[1] (0 to the longest series' last
@@ -98,7 +107,7 @@ def sparkline(values: Sequence[float], width: int = 0, *, log: bool = False, asc
     count = min(width, len(values)) if width > 0 else len(values)
     cells = []
     for i in range(count):
-        part = values[i * len(values) // count:(i + 1) * len(values) // count]
+        part = values[i * len(values) // count : (i + 1) * len(values) // count]
         wild = [value for value in part if not math.isfinite(value)]
         usable = [_level(value, log) for value in part if _drawable(value, log)]
         cells.append(math.inf if wild else sum(usable) / len(usable) if usable else -math.inf)
@@ -127,7 +136,7 @@ def _columns(values: Sequence[float], columns: int, log: bool) -> Iterable[list[
     n = len(values)
     if n >= columns:
         for c in range(columns):
-            yield list(values[c * n // columns:(c + 1) * n // columns])
+            yield list(values[c * n // columns : (c + 1) * n // columns])
         return
     for c in range(columns):
         at = c * (n - 1) / (columns - 1)
@@ -154,8 +163,10 @@ def _decades(levels: Sequence[float], rows: int, ascii: bool) -> list[tuple[floa
         high += 1
     step = -(-(high - low) // max(1, (rows - 1) // 2))
     low = high - step * -(-(high - low) // step)
-    return [(float(power), f"1e{power}" if ascii else "10" + str(power).translate(_SUPERSCRIPT))
-            for power in range(low, high + 1, step)]
+    return [
+        (float(power), f"1e{power}" if ascii else "10" + str(power).translate(_SUPERSCRIPT))
+        for power in range(low, high + 1, step)
+    ]
 
 
 def _round_ticks(levels: Sequence[float], rows: int) -> list[tuple[float, str]]:
@@ -166,8 +177,10 @@ def _round_ticks(levels: Sequence[float], rows: int) -> list[tuple[float, str]]:
     if first == last:
         last += 1
     digits = max(0, -math.floor(math.log10(step)))
-    return [(k * step, f"{k * step:.{digits}f}" if abs(k * step) < 1e6 else f"{k * step:.3g}")
-            for k in range(first, last + 1)]
+    return [
+        (k * step, f"{k * step:.{digits}f}" if abs(k * step) < 1e6 else f"{k * step:.3g}")
+        for k in range(first, last + 1)
+    ]
 
 
 def _round_step(span: float, parts: int) -> float:
@@ -195,7 +208,7 @@ def _under(marks: dict[int, str], columns: int) -> str:
     line = [" "] * columns
     for column, text in sorted(marks.items()):
         start = min(column, columns - len(text))
-        line[start:start + len(text)] = text
+        line[start : start + len(text)] = text
     return "".join(line)
 
 

@@ -13,8 +13,10 @@ class GRU(Cell):
 
     name = "gru"
     summary = "gated recurrent unit: reset and update gate, no separate cell state"
-    citation = ("K. Cho et al., Learning phrase representations using RNN encoder-decoder, arXiv 1406.1078, v3 "
-                "(reset_before) and v1 (reset_after)")
+    citation = (
+        "K. Cho et al., Learning phrase representations using RNN encoder-decoder, arXiv 1406.1078, v3 "
+        "(reset_before) and v1 (reset_after)"
+    )
     deviations = "The paper has no biases. Weights start uniform in +-1/sqrt(H), as in PyTorch, biases at 0."
     equation = """\
 r = sigmoid(x W_xr + h W_hr + b_r)
@@ -26,7 +28,8 @@ h' = z * h + (1 - z) * n"""
     @dataclass(frozen=True)
     class Options:
         form: Literal["reset_before", "reset_after"] = field(
-            default="reset_before", metadata={"help": "reset the state, or its product with W_hn (PyTorch)"})
+            default="reset_before", metadata={"help": "reset the state, or its product with W_hn (PyTorch)"}
+        )
         recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of every W_h*"})
 
     def state(self) -> dict[str, State]:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from tinygrad_rnn import Cell, InputError, Param, buffer, input_matrix
 
-CITATION = ("R. Jozefowicz, W. Zaremba and I. Sutskever, An empirical exploration of recurrent network architectures, "
-            "ICML 2015")
+CITATION = (
+    "R. Jozefowicz, W. Zaremba and I. Sutskever, An empirical exploration of recurrent network architectures, ICML 2015"
+)
 INITIAL = "Weights start uniform in +-1/sqrt(H), biases at 0: z = 1 overwrites, so no bias means remember."
 DEVIATIONS = f"""\
 The paper prints x without a matrix, which needs I = H. input_map says what stands in its place:
@@ -23,7 +24,8 @@ class MUTOptions(Cell.Options):
     """Options of MUT1 and MUT2."""
 
     input_map: Literal["auto", "identity", "fixed", "learned"] = field(
-        default="auto", metadata={"help": "what stands for the bare x: identity needs I = H; auto: identity if it can"})
+        default="auto", metadata={"help": "what stands for the bare x: identity needs I = H; auto: identity if it can"}
+    )
     recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of every W_h*"})
 
 
@@ -37,8 +39,10 @@ def chosen_map(cell: Cell) -> str:
 def check_map(cell: Cell) -> None:
     """Raise InputError when the paper's bare x does not fit."""
     if chosen_map(cell) == "identity" and cell.I != cell.H:
-        raise InputError(f"cell {cell.name}: input_map=identity adds x (I={cell.I} numbers) to H={cell.H} units, so it "
-                         f"needs I = H; use input_map=learned or fixed, or an embedding of {cell.H}")
+        raise InputError(
+            f"cell {cell.name}: input_map=identity adds x (I={cell.I} numbers) to H={cell.H} units, so it "
+            f"needs I = H; use input_map=learned or fixed, or an embedding of {cell.H}"
+        )
 
 
 def map_params(cell: Cell) -> dict[str, Param]:

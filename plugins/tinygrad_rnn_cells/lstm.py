@@ -16,10 +16,10 @@ class LSTM(Cell):
 
     name = "lstm"
     summary = "long short-term memory: a cell state behind input, forget and output gates"
-    citation = ("S. Hochreiter and J. Schmidhuber, Long short-term memory, Neural Computation 9, 1997; forget gate: "
-                "F. Gers, J. Schmidhuber and F. Cummins, Learning to forget, 2000")
-    deviations = ("No peepholes. One bias per gate (PyTorch: two that add up).\n"
-                  "b_f starts at forget_bias, the others at 0; weights uniform in +-1/sqrt(H), as in PyTorch.")
+    citation = "S. Hochreiter, J. Schmidhuber, Long short-term memory, 1997; F. Gers et al., Learning to forget, 2000"
+    deviations = """\
+No peepholes. One bias per gate (PyTorch: two that add up).
+b_f starts at forget_bias, the others at 0; weights uniform in +-1/sqrt(H), as in PyTorch."""
     equation = """\
 i = sigmoid(x W_xi + h W_hi + b_i)
 f = sigmoid(x W_xf + h W_hf + b_f)

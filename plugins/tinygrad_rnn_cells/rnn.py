@@ -22,7 +22,8 @@ h' = f(a)"""
     @dataclass(frozen=True)
     class Options:
         activation: Literal["tanh", "relu", "sigmoid", "identity"] = field(
-            default="tanh", metadata={"help": "f, the squashing function"})
+            default="tanh", metadata={"help": "f, the squashing function"}
+        )
         recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of W_hh, as in orthogonal:0.9"})
 
     def state(self) -> dict[str, State]:

@@ -141,15 +141,19 @@ def chain_costs(repeats: int) -> dict[str, tuple[float, float]]:
             there, made = seconds(forward)
             back, _ = seconds(lambda made=made, backward=backward: backward(made))  # type: ignore[misc]
             times[name].append((there, back))
-    return {name: (statistics.median(t for t, _ in rows) * 1e6 / OPS, statistics.median(t for _, t in rows) * 1e6 / OPS)
-            for name, rows in times.items()}
+    return {
+        name: (statistics.median(t for t, _ in rows) * 1e6 / OPS, statistics.median(t for _, t in rows) * 1e6 / OPS)
+        for name, rows in times.items()
+    }
 
 
 def slices_cost(steps: int) -> float:
     """Seconds backward through `steps` steps h = tanh(x[t] W + h U), x a leaf (T, 16, 32): each slice is used once."""
     rng = np.random.default_rng(0)
-    x, w, u = (Tensor(rng.normal(size=shape).astype("float32") * 0.2, requires_grad=True)
-               for shape in ((steps, 16, 32), (32, 32), (32, 32)))
+    x, w, u = (
+        Tensor(rng.normal(size=shape).astype("float32") * 0.2, requires_grad=True)
+        for shape in ((steps, 16, 32), (32, 32), (32, 32))
+    )
     h = ops.tanh(x[0] @ w)
     for t in range(1, steps):
         h = ops.tanh(x[t] @ w + h @ u)
@@ -161,8 +165,10 @@ def rnn_cost(steps: int) -> tuple[float, float]:
     """Seconds (forward, backward) of `steps` unrolled steps h = tanh(x_t W + h U + b), B = 8, I = H = 16, float32."""
     rng = np.random.default_rng(0)
     x, h0 = rng.normal(size=(steps, 8, 16)).astype("float32"), np.zeros((8, 16), "float32")
-    leaves = [Tensor(rng.normal(size=shape).astype("float32") * 0.1, requires_grad=True)
-              for shape in ((16, 16), (16, 16), (16,))]
+    leaves = [
+        Tensor(rng.normal(size=shape).astype("float32") * 0.1, requires_grad=True)
+        for shape in ((16, 16), (16, 16), (16,))
+    ]
 
     def forward() -> Any:
         h = Tensor(h0)
@@ -188,14 +194,21 @@ def main() -> None:
     for name, (there, back) in rows.items():
         ratio = f"{(there + back) / beat:.2f}" if beat else "-"
         cells = [name, f"{there:.2f}", f"{back:.2f}", f"{there + back:.2f}", ratio]
-        lines.append(f"| {' | '.join(cells)} |" if options.markdown else
-                     "{:14} forward {:>5}  backward {:>5}  together {:>5} us per op, {} of PyTorch".format(*cells))
+        lines.append(
+            f"| {' | '.join(cells)} |"
+            if options.markdown
+            else "{:14} forward {:>5}  backward {:>5}  together {:>5} us per op, {} of PyTorch".format(*cells)
+        )
     rounds = [(slices_cost(256), slices_cost(1024)) for _ in range(21)]
     short, long = (statistics.median(column) for column in zip(*rounds, strict=True))
     there, back = rnn_cost(5_000)
-    lines += ["", f"backward through slices: T = 256 {short * 1e3:.2f} ms, T = 1024 {long * 1e3:.2f} ms, ratio "
-              f"{long / short:.2f}",
-              f"5000 unrolled tanh RNN steps: forward {there * 1e3:.0f} ms, backward {back * 1e3:.0f} ms", ""]
+    lines += [
+        "",
+        f"backward through slices: T = 256 {short * 1e3:.2f} ms, T = 1024 {long * 1e3:.2f} ms, ratio "
+        f"{long / short:.2f}",
+        f"5000 unrolled tanh RNN steps: forward {there * 1e3:.0f} ms, backward {back * 1e3:.0f} ms",
+        "",
+    ]
     sys.stdout.write("\n".join(lines))
 
 

@@ -132,8 +132,9 @@ class Case:
 
 @pytest.fixture
 def make_case() -> Callable[..., Case]:
-    def make(variant: str, T: int = 3, B: int = 2, I: int = 3, H: int = 3, dtype: Any = np.float64,
-             seed: int = 0) -> Case:
+    def make(
+        variant: str, T: int = 3, B: int = 2, I: int = 3, H: int = 3, dtype: Any = np.float64, seed: int = 0
+    ) -> Case:
         rng = np.random.default_rng(seed)
         name, options, formula = VARIANTS[variant]
         cell = load_cell(name).cls(I, H, options)

@@ -42,7 +42,7 @@ def losses(cell: str, options: dict[str, Any]) -> list[float]:
     state = None
     found = []
     for k in range(20):
-        x, y = ids[20 * k: 20 * k + 20], ids[20 * k + 1: 20 * k + 21]
+        x, y = ids[20 * k : 20 * k + 20], ids[20 * k + 1 : 20 * k + 21]
         done = model.forward(params, x, state)
         loss = ops.cross_entropy(done.logits, y)
         grads = {name: g.data for name, g in zip(trained, grad(loss, list(trained.values())), strict=True)}

@@ -41,7 +41,7 @@ def test_gradients_of_first_and_second_order(variant: str, I: int, H: int, make_
 
     def f(xs: Tensor, *rest: Tensor) -> tuple[Any, ...]:
         start = dict(zip(states, rest[: len(states)], strict=True))
-        own = dict(zip(params, rest[len(states):], strict=True))
+        own = dict(zip(params, rest[len(states) :], strict=True))
         done = unroll(case.cell, own, xs, start)
         return (done.outputs, *done.state.values())
 
@@ -272,7 +272,11 @@ def test_forget_bias_is_the_start_value_of_b_f_alone() -> None:
     for value, text in ((1.0, "constant:1.0"), (2.5, "constant:2.5"), (0.0, "zeros"), (-1.0, "constant:-1.0")):
         params = specification(load_cell("lstm").cls(2, 3, {"forget_bias": value}))[1]
         assert {name: spec.init for name, spec in params.items() if spec.role == "bias"} == {
-            "b_i": "zeros", "b_f": text, "b_o": "zeros", "b_g": "zeros"}
+            "b_i": "zeros",
+            "b_f": text,
+            "b_o": "zeros",
+            "b_g": "zeros",
+        }
 
 
 # -------------------------------------------------------------------------------------------- texts

@@ -95,7 +95,7 @@ def test_shares_are_not_spoilt_by_rounding() -> None:
 
 def test_several_chunks_and_files_give_one_text(tmp_path: Path) -> None:
     text = "".join(f"line {i} é€😀 and more words\r\n" for i in range(40_000))  # more than one chunk
-    half = text.encode()[: 300_001]
+    half = text.encode()[:300_001]
     rest = text.encode()[len(half) :]
     for kind in ("chars", "bytes", "words"):
         dataset = loaded(text.encode(), tokens=kind)

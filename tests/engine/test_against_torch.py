@@ -15,7 +15,7 @@ pytestmark = pytest.mark.torch
 
 def lstm_step(o: Any, x: Any, w: Any) -> Any:
     gates = x @ w
-    i, f, c, g = (gates[:, k * 2:(k + 1) * 2] for k in range(4))
+    i, f, c, g = (gates[:, k * 2 : (k + 1) * 2] for k in range(4))
     return o.sigmoid(g) * o.tanh(o.sigmoid(f) * x[:, :2] + o.sigmoid(i) * o.tanh(c))
 
 
@@ -39,15 +39,35 @@ EXPRESSIONS = {
 def in_torch(torch: Any) -> Any:
     """The few of our functions whose name or arguments differ in PyTorch."""
     functional = torch.nn.functional
-    return type("Torch", (), {
-        **{name: staticmethod(getattr(torch, name)) for name in (
-            "sigmoid", "tanh", "exp", "sqrt", "softmax", "log_softmax", "logsumexp", "swapaxes", "cumsum", "where",
-            "relu", "minimum", "sin", "concatenate")},
-        "softplus": staticmethod(functional.softplus),
-        "flip": staticmethod(lambda x, axis: torch.flip(x, (axis,))),
-        "gelu": staticmethod(lambda x: functional.gelu(x, approximate="tanh")),
-        "cross_entropy": staticmethod(lambda x, t: functional.cross_entropy(x, torch.tensor(t))),
-    })
+    return type(
+        "Torch",
+        (),
+        {
+            **{
+                name: staticmethod(getattr(torch, name))
+                for name in (
+                    "sigmoid",
+                    "tanh",
+                    "exp",
+                    "sqrt",
+                    "softmax",
+                    "log_softmax",
+                    "logsumexp",
+                    "swapaxes",
+                    "cumsum",
+                    "where",
+                    "relu",
+                    "minimum",
+                    "sin",
+                    "concatenate",
+                )
+            },
+            "softplus": staticmethod(functional.softplus),
+            "flip": staticmethod(lambda x, axis: torch.flip(x, (axis,))),
+            "gelu": staticmethod(lambda x: functional.gelu(x, approximate="tanh")),
+            "cross_entropy": staticmethod(lambda x, t: functional.cross_entropy(x, torch.tensor(t))),
+        },
+    )
 
 
 class Ours:

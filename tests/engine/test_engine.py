@@ -262,13 +262,23 @@ def test_anomaly_sees_the_gradient_of_an_index() -> None:
 # ------------------------------------------------------------------------- memory and life of the tape
 
 
-@pytest.mark.parametrize("call, keeps_input, keeps_output", [
-    (lambda x: x + 1.0, False, False), (ops.neg, False, False), (ops.tanh, False, True), (ops.sigmoid, False, True),
-    (ops.exp, False, True), (ops.log, True, False), (lambda x: x * 2.0, False, False),
-    (lambda x: x.sum(), False, False),
-    (lambda x: ops.softmax(x), False, True), (lambda x: ops.concatenate([x, x]), False, False),
-    (lambda x: x[1:], False, False), (lambda x: x * x, True, False),
-])
+@pytest.mark.parametrize(
+    "call, keeps_input, keeps_output",
+    [
+        (lambda x: x + 1.0, False, False),
+        (ops.neg, False, False),
+        (ops.tanh, False, True),
+        (ops.sigmoid, False, True),
+        (ops.exp, False, True),
+        (ops.log, True, False),
+        (lambda x: x * 2.0, False, False),
+        (lambda x: x.sum(), False, False),
+        (lambda x: ops.softmax(x), False, True),
+        (lambda x: ops.concatenate([x, x]), False, False),
+        (lambda x: x[1:], False, False),
+        (lambda x: x * x, True, False),
+    ],
+)
 def test_what_no_vjp_reads_is_not_kept(call: Callable[[Tensor], Tensor], keeps_input: bool, keeps_output: bool) -> None:
     h = leaf(1.0, 2.0) * 1.0
     y = call(h)
@@ -314,6 +324,7 @@ def test_long_chains(length: int) -> None:
 
 def test_backward_through_slices_is_linear_work() -> None:
     """Elements that the walk allocates, for T slices of one sequence: dense zeros per slice would be T squared."""
+
     def peak_and_writes(steps: int) -> int:
         x = Tensor(np.ones((steps, 8)), requires_grad=True)
         y = x[0]
@@ -357,8 +368,11 @@ def _identity(name: str, rule: Callable[..., Any]) -> Any:
 
 def test_a_vjp_of_the_wrong_shape_dtype_or_kind() -> None:
     x = leaf(1.0, 2.0)
-    for rule, got in ((lambda g, _y, _x: g[:1], r"\(1,\) float64"), (lambda g, _y, _x: g.astype("float32"), "float32"),
-                      (lambda g, _y, _x: 1.0, "1.0")):
+    for rule, got in (
+        (lambda g, _y, _x: g[:1], r"\(1,\) float64"),
+        (lambda g, _y, _x: g.astype("float32"), "float32"),
+        (lambda g, _y, _x: 1.0, "1.0"),
+    ):
         with pytest.raises(GradientError, match=rf"^vjp of broken, input 0: expected .*\(2,\) float64, got .*{got}"):
             grad(_identity("broken", rule)(x).sum(), x)
 
@@ -389,6 +403,7 @@ def test_the_checker_finds_a_wrong_second_order(rng: np.random.Generator) -> Non
 
 def test_the_checker_finds_a_wrong_forward_mode(rng: np.random.Generator) -> None:
     """Forward mode differentiates the rule with respect to its gradient, so it sees what the rule does to tensors."""
+
     def rule(g: Any, _y: Any, _x: Any) -> Any:
         return g if isinstance(g, np.ndarray) else g * 2.0  # as arrays it is right
 
@@ -402,21 +417,25 @@ def test_shape_errors_name_op_and_shapes() -> None:
         (lambda: x + np.ones(3), r"^add: got \(2,\) float64, \(3,\) float64"),
         (lambda: x @ Tensor(np.ones((3, 4))), r"^matmul: expected equal inner sizes, got \(2,\) and \(3, 4\)"),
         (lambda: Tensor(np.ones((2, 3))) @ Tensor(np.ones((2, 3))), r"^matmul: got \(2, 3\) float64, \(2, 3\)"),
-        (lambda: x.reshape(3), r"^reshape: got \(2,\)"), (lambda: x.reshape(3, -1), r"^reshape: expected .*2 elements"),
+        (lambda: x.reshape(3), r"^reshape: got \(2,\)"),
+        (lambda: x.reshape(3, -1), r"^reshape: expected .*2 elements"),
         (lambda: x.sum(1), r"^sum: expected axes in \[-1, 1\) for shape \(2,\), got 1"),
-        (lambda: x[5], r"^getitem: got \(2,\)"), (lambda: ops.squeeze(x, 0), r"^squeeze: expected size 1 .*\(2,\)"),
+        (lambda: x[5], r"^getitem: got \(2,\)"),
+        (lambda: ops.squeeze(x, 0), r"^squeeze: expected size 1 .*\(2,\)"),
         (lambda: ops.flip(x, 3), r"^flip: expected an axis"),
         (lambda: ops.concatenate([x, leaf([1.0])]), "^concatenate"),
         (lambda: ops.mean(Tensor(np.ones((0,)))), r"^mean: expected at least one"),
         (lambda: ops.split(x, 3), r"^split: expected a divisor of 2, got 3"),
         (lambda: ops.outer(x, leaf([1.0])), r"^outer: expected two vectors"),
         (lambda: ops.pad(x, ((1, 2), (0, 0))), r"^pad: expected 1 pairs"),
-        (lambda: ops.transpose(x, (0, 0)), "^transpose"), (lambda: ops.expand_dims(x, 3), "^expand_dims"),
+        (lambda: ops.transpose(x, (0, 0)), "^transpose"),
+        (lambda: ops.expand_dims(x, 3), "^expand_dims"),
         (lambda: ops.cross_entropy(x, np.array([0, 1])), r"^cross_entropy: expected targets of shape \(\)"),
         (lambda: ops.cross_entropy(x, np.array(2)), r"^cross_entropy: expected targets in \[0, 2\), got 2 to 2"),
         (lambda: ops.embedding(x, np.array([0])), r"^embedding: expected a table \(V, H\)"),
         (lambda: ops.embedding(leaf([1.0]), np.array([1])), r"^embedding: expected ids in \[0, 1\), got 1 to 1"),
-        (lambda: len(Tensor(1.0)), "^len"), (lambda: x.item(), "^item: expected one element"),
+        (lambda: len(Tensor(1.0)), "^len"),
+        (lambda: x.item(), "^item: expected one element"),
     ):
         with pytest.raises(ShapeError, match=text):
             call()
@@ -445,9 +464,12 @@ def test_astype() -> None:
 def test_mixing_devices_names_both(guard: Any) -> None:
     x, ids = Tensor(guard.asarray(np.ones((2, 3))), requires_grad=True), np.array([0, 1])
     for call, name in (
-        (lambda: x + np.ones(3), "add"), (lambda: x * Tensor(np.ones(3)), "mul"),
-        (lambda: np.ones((4, 2)) @ x, "matmul"), (lambda: x[ids], "getitem"),
-        (lambda: ops.embedding(x, ids), "embedding"), (lambda: ops.cross_entropy(x, ids), "cross_entropy"),
+        (lambda: x + np.ones(3), "add"),
+        (lambda: x * Tensor(np.ones(3)), "mul"),
+        (lambda: np.ones((4, 2)) @ x, "matmul"),
+        (lambda: x[ids], "getitem"),
+        (lambda: ops.embedding(x, ids), "embedding"),
+        (lambda: ops.cross_entropy(x, ids), "cross_entropy"),
         (lambda: ops.concatenate([x, np.ones((1, 3))]), "concatenate"),
     ):
         with pytest.raises(DeviceError, match=rf"^{name}: expected .* of one device.*|^{name}: expected indices.*"):
@@ -469,8 +491,14 @@ def test_exchange_with_numpy_and_dlpack(guard: Any) -> None:
 
 def test_comparisons_are_boolean_constants() -> None:
     x = leaf(1.0, 2.0)
-    for y, expected in ((x == 1.0, [1, 0]), (x != 1.0, [0, 1]), (x < 2.0, [1, 0]), (x <= 1.0, [1, 0]),
-                        (x > 1.0, [0, 1]), (x >= 2.0, [0, 1])):
+    for y, expected in (
+        (x == 1.0, [1, 0]),
+        (x != 1.0, [0, 1]),
+        (x < 2.0, [1, 0]),
+        (x <= 1.0, [1, 0]),
+        (x > 1.0, [0, 1]),
+        (x >= 2.0, [0, 1]),
+    ):
         assert y.dtype == bool and not y.requires_grad
         np.testing.assert_array_equal(y.data, np.array(expected, bool))
 

@@ -70,8 +70,15 @@ def test_a_step_is_folded() -> None:
     with engine.no_grad():
         dot = cell_to_dot(Gated())
     assert edges(dot) == {
-        ("x", "@"), ("W_xz", "@"), ("@", "z = sigmoid"), ("z = sigmoid", "×"), ("h", "×"), ("×", "h (next)"),
-        ("c", "c (next)"), ("h (next)", "h"), ("c (next)", "c"),
+        ("x", "@"),
+        ("W_xz", "@"),
+        ("@", "z = sigmoid"),
+        ("z = sigmoid", "×"),
+        ("h", "×"),
+        ("×", "h (next)"),
+        ("c", "c (next)"),
+        ("h (next)", "h"),
+        ("c (next)", "c"),
     }
     assert dot.count("style=dashed") == 2
     assert 'label="gated: one step"' in dot

@@ -44,8 +44,9 @@ class Row:
     def label(self) -> str:
         return f"{self.name}-{self.mark}" if self.mark else self.name
 
-    def inputs(self, rng: np.random.Generator, shapes: Shapes | None = None, dtype: str = "float64"
-               ) -> list[np.ndarray]:
+    def inputs(
+        self, rng: np.random.Generator, shapes: Shapes | None = None, dtype: str = "float64"
+    ) -> list[np.ndarray]:
         shapes = self.shapes if shapes is None else shapes
         return [rng.uniform(*self.lims, size=shape).astype(dtype) for shape in shapes]
 
@@ -55,8 +56,9 @@ def _unary(name: str, reference: Callable[..., Any], *lims: float, gradient: boo
 
 
 def _binary(name: str, reference: Callable[..., Any], *lims: float, gradient: bool = True) -> Row:
-    return Row(name, getattr(ops, name), reference, ((3, 4), (4,)), lims or (-2.0, 2.0), elementwise=True,
-               gradient=gradient)
+    return Row(
+        name, getattr(ops, name), reference, ((3, 4), (4,)), lims or (-2.0, 2.0), elementwise=True, gradient=gradient
+    )
 
 
 def _softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -85,16 +87,31 @@ TARGETS = np.array([1, 0, 3])
 KEPT = np.array([True, False, True])
 
 ROWS = [
-    _unary("neg", np.negative), _unary("exp", np.exp), _unary("log", np.log, 0.3, 3.0),
-    _unary("log1p", np.log1p, -0.7, 3.0), _unary("sqrt", np.sqrt, 0.3, 3.0),
-    _unary("abs", np.abs), _unary("sin", np.sin), _unary("cos", np.cos),
-    _unary("tanh", np.tanh), _unary("sigmoid", lambda x: 1 / (1 + np.exp(-x))), _unary("relu", lambda x: x * (x > 0)),
-    _unary("softplus", lambda x: np.log1p(np.exp(x))), _unary("gelu", _gelu), _unary("sign", np.sign, gradient=False),
-    _binary("add", np.add), _binary("sub", np.subtract), _binary("mul", np.multiply),
-    _binary("div", np.divide, 0.5, 2.0), _binary("pow", np.power, 0.5, 2.0),
-    _binary("maximum", np.maximum), _binary("minimum", np.minimum),
-    *[_binary(name, getattr(np, name), gradient=False)
-      for name in ("equal", "not_equal", "greater", "greater_equal", "less", "less_equal")],
+    _unary("neg", np.negative),
+    _unary("exp", np.exp),
+    _unary("log", np.log, 0.3, 3.0),
+    _unary("log1p", np.log1p, -0.7, 3.0),
+    _unary("sqrt", np.sqrt, 0.3, 3.0),
+    _unary("abs", np.abs),
+    _unary("sin", np.sin),
+    _unary("cos", np.cos),
+    _unary("tanh", np.tanh),
+    _unary("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+    _unary("relu", lambda x: x * (x > 0)),
+    _unary("softplus", lambda x: np.log1p(np.exp(x))),
+    _unary("gelu", _gelu),
+    _unary("sign", np.sign, gradient=False),
+    _binary("add", np.add),
+    _binary("sub", np.subtract),
+    _binary("mul", np.multiply),
+    _binary("div", np.divide, 0.5, 2.0),
+    _binary("pow", np.power, 0.5, 2.0),
+    _binary("maximum", np.maximum),
+    _binary("minimum", np.minimum),
+    *[
+        _binary(name, getattr(np, name), gradient=False)
+        for name in ("equal", "not_equal", "greater", "greater_equal", "less", "less_equal")
+    ],
     Row("pow", lambda x: ops.pow(x, 3), lambda x: x**3, mark="whole"),
     Row("pow", lambda x: ops.pow(x, 2), lambda x: x**2, mark="square"),
     Row("pow", lambda x: ops.pow(x, -1.5), lambda x: x**-1.5, lims=(0.5, 2.0), mark="negative"),
@@ -110,7 +127,8 @@ ROWS = [
     Row("matmul", ops.matmul, np.matmul, ((2, 1, 3, 4), (5, 4, 2)), mark="batches"),
     Row("matmul", ops.matmul, np.matmul, ((4,), (2, 4, 3)), mark="vector-batch"),
     Row("outer", ops.outer, np.outer, ((3,), (4,))),
-    Row("sum", lambda x: ops.sum(x), np.sum), Row("sum", lambda x: ops.sum(x, -1), lambda x: x.sum(-1), mark="axis"),
+    Row("sum", lambda x: ops.sum(x), np.sum),
+    Row("sum", lambda x: ops.sum(x, -1), lambda x: x.sum(-1), mark="axis"),
     Row("sum", lambda x: ops.sum(x, (0, 2), True), lambda x: x.sum((0, 2), keepdims=True), ((2, 3, 4),), mark="axes"),
     Row("mean", lambda x: ops.mean(x, 0), lambda x: x.mean(0)),
     Row("max", lambda x: ops.max(x, 1), lambda x: x.max(1)),
@@ -144,12 +162,22 @@ ROWS = [
     Row("embedding", ops.embedding, lambda x, i: x[i], ((4, 2),), extra=(IDS,)),
     Row("cross_entropy", ops.cross_entropy, lambda x, t: _nll(x, t).mean(), extra=(TARGETS,)),
     Row("cross_entropy", lambda x, t: ops.cross_entropy(x, t, reduction="none"), _nll, extra=(TARGETS,), mark="none"),
-    Row("cross_entropy", lambda x, t: ops.cross_entropy(x, t, reduction="sum"), lambda x, t: _nll(x, t).sum(),
-        ((2, 3, 4),), extra=(np.stack([TARGETS, TARGETS[::-1]]),), mark="sum"),
-    Row("cross_entropy", lambda x, t, m: ops.cross_entropy(x, t, mask=m), lambda x, t, m: _nll(x, t)[m].mean(),
-        extra=(TARGETS, KEPT), mark="mask"),
+    Row(
+        "cross_entropy",
+        lambda x, t: ops.cross_entropy(x, t, reduction="sum"),
+        lambda x, t: _nll(x, t).sum(),
+        ((2, 3, 4),),
+        extra=(np.stack([TARGETS, TARGETS[::-1]]),),
+        mark="sum",
+    ),
+    Row(
+        "cross_entropy",
+        lambda x, t, m: ops.cross_entropy(x, t, mask=m),
+        lambda x, t, m: _nll(x, t)[m].mean(),
+        extra=(TARGETS, KEPT),
+        mark="mask",
+    ),
 ]
-
 
 
 def rows(wanted: Callable[[Row], bool]) -> pytest.MarkDecorator:
@@ -263,7 +291,15 @@ def test_two_dtypes_are_an_error_that_names_the_op(row: Row, rng: np.random.Gene
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_scalars_are_weak(scalar: Any, dtype: str, place: Any) -> None:
     x = Tensor(place.put(np.ones((2, 3), dtype)), requires_grad=True)
-    for y in (x + scalar, scalar - x, x * scalar, scalar / x, x ** scalar, scalar ** x, ops.maximum(x, scalar),
-              ops.where(x > scalar, x, scalar)):
+    for y in (
+        x + scalar,
+        scalar - x,
+        x * scalar,
+        scalar / x,
+        x**scalar,
+        scalar**x,
+        ops.maximum(x, scalar),
+        ops.where(x > scalar, x, scalar),
+    ):
         assert y.dtype == dtype
         assert grad(y.sum(), x).dtype == dtype

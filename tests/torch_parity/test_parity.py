@@ -63,8 +63,9 @@ def run_theirs(module: Any, V: int, x: Any, state: Any) -> tuple[Any, Any]:
 def random_params(model: Model, seed: int) -> dict[str, Tensor]:
     """Every bias away from zero, so that none can be left out."""
     rng = np.random.default_rng(seed)
-    return {name: Tensor(rng.normal(size=spec.shape) * 0.5, requires_grad=True)
-            for name, spec in model.params().items()}
+    return {
+        name: Tensor(rng.normal(size=spec.shape) * 0.5, requires_grad=True) for name, spec in model.params().items()
+    }
 
 
 def tensors(arrays: dict[str, Array]) -> dict[str, Any]:
@@ -80,8 +81,10 @@ def test_values_and_every_gradient(pair: str, embed: str) -> None:
     rng = np.random.default_rng(2)
     T, B = 9, 4
     x, y = rng.integers(0, V, (T, B)), rng.integers(0, V, (T, B))
-    state = [{name: Tensor(rng.normal(size=(B, H)) * 0.5, requires_grad=True) for name in layer}
-             for layer in model.start(B, params)]
+    state = [
+        {name: Tensor(rng.normal(size=(B, H)) * 0.5, requires_grad=True) for name in layer}
+        for layer in model.start(B, params)
+    ]
     pulls = [rng.normal(size=(B, H)) for layer in state for _ in layer]  # so that the last states are looked at, too
 
     done = model.forward(params, x, state, trace_inputs=True)
@@ -118,9 +121,9 @@ def test_values_and_every_gradient(pair: str, embed: str) -> None:
         if "bias_hh" not in name:
             np.testing.assert_allclose(as_theirs[name], parameter.grad.numpy(), err_msg=name, **close)
         elif pair == "gru":
-            np.testing.assert_allclose(as_theirs[name][2 * H:], parameter.grad.numpy()[2 * H:], err_msg=name, **close)
+            np.testing.assert_allclose(as_theirs[name][2 * H :], parameter.grad.numpy()[2 * H :], err_msg=name, **close)
     expected_starts = [theirs[k].grad[layer].numpy() for layer in range(2) for k in range(len(theirs))]
-    for g, expected in zip(found[len(names): -1], expected_starts, strict=True):
+    for g, expected in zip(found[len(names) : -1], expected_starts, strict=True):
         np.testing.assert_allclose(g.data, expected, **close)
     np.testing.assert_allclose(found[-1].data, inputs.grad.numpy(), **close)
 
@@ -162,7 +165,7 @@ def test_200_updates_follow_the_same_loss_curve(pair: str, optim: str) -> None:
     their_state: Any = None
     ours, theirs, clipped = [], [], 0
     for k in range(200):
-        x, y = ids[k * T: k * T + T], ids[k * T + 1: k * T + T + 1]
+        x, y = ids[k * T : k * T + T], ids[k * T + 1 : k * T + T + 1]
         done = model.forward(params, x, state)
         loss = ops.cross_entropy(done.logits, y, reduction="sum") * (1.0 / B)
         grads = {name: g.data for name, g in zip(params, grad(loss, list(params.values())), strict=True)}

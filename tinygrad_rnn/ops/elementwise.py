@@ -102,7 +102,7 @@ neg.vjp(lambda g, _y, _x: -g)
 @primitive(broadcasts=True)
 def pow(x: Any, p: Any) -> Any:
     """x ** p; the gradient with respect to p is 0 where x is not positive."""
-    return x ** p  # the operator, unlike np.power, knows short ways for 2, 0.5 and -1
+    return x**p  # the operator, unlike np.power, knows short ways for 2, 0.5 and -1
 
 
 def _lower(p: Any) -> Any:

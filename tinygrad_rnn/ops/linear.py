@@ -32,8 +32,9 @@ def matmul(a: Any, b: Any) -> Any:
     if rank_a == 2 and rank_b == 2:
         return _matmul(a, b)
     if rank_a == 0 or rank_b == 0:
-        raise ShapeError(f"matmul: expected vectors or matrices, got {tuple(a.shape)} and {tuple(b.shape)}; "
-                         "multiply a scalar with *")
+        raise ShapeError(
+            f"matmul: expected vectors or matrices, got {tuple(a.shape)} and {tuple(b.shape)}; multiply a scalar with *"
+        )
     if a.shape[-1] != b.shape[0 if rank_b == 1 else -2]:
         raise ShapeError(f"matmul: expected equal inner sizes, got {tuple(a.shape)} and {tuple(b.shape)}")
     if rank_b == 1:

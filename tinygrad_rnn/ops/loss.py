@@ -34,11 +34,13 @@ def _cross_entropy(logits: Any, *, targets: Any) -> Any:
 
 
 _cross_entropy.vjp(
-    lambda g, _y, logits, *, targets: expand_dims(g, -1) * _minus_target(softmax(logits), targets=targets))
+    lambda g, _y, logits, *, targets: expand_dims(g, -1) * _minus_target(softmax(logits), targets=targets)
+)
 
 
-def cross_entropy(logits: Any, targets: Any, *, mask: Any = None,
-                  reduction: Literal["mean", "sum", "none"] = "mean") -> Any:
+def cross_entropy(
+    logits: Any, targets: Any, *, mask: Any = None, reduction: Literal["mean", "sum", "none"] = "mean"
+) -> Any:
     """-log softmax(logits)[target], in nats.
 
     logits (..., V) floating, targets (...) integers in [0, V), mask (...) boolean: False counts for nothing.
@@ -47,8 +49,10 @@ def cross_entropy(logits: Any, targets: Any, *, mask: Any = None,
     targets = targets.data if isinstance(targets, Variable) else targets
     backend.check_device("cross_entropy", logits, targets)
     if tuple(targets.shape) != tuple(logits.shape[:-1]):
-        raise ShapeError(f"cross_entropy: expected targets of shape {tuple(logits.shape[:-1])} for logits "
-                         f"{tuple(logits.shape)}, got {tuple(targets.shape)}")
+        raise ShapeError(
+            f"cross_entropy: expected targets of shape {tuple(logits.shape[:-1])} for logits "
+            f"{tuple(logits.shape)}, got {tuple(targets.shape)}"
+        )
     if targets.dtype.kind not in "iu":
         raise DtypeError(f"cross_entropy: expected integer targets, got {targets.dtype}")
     if targets.size and isinstance(targets, np.ndarray):  # on a device the look at the values would stop the pipeline

@@ -75,7 +75,7 @@ def squeeze(x: Any, axis: int | None = None) -> Any:
     axis = _axis(x, axis, "squeeze")
     if x.shape[axis] != 1:
         raise ShapeError(f"squeeze: expected size 1 at axis {axis}, got shape {tuple(x.shape)}")
-    return reshape(x, (*x.shape[:axis], *x.shape[axis + 1:]))
+    return reshape(x, (*x.shape[:axis], *x.shape[axis + 1 :]))
 
 
 def concatenate(xs: Sequence[Any], axis: int = 0) -> Any:
@@ -91,7 +91,8 @@ def _concatenate(*xs: Any, axis: int, sizes: tuple[int, ...]) -> Any:
 
 
 _concatenate.vjp_each(
-    lambda i, g, *, axis, sizes: g[(slice(None),) * axis + (slice(sum(sizes[:i]), sum(sizes[: i + 1])),)])
+    lambda i, g, *, axis, sizes: g[(slice(None),) * axis + (slice(sum(sizes[:i]), sum(sizes[: i + 1])),)]
+)
 
 
 def stack(xs: Sequence[Any], axis: int = 0) -> Any:
@@ -150,8 +151,9 @@ def _pad(x: Any, *, widths: tuple[tuple[int, int], ...], source: tuple[int, ...]
     return np.pad(x, widths)
 
 
-_pad.vjp(lambda g, _y, _x, *, widths, source: g[
-    tuple(slice(a, a + n) for (a, _), n in zip(widths, source, strict=True))])
+_pad.vjp(
+    lambda g, _y, _x, *, widths, source: g[tuple(slice(a, a + n) for (a, _), n in zip(widths, source, strict=True))]
+)
 
 
 def _axis(x: Any, axis: int, name: str) -> int:
@@ -164,4 +166,3 @@ def _axis(x: Any, axis: int, name: str) -> int:
 def _some(xs: Sequence[Any], name: str) -> None:
     if not xs:
         raise InputError(f"{name}: expected at least one array, got none")
-
