@@ -97,7 +97,7 @@ def report(error: Exception, arguments: Sequence[str]) -> int:
     if isinstance(error, click.Abort):
         console.fail("interrupted")
         return int(INTERRUPTED)
-    told = _expected(error)
+    told = _expected(error, arguments)
     if told is None:
         traceback.print_exception(error)
         console.fail(f"this is a bug in {PROGRAM} {tr.__version__}: please report it with the lines above")
@@ -109,10 +109,10 @@ def report(error: Exception, arguments: Sequence[str]) -> int:
     return code
 
 
-def _expected(error: Exception) -> tuple[str, int] | None:
+def _expected(error: Exception, arguments: Sequence[str]) -> tuple[str, int] | None:
     """The line and the code of an error that is not ours; None for a bug."""
     if isinstance(error, click.ClickException):
-        return _usage(error), error.exit_code
+        return _usage(error, arguments), error.exit_code
     if isinstance(error, tr.NonFiniteError):
         return str(error), DIVERGED
     if isinstance(error, tr.InputError):
@@ -127,13 +127,14 @@ def _expected(error: Exception) -> tuple[str, int] | None:
     return None
 
 
-def _usage(error: click.ClickException) -> str:
+def _usage(error: click.ClickException, arguments: Sequence[str]) -> str:
     """click's own errors in our style: the flag first, the nearest name, no usage block."""
     page = ""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         page = f"; see {error.ctx.command_path} --help"
     if isinstance(error, click.NoSuchOption):
-        return f"no option {_as_written(error)}{_near_option(error) or page}"
+        written = _as_written(error.option_name, arguments)
+        return f"no option {written}{_near_option(written, error.ctx) or page}"
     if isinstance(error, click.MissingParameter):
         what = error.param.make_metavar(error.ctx) if error.param is not None and error.ctx is not None else "argument"
         return f"missing {what}{page}"
@@ -143,21 +144,19 @@ def _usage(error: click.ClickException) -> str:
     return error.format_message()
 
 
-def _as_written(error: click.NoSuchOption) -> str:
+def _as_written(name: str, arguments: Sequence[str]) -> str:
     """The option as the user typed it: for -rnn_siz click names only its first letter."""
-    name = error.option_name
     if name.startswith("--") or len(name) != 2:
         return name
-    written = [arg for arg in sys.argv[1:] if arg.startswith(name) and len(arg) > 2]
-    return written[0].partition("=")[0] if written else name
+    longer = [arg for arg in arguments if arg.startswith(name) and len(arg) > 2]
+    return longer[0].partition("=")[0] if longer else name
 
 
-def _near_option(error: click.NoSuchOption) -> str:
+def _near_option(name: str, context: click.Context | None) -> str:
     """The nearest options, compared without their dashes, which all have in common; '' if none is near."""
-    if error.ctx is None:
+    if context is None:
         return ""
-    name = _as_written(error)
-    options = [param for param in error.ctx.command.get_params(error.ctx) if isinstance(param, click.Option)]
+    options = [param for param in context.command.get_params(context) if isinstance(param, click.Option)]
     known = {
         opt.lstrip("-"): opt
         for param in options

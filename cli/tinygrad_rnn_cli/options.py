@@ -501,7 +501,7 @@ def resolve(
             run = tr.replace_config(run, {**_undone(run, of_run), **of_run})
             sample = _replace_sample(sample, of_sample)
         except tr.InputError as error:
-            raise click.UsageError(_in_words(name, str(error))) from error
+            raise click.UsageError(_in_words(name, str(error), translated.sources)) from error
         for key in layer:
             origins[key] = here.origins.get(key, name) if name in ("environment", "flag") else name
             if key in translated.settings and key not in here.flags and name == "flag":
@@ -536,12 +536,13 @@ def _replace_sample(sample: tr.SampleConfig, changes: Mapping[str, Any]) -> tr.S
     return dataclasses.replace(sample, **new)
 
 
-def _in_words(layer: str, message: str) -> str:
+def _in_words(layer: str, message: str, old: Mapping[str, str]) -> str:
     """An error of the configuration with the place where the value was written."""
-    if layer == "flag":
-        section, _, rest = message.partition(".")
-        return f"--{rest.replace('_', '-', 1)}" if section in _sections() else message
-    return f"{layer.removeprefix('file ')}: {message}"
+    if layer != "flag":
+        return f"{layer.removeprefix('file ')}: {message}"
+    key, colon, rest = message.partition(":")
+    flag = old.get(key) or option_names().get(key)
+    return f"{flag}{colon}{rest}" if flag else message
 
 
 def _known_keys() -> set[str]:
