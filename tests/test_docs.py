@@ -137,6 +137,7 @@ class Runner:
             "COLUMNS": "120",
             "NO_COLOR": "1",
             "PYTHONIOENCODING": "utf-8",
+            "TINYGRAD_RNN_DEVICE": "cpu",  # the pages show what a machine without a GPU prints
         }
         done = subprocess.run(
             command,
