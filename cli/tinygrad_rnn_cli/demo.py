@@ -12,7 +12,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, note, number, paint, seconds, table
-from tinygrad_rnn_cli.options import Command, Flag, common, resolve
+from tinygrad_rnn_cli.options import Command, Flag, common, resolve, settings
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Dataset, GradNormReport, Model, RunConfig, Trainer
@@ -47,6 +47,7 @@ PRIME, LENGTH, TEMPERATURE = "The ", 240, 0.6
     help="training time per model",
 )
 @click.option("--overwrite", is_flag=True, help="replace the runs of an earlier demo in --out")
+@settings()
 @common("seed", "device")
 def demo(out: Path | None, budget: float, overwrite: bool) -> None:
     """Train a simple RNN and an LSTM for half a minute, let both write, and see how far back their gradients reach.

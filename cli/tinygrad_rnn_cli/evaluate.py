@@ -10,7 +10,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, emit_json, number, table
-from tinygrad_rnn_cli.options import Command, common, resolve
+from tinygrad_rnn_cli.options import Command, common, resolve, settings
 from tinygrad_rnn_cli.texts import own_text, whole_text
 
 
@@ -43,6 +43,7 @@ from tinygrad_rnn_cli.texts import own_text, whole_text
 )
 @click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell has changed")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@settings()
 @common("seed", "device", "plugin")
 def evaluate(
     run: Path,

@@ -84,9 +84,7 @@ def follow(trainer: Trainer, limit: float = math.inf) -> Finished:
 def _signals(trainer: Trainer, view: View, live: bool) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         if view.signal:  # the second one: the user does not want to wait
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-            raise SystemExit(128 + number)
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         view.signal = number
         trainer.stop()
         if not live and not screen().quiet:  # a handler may have interrupted a print, so it must not print itself

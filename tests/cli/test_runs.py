@@ -1,0 +1,237 @@
+"""A run from its first step to its last: train, sample, eval, inspect, plot, resume; signals, pipes and terminals."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --corpus hello".split()
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_the_whole_way_through_real_processes(program: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 60, encoding="utf-8")
+    made = program("train", "text.txt", "--hidden", 8, "--layers", 1, "--batch", 4, "--seq-len", 10, "--steps", 6)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == "runs/lstm-text-1\n"  # stdout: the run folder and nothing else
+    for word in ("parameters", "step 6/6", "validation loss", "next:", "sample runs/lstm-text-1"):
+        assert word in made.stderr
+    again = program("train", "text.txt", *TINY[:-2], "--steps", 1, "-q")
+    assert (again.stdout, again.stderr) == ("runs/lstm-text-2\n", "")
+    sampled = program("sample", "runs/lstm-text-1", "-n", 40, "--prime", "the ")
+    assert sampled.returncode == 0 and sampled.stderr == ""
+    assert len(sampled.stdout) == 44 and sampled.stdout.startswith("the ")
+    assert sampled.stdout == program("sample", "runs/lstm-text-1", "-n", 40, "--prime", "the ").stdout
+    scored = program("eval", "runs/lstm-text-1", "text.txt", "--json")
+    facts = json.loads(scored.stdout)
+    assert facts["bits"] == pytest.approx(facts["nats"] / math.log(2))
+    assert facts["low"] <= facts["nats"] <= facts["high"]
+    longer = program("resume", "runs/lstm-text-1", "--steps", 9)
+    assert longer.returncode == 0, longer.stderr
+    assert "from step 6" in longer.stderr and "step 9/9" in longer.stderr
+
+
+def test_resume_from_another_folder(invoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text("hello world\n" * 50)
+    sizes = "--hidden 8 --layers 1 --batch 4 --seq-len 10".split()
+    assert invoke(["train", "text.txt", *sizes, "--steps", "2", "--out", "run"]).exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = invoke(["resume", "../run", "--steps", "4"])
+    assert done.exit_code == 0, done.output
+
+
+def test_text_from_standard_input_is_kept(program: Any) -> None:
+    text = "one two three. " * 80
+    made = program("train", "-", *TINY[:-2], "--steps", 3, "--out", "run", input=text)
+    assert made.returncode == 0, made.stderr
+    assert program("resume", "run", "--steps", 5).returncode == 0
+    assert program("eval", "run").returncode == 0
+    assert program("diagnose", "gradnorm", "run", "--json").returncode == 0
+
+
+def test_plan_writes_nothing(invoke: Any, tmp_path: Path) -> None:
+    done = invoke(["train", *TINY, "--plan"])
+    assert done.exit_code == 0, done.output
+    for word in ("parameters", "memory", "time", "steps"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_advice_on_size(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("hello world\n" * 20)
+    small = "--layers 1 --batch 1 --seq-len 10 --steps 1".split()
+    big = invoke(["train", "short.txt", *small, "--hidden", "64"])
+    assert "times as many parameters as characters" in big.stderr
+    tiny = invoke(["train", "--corpus", "hello", *small, "--hidden", "4"])
+    assert "times as many characters as parameters" in tiny.stderr
+
+
+def test_samples(invoke: Any, trained: Path) -> None:
+    several = invoke(["sample", trained, "-n", "10", "--num", "3"])
+    assert several.stdout.count("=== sample ") == 3
+    facts = json.loads(invoke(["sample", trained, "-n", "10", "--num", "3", "--json"]).stdout)
+    assert [len(text) for text in facts["samples"]] == [10, 10, 10]
+    assert (
+        invoke(["sample", trained, "-n", "10", "--seed", "1"]).stdout
+        != invoke(["sample", trained, "-n", "10", "--seed", "2"]).stdout
+    )
+    stopped = invoke(["sample", trained, "-n", "200", "--stop", "l"]).stdout
+    assert stopped.endswith("l") and stopped.count("l") == 1
+    greedy = invoke(["sample", trained, "-n", "10", "--greedy", "--seed", "5"]).stdout
+    assert greedy == invoke(["sample", trained, "-n", "10", "-t", "0"]).stdout
+
+
+def test_prime_file_and_unknown_symbols(invoke: Any, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "prime.txt").write_text("hello")
+    assert invoke(["sample", trained, "-n", "5", "--prime-file", "prime.txt"]).stdout.startswith("hello")
+    done = invoke(["sample", trained, "--prime", "hZllo"])
+    assert done.exit_code == 1 and "'Z'" in done.stderr and done.stdout == ""
+    assert invoke(["sample", trained, "-n", "5", "--prime", "hZllo", "--unknown", "skip"]).stdout.startswith("hllo")
+
+
+def test_eval_parts_and_symbols(invoke: Any, trained: Path) -> None:
+    facts = json.loads(invoke(["eval", trained, "--by-char", "--json"]).stdout)
+    assert sum(row["count"] for row in facts["by_char"]) == facts["symbols"]
+    assert facts["perplexity"] == pytest.approx(math.exp(facts["nats"]))
+    page = invoke(["eval", trained, "--by-char", "--top", "2"]).stdout
+    assert "perplexity" in page and "share of all surprise" in page
+    assert invoke(["eval", trained, "--part", "test"]).exit_code == 1
+    assert json.loads(invoke(["eval", trained, "-", "--json"], input="hello world\n" * 3).stdout)["symbols"] > 0
+
+
+def test_inspect(invoke: Any, trained: Path) -> None:
+    facts = json.loads(invoke(["inspect", trained, "--json"]).stdout)
+    assert facts["config"]["model"]["hidden"] == 8
+    assert facts["parameters"] == sum(entry["count"] for entry in facts["shapes"] if entry["role"] != "buffer")
+    assert facts["cell"]["name"] == "lstm" and facts["cell_error"] is None
+    assert facts["progress"]["steps"] == 12
+    assert [entry["latest"] for entry in facts["checkpoints"]][-1]
+    page = invoke(["inspect", trained]).stdout
+    for word in ("model.hidden", "layers.0.W_hf", "sha256", "Checkpoints"):
+        assert word in page
+
+
+def test_plot(invoke: Any, run: Path) -> None:
+    assert "training" in invoke(["plot", run]).stdout
+    assert "timestep" in invoke(["plot", run, "--what", "grads"]).stdout
+    made = invoke(["plot", run, "--what", "loss,grads", "--format", "svg"])
+    assert made.exit_code == 0, made.output
+    assert made.stdout.split() == [str(run / "loss.svg"), str(run / "grads.svg")]
+    assert (run / "grads.svg").stat().st_size > 1000
+    assert invoke(["plot", run, "--out", "x.png"]).stdout == "x.png\n"
+    assert invoke(["plot", run, "--what", "los"]).exit_code == 2
+    assert invoke(["plot", run, "--what", "loss,grads", "--out", "x.png"]).exit_code == 2
+
+
+def test_plain_lines_and_watched_gradients(invoke: Any) -> None:
+    done = invoke(["train", *TINY, "--steps", "4", "--watch", "grads:2", "--sample-every", "4", "-v"])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.stderr.splitlines() if line.startswith("step ") and "/4 " in line]
+    assert len(lines) == 4
+    for word in ("loss", "grad ", "->", "grad/param", "char/s", "left"):
+        assert word in lines[0]
+    assert "slope" in done.stderr and ": sample" in done.stderr and "saved" in done.stderr
+
+
+def test_resume_takes_length_and_device_alone(invoke: Any, run: Path) -> None:
+    for words in (["--lr", "1"], ["--seed", "4"], ["--set", "optim.lr=1"], ["--hidden", "3"]):
+        done = invoke(["resume", run, *words])
+        assert done.exit_code == 2, done.output
+    short = invoke(["resume", run, "--steps", "5"])
+    assert short.exit_code == 2 and "done already" in short.stderr
+    assert invoke(["resume", run, "--steps", "14"]).exit_code == 0
+
+
+# -------------------------------------------------------------------------------- signals, pipes, terminals
+
+
+def started(folder: Path, *words: str, **more: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tinygrad_rnn_cli", *words]
+    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+def wait_for_steps(run: Path, process: subprocess.Popen[str], steps: int = 3) -> None:
+    metrics = run / "metrics.jsonl"
+    until = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= steps):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_stops(tmp_path: Path, program: Any, number: signal.Signals, code: int) -> None:
+    process = started(tmp_path, "train", *TINY, "--steps", "1000000", "--save-every", "0", "--out", "run")
+    wait_for_steps(tmp_path / "run", process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors and "resume run" in errors
+    facts = json.loads(program("inspect", "run", "--json").stdout)
+    step = facts["progress"]["steps"]
+    assert facts["checkpoints"][-1]["file"].startswith(f"step-{step:08d}")
+    assert program("resume", "run", "--steps", step + 2).returncode == 0
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, program: Any) -> None:
+    process = started(tmp_path, "train", *TINY, "--steps", "1000000", "--save-every", "5", "--out", "run")
+    wait_for_steps(tmp_path / "run", process, 12)
+    process.kill()
+    process.communicate(timeout=60)
+    facts = json.loads(program("inspect", "run", "--json").stdout)
+    done = program("resume", "run", "--steps", facts["progress"]["steps"] + 20)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_pipe_is_silent(tmp_path: Path, trained: Path) -> None:
+    process = started(tmp_path, "sample", str(trained), "-n", "100000", "--stream")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(timeout=60) in (1, 141)
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+def test_a_live_display_on_a_terminal(tmp_path: Path) -> None:
+    import pty
+
+    main, side = pty.openpty()
+    words = ["train", *TINY, "--steps", "30", "--watch", "grads:10", "--out", "run"]
+    command = [sys.executable, "-m", "tinygrad_rnn_cli", *words]
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", "LINES": "40", "COLUMNS": "100"}
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=side, env=environment)
+    os.close(side)
+    seen = b""
+    while True:
+        try:
+            part = os.read(main, 65536)
+        except OSError:  # Linux: the other side was closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(main)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, seen.decode(errors="replace")
+    text = seen.decode(errors="replace")
+    assert out.decode().strip() == "run"
+    for word in ("gradient norms", "step 30/30", "validation", "char/s", "\x1b["):
+        assert word in text
