@@ -149,6 +149,16 @@ def _rich_table(
     rich_console(sys.stdout).print(drawn)
 
 
+def wrapped(text: str) -> str:
+    """`text` broken between words on a terminal; in a file or a pipe it stays one line."""
+    if not is_terminal(sys.stdout):
+        return text
+    import shutil
+    import textwrap
+
+    return textwrap.fill(text, max(20, shutil.get_terminal_size().columns - 1), subsequent_indent="  ")
+
+
 def seconds(value: float) -> str:
     """A duration for people: 0.4 s, 12 s, 3 min 20 s, 2 h 05 min."""
     if value < 10:

@@ -13,7 +13,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.cells import complete_cell
-from tinygrad_rnn_cli.console import emit, emit_json, fail, note, number, paint, table
+from tinygrad_rnn_cli.console import emit, emit_json, fail, note, number, paint, table, wrapped
 from tinygrad_rnn_cli.drawing import draw_curves
 from tinygrad_rnn_cli.main import CHECK_FAILED, Group
 from tinygrad_rnn_cli.options import Command, Flag, Settings, common, given, resolve, settings
@@ -374,7 +374,7 @@ def show(reports: Sequence[GradNormReport]) -> None:
         emit()
         for report in reports:
             for s in _worth_words(report, several):
-                emit(f"{report.cell}, layer {s.layer}, state {s.state}: {s.reason}")
+                emit(wrapped(f"{report.cell}, layer {s.layer}, state {s.state}: {s.reason}"))
     if any(s.loss == "train" for report in reports for s in report.series):
         emit()
         emit(TRAP)
@@ -418,7 +418,8 @@ def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> lis
             name = f"{report.cell} {s.state}" + (f" layer {s.layer}" if report.layers > 1 and len(reports) == 1 else "")
             curves.append((name, s.norm[: s.at + 1]))
         trained = report.select(loss="train", layer=report.layers - 1)
-        if training and loss != "train" and trained:
+        first = report is reports[0]  # one curve shows the trap; one for each of several cells would hide the others
+        if training and first and loss != "train" and trained:
             curves.append((f"{report.cell} {trained[0].state}, training loss", trained[0].norm))
     return curves
 

@@ -49,7 +49,8 @@ class Group(click.Group):
         return option
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+        unknown = self.get_command(ctx, args[0]) is None and not args[0].startswith("-")
+        if unknown and not ctx.resilient_parsing:  # which means that a shell asks for completions
             raise click.UsageError(f"no command {args[0]!r}{tr.nearest(args[0], self.list_commands(ctx))}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -186,7 +187,7 @@ def cli() -> None:
 
     First: `tinygrad-rnn demo`. Then: `tinygrad-rnn train my.txt`, `sample`, `diagnose gradnorm`.
 
-    Every option can also stand in the environment (--seq-len as TINYGRAD_RNN_SEQ_LEN) or in a file (--config). Exit
+    Settings can also stand in the environment (--seq-len as TINYGRAD_RNN_SEQ_LEN) or in a file (--config). Exit
     codes: 0 fine, 1 error, 2 usage, 3 a check failed, 4 diverged, 130 interrupted.
     """
 

@@ -27,6 +27,10 @@ from tinygrad_rnn_cli.console import emit, emit_json, note, screen
 if TYPE_CHECKING:
     from click.types import OptionHelpExtra
 
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # not generic yet in click 8.2
+
 PREFIX = "TINYGRAD_RNN_"
 TITLES = {
     "model": "Model",
@@ -49,6 +53,7 @@ class Given:
     flags: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    from_environment: set[str] = field(default_factory=set)
     old_names: list[tuple[str, str]] = field(default_factory=list)
     sets: list[str] = field(default_factory=list)
     file: Path | None = None
@@ -91,6 +96,12 @@ class Flag(click.Option):
         self.shown = shown
         self.limits = limits
 
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, ParameterSource]:
+        value, source = super().consume_value(ctx, opts)
+        if source is ParameterSource.ENVIRONMENT:  # click 8.4 tells nobody before the value is converted
+            given().from_environment.add(self.name or "")
+        return value, source
+
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
         extra = super().get_help_extra(ctx)
         if self.shown:
@@ -128,7 +139,7 @@ class Command(click.Command):
         return super().invoke(ctx)
 
 
-class _SettingType(click.ParamType[Any]):
+class _SettingType(_ParamType):
     """Text to the type of one field, by the library's own rules."""
 
     def __init__(self, key: str) -> None:
@@ -147,7 +158,7 @@ class _SettingType(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         what = "--" + _flag_name(self.declared)
-        if param is not None and ctx is not None and _from_environment(ctx, param):
+        if param is not None and _from_environment(param):
             what = str(param.envvar)
         try:
             found = tr.coerce(self.annotation, value, what)
@@ -190,8 +201,8 @@ def option_names() -> dict[str, str]:
     return {key: "--" + _flag_name(_declared(key)[1]) for key in _all_keys()}
 
 
-def _from_environment(ctx: click.Context, param: click.Parameter) -> bool:
-    return ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT
+def _from_environment(param: click.Parameter) -> bool:
+    return param.name in given().from_environment
 
 
 def spell(value: Any) -> str:
@@ -216,7 +227,7 @@ def _take(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     if value is None or value == ():
         return value
     here = given()
-    layer = here.environment if _from_environment(ctx, param) else here.flags
+    layer = here.environment if _from_environment(param) else here.flags
     origin = f"environment {param.envvar}" if layer is here.environment else f"flag {param.opts[0]}"
     if param.key == "model.cell_options":
         for name, item in _pairs(value, param.opts[0]).items():

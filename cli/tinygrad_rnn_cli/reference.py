@@ -21,7 +21,7 @@ The program is `tinygrad-rnn`, also `python -m tinygrad_rnn_cli`.
 * **stdout** carries the product: text, a table, one JSON object with `--json`, the run folder of `train`. Progress,
   advice and errors go to stderr. On a terminal there are colours and a live display; elsewhere plain lines.
 * **A setting** is looked for in this order: flag, environment, `--set`, `--config`, `--recipe`, the run's checkpoint,
-  default. `--show-config` prints each with its origin, as TOML that `--config` reads back. An option stands in the
+  default. `--show-config` prints each with its origin, as TOML that `--config` reads back. A setting stands in the
   environment under its name: `--seq-len` is `TINYGRAD_RNN_SEQ_LEN`.
 * **Exit codes**: 0 fine; 1 an error (a file, a run, a plugin); 2 usage (a flag or a value that cannot be meant);
   3 a check failed (`--fail-on`, `doctor`); 4 training diverged; 130 and 143 interrupted by SIGINT and SIGTERM

@@ -101,6 +101,10 @@ def load_text(found: Settings) -> tuple[Dataset, bytes | None]:
     piped = None
     stdin: io.BytesIO | None = None
     if "-" in found.run.data.text:
+        if len(found.run.data.text) > 1:
+            raise click.UsageError(
+                "TEXT: '-' must stand alone, because the run keeps what it reads; cat the files into it"
+            )
         if sys.stdin.isatty():
             note("reading text from the terminal; end it with Ctrl-D")
         piped = sys.stdin.buffer.read()

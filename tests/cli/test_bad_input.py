@@ -71,6 +71,7 @@ def test_bad_encoding_can_be_replaced(invoke: Any, tmp_path: Path) -> None:
 
 def test_standard_input_that_is_empty(invoke: Any) -> None:
     refused(invoke(["train", "-", *TINY], input=b""), 1, "standard input")
+    refused(invoke(["train", "-", "a.txt", *TINY], input=b"x"), 2, "alone")
 
 
 # --------------------------------------------------------------------------------------------- names, sizes

@@ -99,6 +99,17 @@ def test_a_broken_plugin_file(invoke: Any, tmp_path: Path) -> None:
         assert "broken.py" in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_broken_cells_are_red_rows(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [tr.CellRow("good", "mine", "1", "mine:Good"), tr.CellRow("bad", "mine", "1", "mine:Bad", "no such module")]
+    monkeypatch.setitem(vars(tr), "available_cells", lambda **_: rows)
+    done = invoke("cells list --errors --color always", TERM="xterm")
+    assert done.exit_code == 0
+    (line,) = [line for line in done.stdout.splitlines() if "no such module" in line]
+    assert "\x1b[31m" in line
+    assert "1 of 2 cannot be used" in done.stderr
+    assert "no such module" in invoke("cells list --errors").stdout
+
+
 def test_unknown_names(invoke: Any) -> None:
     done = invoke("cells info mut4")
     assert done.exit_code == 2
