@@ -332,3 +332,13 @@ def test_wrong_batches_and_targets_are_named() -> None:
         gradnorm_over(model, params, [(x, y), (x[:3], y[:3])])
     with pytest.raises(InputError, match="at least one batch"):
         gradnorm_over(model, params, [])
+
+
+def test_a_curve_that_climbs_and_ends_below_its_start_has_not_exploded() -> None:
+    """Going back: a steep fall at first, then a slow climb that never comes back to where it began."""
+    back = np.concatenate([[1.0], 0.2 * np.exp(0.02 * np.arange(40))])
+    slope, horizon, verdict, _ = describe(back[::-1].tolist())
+    assert slope > 0.01
+    assert horizon is None
+    assert back[-1] < back[0]
+    assert verdict == "healthy"

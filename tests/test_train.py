@@ -14,6 +14,7 @@ from tinygrad_rnn.checkpoint import load
 from tinygrad_rnn.config import RunConfig, recipe, replace
 from tinygrad_rnn.data import Dataset, load_dataset
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
+from tinygrad_rnn.registry import forget_cell
 from tinygrad_rnn.restore import load_run_model
 from tinygrad_rnn.run import checkpoints, open_run, read_metrics
 from tinygrad_rnn.train import (
@@ -228,6 +229,24 @@ def test_a_run_in_the_way_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="--overwrite"):
         begin(tmp_path / "run")
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_cell_that_cannot_run_leaves_no_folder(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(lambda: forget_cell("broken"))
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(
+        "from tinygrad_rnn import Cell, State, register_cell\n"
+        "@register_cell\n"
+        "class Broken(Cell):\n"
+        "    name = 'broken'; summary = 'none'; citation = 'none'; equation = 'none'\n"
+        "    def state(self): return {'h': State((self.H,))}\n"
+        "    def params(self): return {}\n"
+        "    def step(self, p, x, s): return {'h': s.c}\n"
+    )
+    config = configured(model__cell="broken")
+    with pytest.raises(PluginError, match=r"cell broken, step \(broken.py:7\): no 'c' was declared"):
+        start_training(config, dataset_of(config), tmp_path / "run", plugins=[plugin])
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------------------ truncated BPTT

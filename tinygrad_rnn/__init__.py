@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.cell import State as State
     from tinygrad_rnn.cell import bias as bias
     from tinygrad_rnn.cell import buffer as buffer
+    from tinygrad_rnn.cell import init_cell as init_cell
     from tinygrad_rnn.cell import input_matrix as input_matrix
     from tinygrad_rnn.cell import recurrent_matrix as recurrent_matrix
     from tinygrad_rnn.cell import specification as specification
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.engine import anomaly as anomaly
     from tinygrad_rnn.engine import listen as listen
     from tinygrad_rnn.engine import no_grad as no_grad
+    from tinygrad_rnn.engine import primitive as primitive
     from tinygrad_rnn.engine import tap as tap
     from tinygrad_rnn.errors import CheckpointError as CheckpointError
     from tinygrad_rnn.errors import DataError as DataError
@@ -75,6 +77,10 @@ if TYPE_CHECKING:
     from tinygrad_rnn.errors import nearest as nearest
     from tinygrad_rnn.evaluate import Score as Score
     from tinygrad_rnn.evaluate import score as score
+    from tinygrad_rnn.graph import cell_to_dot as cell_to_dot
+    from tinygrad_rnn.graph import to_dot as to_dot
+    from tinygrad_rnn.interchange import from_torch as from_torch
+    from tinygrad_rnn.interchange import to_torch as to_torch
     from tinygrad_rnn.model import Forward as Forward
     from tinygrad_rnn.model import Model as Model
     from tinygrad_rnn.model import build_model as build_model
@@ -142,7 +148,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "autodiff": "gradcheck hvp jacobian jvp recompute vjp",
     "backend": "Device from_host select:select_device to_host",
-    "cell": "Cell Param State bias buffer input_matrix recurrent_matrix specification",
+    "cell": "Cell Param State bias buffer init_cell input_matrix recurrent_matrix specification",
     "checkpoint": "load:load_checkpoint save:save_checkpoint",
     "config": (
         "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS SampleConfig TrainConfig "
@@ -150,12 +156,14 @@ _PUBLIC = {
     ),
     "data": "Dataset Streams Vocabulary corpora fitted_streams load_dataset text_statistics",
     "diagnostics": "GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over",
-    "engine": "anomaly listen no_grad tap",
+    "engine": "anomaly listen no_grad primitive tap",
     "errors": (
         "CheckpointError DataError DeviceError DtypeError FileError GradientError InPlaceError InputError "
         "NonFiniteError PluginError ShapeError TinygradRNNError nearest"
     ),
     "evaluate": "Score score",
+    "graph": "cell_to_dot to_dot",
+    "interchange": "from_torch to_torch",
     "model": "Forward Model build_model",
     "options": "check_limits coerce field_types parse_options",
     "plots": "gradnorm_figure loss_figure save_figure",

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, final, get_args
 
-from tinygrad_rnn.errors import InputError, PluginError, nearest
-from tinygrad_rnn.nn import parse_initialiser
+import numpy as np
+
+from tinygrad_rnn import backend
+from tinygrad_rnn.errors import InputError, NonFiniteError, PluginError, ShapeError, nearest
+from tinygrad_rnn.nn import initialise, parse_initialiser
 from tinygrad_rnn.options import parse_options
+from tinygrad_rnn.tensor import Tensor
 
 Role = Literal["input", "recurrent", "bias", "buffer"]
 
@@ -131,8 +138,8 @@ def specification(cell: Cell) -> tuple[dict[str, State], dict[str, Param]]:
 
 def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Param]]:
     # Any: what a stranger wrote is not yet what the annotations promise
-    states: Any = cell.state()
-    params: Any = cell.params()
+    states: Any = _by_author(cell, "state", cell.state)
+    params: Any = _by_author(cell, "params", cell.params)
     for what, specs, kind in (("state", states, State), ("params", params, Param)):
         if not isinstance(specs, dict) or not all(isinstance(spec, kind) for spec in specs.values()):
             raise PluginError(
@@ -140,6 +147,8 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
                 f"by name, got {specs!r}"
             )
         for name, spec in specs.items():
+            if not isinstance(spec.shape, tuple):
+                raise PluginError(f"cell {cell.name}, {name}: expected a tuple of sizes as shape, got {spec.shape!r}")
             if not str(name).isidentifier():
                 raise PluginError(f"cell {cell.name}: expected names that are Python names in {what}(), got {name!r}")
             if not all(isinstance(size, int) and size >= 1 for size in spec.shape):
@@ -165,11 +174,61 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
     return states, params
 
 
+def _by_author(cell: Cell, what: str, method: Callable[..., Any], *args: Any) -> Any:
+    """What the author wrote, called: whatever it raises is the author's, with file and line.
+
+    What the caller gave passes as it is: options, arrays of another dtype or device; and a NaN found by anomaly().
+    """
+    try:
+        return method(*args)
+    except (NonFiniteError, PluginError):
+        raise
+    except InputError as error:
+        if not isinstance(error, ShapeError):  # the shapes were checked before
+            raise
+        raise PluginError(f"cell {cell.name}, {what}{_line(cell, error)}: {error}") from error
+    except AttributeError as error:
+        hint = ""
+        if isinstance(error.obj, SimpleNamespace) and error.name is not None:
+            hint = f"; no {error.name!r} was declared{nearest(error.name, vars(error.obj))}"
+        text = f"AttributeError: {error}" if not hint else hint[2:]
+        raise PluginError(f"cell {cell.name}, {what}{_line(cell, error)}: {text}") from error
+    except Exception as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if "does not support ufuncs" in text:  # NumPy's words for np.tanh(tensor)
+            text = "expected functions of tinygrad_rnn.ops, got one of NumPy's; a gradient flows through ops alone"
+        raise PluginError(f"cell {cell.name}, {what}{_line(cell, error)}: {text}") from error
+
+
+def _line(cell: Cell, error: Exception) -> str:
+    """`` (file:line)`` of the author's line that raised `error`; '' where there is no file."""
+    file = getattr(sys.modules.get(type(cell).__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(file).name}:{lines[-1]})" if file and lines else ""
+
+
+def init_cell(cell: Cell, rng: np.random.Generator, dtype: Any = np.float64, xp: Any = np) -> dict[str, Tensor]:
+    """New parameters of one bare cell, by name, drawn from `rng`: what `unroll` takes. Buffers need no gradient."""
+    return init_params(specification(cell)[1], rng, dtype, xp)
+
+
+def init_params(
+    specs: Mapping[str, Param], rng: np.random.Generator, dtype: Any = np.float64, xp: Any = np
+) -> dict[str, Tensor]:
+    """Tensors for declared parameters, in the order of `specs`, on the device whose module is `xp`."""
+    return {
+        name: Tensor(
+            backend.from_host(initialise(spec.init, spec.shape, rng, dtype), xp), requires_grad=spec.role != "buffer"
+        )
+        for name, spec in specs.items()
+    }
+
+
 def take_step(
     cell: Cell, p: SimpleNamespace, x: Any, state: Mapping[str, Any], shapes: Mapping[str, State]
 ) -> dict[str, Any]:
     """`cell.step`, with what it returns held against what it declared. Raises PluginError, which names the cell."""
-    new: Any = cell.step(p, x, SimpleNamespace(**state))
+    new: Any = _by_author(cell, "step", cell.step, p, x, SimpleNamespace(**state))
     if not isinstance(new, dict) or new.keys() != shapes.keys():
         got = list(new) if isinstance(new, dict) else type(new).__name__
         raise PluginError(f"cell {cell.name}: expected step to return a dict with the states {list(shapes)}, got {got}")

@@ -218,7 +218,7 @@ def _judge(
             verdict = "exploding"
     elif back[-1] == 0 or slope < -SLOPE_TOLERANCE:
         verdict = "vanishing"
-    elif slope > SLOPE_TOLERANCE:
+    elif slope > SLOPE_TOLERANCE and (ratio or 0.0) > 1.0:  # a climb that ends below its start has exploded nowhere
         verdict = "exploding"
     elif horizon is not None:
         verdict = "vanishing"
@@ -259,7 +259,9 @@ def _reason(
     return f"{told}; {_AGAINST_VANISHING}"
 
 
-_AGAINST_VANISHING = "a forget bias above 1, an orthogonal recurrent matrix, or a gated cell (lstm, gru) may help"
+_AGAINST_VANISHING = (
+    "an orthogonal recurrent matrix, or gates that start by keeping the state (lstm: a larger forget bias), may help"
+)
 _AGAINST_EXPLODING = "clipping the gradient norm, a smaller recurrent matrix, or a lower learning rate may help"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, nn, ops
-from tinygrad_rnn.cell import Cell, Param, bias, specification
+from tinygrad_rnn.cell import Cell, Param, bias, init_params, specification
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.registry import CellEntry
@@ -64,13 +64,7 @@ class Model:
 
     def init(self, rng: np.random.Generator, dtype: Any = np.float32, xp: Any = np) -> Params:
         """New parameters drawn from `rng`, on the device whose module is `xp`. Buffers do not require a gradient."""
-        return {
-            name: Tensor(
-                backend.from_host(nn.initialise(spec.init, spec.shape, rng, dtype), xp),
-                requires_grad=spec.role != "buffer",
-            )
-            for name, spec in self.params().items()
-        }
+        return init_params(self.params(), rng, dtype, xp)
 
     def start(self, B: int, params: Mapping[str, Tensor]) -> State:
         """The state before the first symbol, for B streams, as arrays like the parameters."""
@@ -165,6 +159,8 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
 
     Raises InputError for sizes or options that cannot work, PluginError when the cell breaks its contract.
     """
+    if entry.identity.name != config.cell:
+        raise InputError(f"model: expected the cell {config.cell!r} of the configuration, got {entry.identity.name!r}")
     if V < 2:
         raise InputError(f"model: expected at least 2 different symbols, got {V}")
     if not 0.0 <= config.dropout < 1.0:

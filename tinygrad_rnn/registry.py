@@ -256,8 +256,12 @@ def check_identity(stored: Mapping[str, str], entry: CellEntry) -> str | None:
     now = entry.identity
     if stored.get("source_sha256") == now.source_sha256:
         return None
-    was = f"{stored.get('distribution')} {stored.get('version')}"
+    was, is_now = (
+        f"{who.get('distribution')} {who.get('version')}".removesuffix(" unversioned")
+        for who in (stored, now.to_json())
+    )
+    owner = is_now if was == is_now else f"then {was}, now {is_now}"
     return (
-        f"the code of cell {now.name!r} has changed since this run was made (then {was}, now {now.distribution} "
-        f"{now.version}; source {str(stored.get('source_sha256'))[:12]} is now {now.source_sha256[:12]})"
+        f"the code of cell {now.name!r} ({owner}) has changed since this run was made; its source "
+        f"{str(stored.get('source_sha256'))[:12]} is now {now.source_sha256[:12]}"
     )

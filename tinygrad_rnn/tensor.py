@@ -92,6 +92,9 @@ class Tensor(Variable):
         text = np.array2string(backend.to_host(self.data), separator=", ", prefix="Tensor(")
         return f"Tensor({text}, {self.dtype}{made})"
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
     def __len__(self) -> int:
         if not self.shape:
             raise ShapeError("len: expected an array with an axis, got a scalar tensor")
@@ -135,7 +138,7 @@ class Tensor(Variable):
     def __dlpack_device__(self) -> Any:
         return self.data.__dlpack_device__()
 
-    __array_ufunc__ = None  # so that ndarray * Tensor comes to Tensor.__rmul__
+    __array_ufunc__ = None  # so that ndarray * Tensor comes to Tensor.__rmul__, with CuPy too
 
     def detach(self) -> Tensor:
         """The same values, cut off from the tape; the memory is shared."""

@@ -191,7 +191,7 @@ class Trainer:
         it; CheckpointError when a checkpoint cannot be written.
         """
         now = self.progress
-        executor, reason = self._executor()
+        executor, reason = _first_step(self.model, self.params, self.device)
         yield Started(
             self.model.count(),
             self.dataset.characters,
@@ -262,12 +262,6 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0
-
-    def _executor(self) -> tuple[str, str]:
-        with engine.no_grad():
-            x = backend.from_host(np.zeros((1, 1), np.intp), self.device.xp)
-            layer = self.model.forward(self.params, x).layers[0]
-        return layer.executor, layer.reason
 
     # -------------------------------------------------------------------------------------- step
 
@@ -526,6 +520,13 @@ def _prepare(config: RunConfig, V: int, entry: CellEntry) -> tuple[Model, Device
     return build_model(config.model, V, entry), backend.select(config.train.device)
 
 
+def _first_step(model: Model, params: Params, device: Device) -> tuple[str, str]:
+    """Run one symbol through the model, so that a cell that cannot run fails early; which executor ran, and why."""
+    with engine.no_grad(), np.errstate(all="ignore"):
+        layer = model.forward(params, backend.from_host(np.zeros((1, 1), np.intp), device.xp)).layers[0]
+    return layer.executor, layer.reason
+
+
 def start_training(
     config: RunConfig,
     dataset: Dataset,
@@ -556,6 +557,7 @@ def start_training(
         arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
         params = place_params(model, arrays, config.train.dtype, device, str(init_from))
     Streams(dataset.train, config.data.batch, config.data.seq_len)
+    _first_step(model, params, device)
     run = create_run(
         out,
         {

@@ -532,3 +532,10 @@ def test_taps_are_heard_by_the_listener_alone() -> None:
     with engine.listen(lambda name, value: heard.append(name)):
         engine.tap("r", x)
     assert heard == ["r"]
+
+
+def test_a_tensor_of_one_element_formats_like_a_number() -> None:
+    assert f"{Tensor(1.23456):.2f}" == "1.23"
+    assert f"{Tensor([1.0])}" == repr(Tensor([1.0]))
+    with pytest.raises(ShapeError, match="one element"):
+        f"{Tensor([1.0, 2.0]):.2f}"
