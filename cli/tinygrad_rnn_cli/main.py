@@ -98,6 +98,9 @@ def report(error: Exception, arguments: Sequence[str]) -> int:
     if isinstance(error, click.Abort):
         console.fail("interrupted")
         return int(INTERRUPTED)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return USAGE
     told = _expected(error, arguments)
     if told is None:
         traceback.print_exception(error)
@@ -142,7 +145,10 @@ def _usage(error: click.ClickException, arguments: Sequence[str]) -> str:
     if isinstance(error, click.BadParameter) and error.param is not None:
         names = error.param.opts if isinstance(error.param, click.Option) else [error.param.human_readable_name]
         return f"{names[0]}: {error.message}"
-    return error.format_message()
+    text = error.format_message()
+    if isinstance(error, click.BadOptionUsage) or text.startswith(("Missing ", "Got unexpected ")):  # click's own words
+        return f"{text[:1].lower()}{text[1:]}".removesuffix(".") + page
+    return text
 
 
 def _as_written(name: str, arguments: Sequence[str]) -> str:

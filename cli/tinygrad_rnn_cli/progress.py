@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class View:
     report: GradNormReport | None = None
     printed: float = -math.inf
     signal: int = 0
-    losses: list[float] = field(default_factory=list)
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=200))
 
 
 def follow(trainer: Trainer, limit: float = math.inf) -> Finished:
@@ -223,7 +224,7 @@ def _numbers(done: StepDone, view: View) -> Any:
 
     grid = Table.grid(padding=(0, 2))
     val = "-" if view.val_loss is None else f"{view.val_loss:.4f}"
-    recent = view.losses[-200:]
+    recent = list(view.losses)
     for row in [
         (
             f"[bold]loss[/] {done.loss:.4f}",

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -39,7 +40,7 @@ EVERY = list(commands())
 
 
 @pytest.mark.parametrize("path", [path for path, _ in EVERY], ids=" ".join)
-def test_every_command_has_a_help_page(path: tuple[str, ...], invoke) -> None:
+def test_every_command_has_a_help_page(path: tuple[str, ...], invoke: Any) -> None:
     for flag in ("--help", "-h"):
         done = invoke([*path, flag])
         assert done.exit_code == 0
@@ -102,7 +103,7 @@ def test_help_takes_150_ms() -> None:
     assert min(times) < 0.15
 
 
-def test_top_page_names_every_command(invoke) -> None:
+def test_top_page_names_every_command(invoke: Any) -> None:
     page = invoke("--help").stdout
     for name in COMMANDS:
         assert f"\n  {name} " in page
@@ -115,11 +116,36 @@ def test_the_reference_page_is_up_to_date() -> None:
     assert page.read_text(encoding="utf-8") == reference(), "run: python -m tinygrad_rnn_cli.reference > docs/cli.md"
 
 
-def test_version(invoke) -> None:
+def test_a_group_alone_shows_its_page(invoke: Any) -> None:
+    for words in ([], ["cells"], ["diagnose"]):
+        done = invoke(words)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("Usage: ") and done.stderr.count("\n") > 5
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ("-v", "missing command; see tinygrad-rnn --help"),
+        ("train --lr", "option '--lr' requires an argument"),
+        ("sample a b", "got unexpected extra argument (b); see tinygrad-rnn sample --help"),
+        ("foo", "no command 'foo'; known: cells, data"),
+        ("trian", "no command 'trian'; did you mean train?"),
+        ("cells info", "missing NAME; see tinygrad-rnn cells info --help"),
+        ("train --no-anomali", "no option --no-anomali; did you mean --no-anomaly, --anomaly?"),
+    ],
+)
+def test_words_that_do_not_parse(invoke: Any, args: str, line: str) -> None:
+    done = invoke(args)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {line}") and done.stderr.count("\n") == 1
+
+
+def test_version(invoke: Any) -> None:
     assert invoke("--version").stdout == f"tinygrad-rnn {tr.__version__}\n"
 
 
-def test_completion_offers_cells_and_choices(program) -> None:
+def test_completion_offers_cells_and_choices(program: Any) -> None:
     def offered(*words: str) -> str:
         return program(
             _TINYGRAD_RNN_CLI_COMPLETE="bash_complete",

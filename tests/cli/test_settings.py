@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ def shown(output: str) -> dict[str, tuple[str, str]]:
     return {line.partition(" = ")[0]: (line.partition(" = ")[2].strip(), origin.strip()) for line, _, origin in lines}
 
 
-def test_precedence_layer_by_layer(invoke, tmp_path: Path) -> None:
+def test_precedence_layer_by_layer(invoke: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[model]\nhidden = 11\n[optim]\nlr = 0.5\nclip_value = 2\nbeta1 = 0.5\n[train]\nseed = 5\n")
     args = ["train", "--show-config", "--recipe", "char-rnn", "--config", file, "--set", "optim.lr=0.25", "--set",
@@ -31,7 +32,7 @@ def test_precedence_layer_by_layer(invoke, tmp_path: Path) -> None:
     assert found["data.tokens"] == ('"chars"', "default")
 
 
-def test_a_run_stands_below_every_layer_and_above_the_default(invoke, trained: Path) -> None:
+def test_a_run_stands_below_every_layer_and_above_the_default(invoke: Any, trained: Path) -> None:
     found = shown(invoke(["sample", trained, "--show-config", "--seed", "3"]).stdout)
     assert found["train.seed"] == ("3", "flag --seed")
     assert found["train.dtype"] == ('"float32"', f"run {trained}")
@@ -39,7 +40,7 @@ def test_a_run_stands_below_every_layer_and_above_the_default(invoke, trained: P
     assert "model.hidden" not in found  # the run has settled it
 
 
-def test_show_config_is_a_config_file(invoke, tmp_path: Path) -> None:
+def test_show_config_is_a_config_file(invoke: Any, tmp_path: Path) -> None:
     args = ["train", "--cell", "rnn", "--cell-opt", "activation=relu", "--lr", "1e-5", "--anomaly", "--show-config"]
     first = invoke(args).stdout
     file = tmp_path / "again.toml"
@@ -51,12 +52,12 @@ def test_show_config_is_a_config_file(invoke, tmp_path: Path) -> None:
     assert values["train.anomaly"] == "true"
 
 
-def test_show_config_writes_nothing(invoke, tmp_path: Path) -> None:
+def test_show_config_writes_nothing(invoke: Any, tmp_path: Path) -> None:
     assert invoke("train --show-config").exit_code == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_of_a_cell_leave_with_it(invoke, tmp_path: Path) -> None:
+def test_options_of_a_cell_leave_with_it(invoke: Any, tmp_path: Path) -> None:
     file = tmp_path / "rnn.toml"
     file.write_text('[model]\ncell = "rnn"\ncell_options = {activation = "relu"}\n')
     same = shown(invoke(["train", "--config", file, "--cell", "rnn", "--show-config"]).stdout)
@@ -65,7 +66,7 @@ def test_options_of_a_cell_leave_with_it(invoke, tmp_path: Path) -> None:
     assert not [key for key in other if key.startswith("model.cell_options")]
 
 
-def test_a_named_corpus_replaces_the_text_of_a_file(invoke, tmp_path: Path) -> None:
+def test_a_named_corpus_replaces_the_text_of_a_file(invoke: Any, tmp_path: Path) -> None:
     file = tmp_path / "text.toml"
     file.write_text('[data]\ntext = ["a.txt"]\n')
     assert shown(invoke(["train", "--config", file, "--show-config"]).stdout)["data.text"][0] == '["a.txt"]'
@@ -84,7 +85,7 @@ def test_a_named_corpus_replaces_the_text_of_a_file(invoke, tmp_path: Path) -> N
         ("[optim\n", ["TOML"]),
     ],
 )
-def test_errors_in_a_config_file_name_the_file(invoke, tmp_path: Path, text: str, words: list[str]) -> None:
+def test_errors_in_a_config_file_name_the_file(invoke: Any, tmp_path: Path, text: str, words: list[str]) -> None:
     file = tmp_path / "bad.toml"
     file.write_text(text)
     done = invoke(["train", "--config", file])
@@ -107,7 +108,7 @@ def test_errors_in_a_config_file_name_the_file(invoke, tmp_path: Path, text: str
         ("train --color purple", {}, ["--color", "purple"]),
     ],
 )
-def test_errors_name_the_place(invoke, args: str, env: dict[str, str], words: list[str]) -> None:
+def test_errors_name_the_place(invoke: Any, args: str, env: dict[str, str], words: list[str]) -> None:
     done = invoke(args, **env)
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
@@ -115,18 +116,18 @@ def test_errors_name_the_place(invoke, args: str, env: dict[str, str], words: li
         assert word in done.stderr
 
 
-def test_json_of_show_config(invoke) -> None:
+def test_json_of_show_config(invoke: Any) -> None:
     found = json.loads(invoke("data stats --tokens bytes --show-config --json").stdout)
     assert found["data.tokens"] == {"value": "bytes", "origin": "flag --tokens"}
 
 
-def test_common_options_are_taken_everywhere(invoke) -> None:
+def test_common_options_are_taken_everywhere(invoke: Any) -> None:
     words = "--seed 1 --device cpu --dtype float64 -q -v --color never --no-plugins --set optim.lr=1".split()
     assert invoke(["cells", "list", *words]).exit_code == 0
     assert invoke(["-q", "cells", "list"]).stderr == ""
 
 
-def test_colour(invoke) -> None:
+def test_colour(invoke: Any) -> None:
     esc = "\x1b["
     assert esc not in invoke("cells list").output
     assert esc in invoke("--color always cells list").stdout
@@ -136,7 +137,7 @@ def test_colour(invoke) -> None:
     assert esc in invoke("cells list --color always", NO_COLOR="1").stdout
 
 
-def test_recipes(invoke) -> None:
+def test_recipes(invoke: Any) -> None:
     for name in tr.RECIPES:
         found = shown(invoke(["train", "--recipe", name, "--show-config"]).stdout)
         for key in tr.recipe(name):
