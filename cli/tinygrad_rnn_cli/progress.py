@@ -146,10 +146,8 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
         case tr.Saved():
             detail(f"step {number(event.step)}: saved {event.path}")
         case tr.RolledBack():
-            warn(
-                f"step {number(event.step)}: {event.why} Back to step {number(event.to_step)}, learning rate "
-                f"{event.lr:g}"
-            )
+            what = event.why.partition(". ")[0]  # the rest is what to try, and this run tries already
+            warn(f"{what}; back to step {number(event.to_step)}, with learning rate {event.lr:g}")
         case tr.Finished():
             if event.reason == "patience":
                 say(f"step {number(event.step)}: no better validation any more; stopped early")

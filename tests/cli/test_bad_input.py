@@ -272,6 +272,14 @@ def test_divergence_has_a_code_of_its_own(invoke: Any, tmp_path: Path) -> None:
     assert invoke("sample run -n 5 --which latest").exit_code == 0
 
 
+def test_rollback_says_where_it_goes(invoke: Any) -> None:
+    words = "--optim sgd --lr 1e30 --clip-norm 0 --steps 9 --out run --cell rnn --cell-opt activation=relu".split()
+    done = invoke(["train", "--corpus", "hello", *TINY, *words, "--on-divergence", "rollback"])
+    assert done.exit_code == 4
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: diverged")]
+    assert len(warnings) > 1 and all("back to step 0, with learning rate" in line for line in warnings)
+
+
 def test_traceback_on_demand_and_for_a_bug(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" in invoke("cells info mut4 -vv").stderr
     import tinygrad_rnn as tr
