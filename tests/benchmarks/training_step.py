@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", nargs="+", default=["rnn", "gru", "lstm"], choices=["rnn", "gru", "lstm"])
     parser.add_argument("--shape", nargs="+", default=SHAPES, help="V,H,L,B,T")
-    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--side", choices=["ours", "torch"], help="time one side and print milliseconds")
     arguments = parser.parse_args()
     if arguments.side:
