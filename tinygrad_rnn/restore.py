@@ -17,6 +17,7 @@ from tinygrad_rnn.errors import CheckpointError, PluginError
 from tinygrad_rnn.model import Model, Params, build_model
 from tinygrad_rnn.registry import CellEntry, check_identity, load_cell, load_plugin_file
 from tinygrad_rnn.run import (
+    Run,
     best_checkpoint,
     describe,
     latest_checkpoint,
@@ -91,6 +92,34 @@ def place_params(
     return params
 
 
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run folder with what its run.json means in this process."""
+
+    run: Run
+    described: Mapping[str, Any]
+    config: RunConfig
+    entry: CellEntry
+    vocabulary: Vocabulary
+
+
+def open_with_cell(
+    path: str | Path, *, plugins: Sequence[str | Path], third_party: bool, allow_changed_cell: bool
+) -> OpenedRun:
+    """The run folder `path` and its cell. A run remembers its plugin files; `plugins` stand in for them."""
+    run = open_run(path)
+    described = describe(run)
+    config = run_config(run)
+    entry = find_cell(
+        config.model.cell,
+        described["cell"],
+        plugins=tuple(plugins) or tuple(described.get("plugins", ())),
+        third_party=third_party,
+        allow_changed=allow_changed_cell,
+    )
+    return OpenedRun(run, described, config, entry, Vocabulary.from_json(described["vocabulary"]))
+
+
 def load_run_model(
     path: str | Path,
     *,
@@ -105,20 +134,10 @@ def load_run_model(
     Raises FileError for a folder that is no run, CheckpointError for a damaged checkpoint, PluginError for a cell that
     is missing or changed, DeviceError.
     """
-    run = open_run(path)
-    described = describe(run)
-    config = run_config(run)
     place = backend.select(device)
-    files = tuple(plugins) or tuple(described.get("plugins", ()))
-    entry = find_cell(
-        config.model.cell,
-        described["cell"],
-        plugins=files,
-        third_party=third_party,
-        allow_changed=allow_changed_cell,
-    )
-    vocabulary = Vocabulary.from_json(described["vocabulary"])
-    model = build_model(config.model, vocabulary.size, entry)
+    opened = open_with_cell(path, plugins=plugins, third_party=third_party, allow_changed_cell=allow_changed_cell)
+    run, config, vocabulary = opened.run, opened.config, opened.vocabulary
+    model = build_model(config.model, vocabulary.size, opened.entry)
     file = best_checkpoint(run) if which == "best" else latest_checkpoint(run)
     arrays, meta = load_run_checkpoint(run, file)
     own = {name[len(PARAMS) :]: array for name, array in arrays.items() if name.startswith(PARAMS)}

@@ -22,18 +22,15 @@ from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFinit
 from tinygrad_rnn.evaluate import mean_loss
 from tinygrad_rnn.model import Forward, Model, Params, State, build_model, detach
 from tinygrad_rnn.registry import CellEntry
-from tinygrad_rnn.restore import PARAMS, find_cell, load_run_model, place_params
+from tinygrad_rnn.restore import PARAMS, find_cell, load_run_model, open_with_cell, place_params
 from tinygrad_rnn.run import (
     TEXT,
     Run,
     append_metrics,
     create_run,
-    describe,
     latest_checkpoint,
     load_run_checkpoint,
-    open_run,
     prune,
-    run_config,
     save_run_checkpoint,
     truncate_metrics,
     update_description,
@@ -592,26 +589,16 @@ def resume_training(
     `steps` or `epochs` are the new TOTAL length. Raises FileError, CheckpointError, PluginError, DataError when the
     text is not the one it was trained on, InputError when the run is longer already.
     """
-    run = open_run(path)
-    described = describe(run)
-    config = run_config(run)
+    opened = open_with_cell(path, plugins=plugins, third_party=third_party, allow_changed_cell=allow_changed_cell)
+    run, config, vocabulary = opened.run, opened.config, opened.vocabulary
     changes: dict[str, Any] = {}
     if steps is not None or epochs is not None:
         changes = {"steps": steps or 0, "epochs": epochs or config.train.epochs}
     if device is not None:
         changes["device"] = device
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
-    files = tuple(plugins) or tuple(described.get("plugins", ()))
-    entry = find_cell(
-        config.model.cell,
-        described["cell"],
-        plugins=files,
-        third_party=third_party,
-        allow_changed=allow_changed_cell,
-    )
-    vocabulary = Vocabulary.from_json(described["vocabulary"])
-    dataset = _same_text(run, config, vocabulary, described["data"])
-    model, place = _prepare(config, vocabulary.size, entry)
+    dataset = _same_text(run, config, vocabulary, opened.described["data"])
+    model, place = _prepare(config, vocabulary.size, opened.entry)
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, place.xp)
     trainer = Trainer(run, config, dataset, model, place, params)
     trainer.load(latest_checkpoint(run))
