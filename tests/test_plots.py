@@ -251,3 +251,13 @@ def test_sparkline() -> None:
     assert sparkline([]) == ""
     assert len(sparkline(range(1000), 30)) == 30
     assert sparkline([1, 2, 3], ascii=True).isascii()
+
+
+def test_none_leaves_a_gap_in_a_terminal_plot() -> None:
+    values = [None, None, 1.0, None, 3.0]
+    text = terminal_plot([("few", values), ("many", [None] * 100 + [2.0] * 100)], width=40, height=6, log=False)
+    body = [line.split("┤" if "┤" in line else "│", 1)[1] for line in text.splitlines() if "┤" in line or "│" in line]
+    drawn = ["".join(row[c] for row in body if c < len(row)).strip() for c in range(max(map(len, body)))]
+    assert not any(drawn[: len(drawn) // 4])  # nothing is known there
+    assert any("●" in column for column in drawn)
+    assert all("▲" not in column for column in drawn[: len(drawn) // 2 - 1])

@@ -23,7 +23,7 @@ _ASCII_BLOCKS = "_.-~=+*#"
 
 
 def terminal_plot(
-    series: Sequence[tuple[str, Sequence[float]]],
+    series: Sequence[tuple[str, Sequence[float | None]]],
     width: int = 72,
     height: int = 16,
     *,
@@ -38,7 +38,8 @@ def terminal_plot(
 
     Values of a series are spread evenly over the x axis, which goes from x[0] to x[1] (0 to the longest series' last
     index when None). With `log` the y axis has powers of ten; zeros then stand in a row of their own, marked 0, below
-    it. Infinite and NaN values stand in one marked inf above. `ascii` keeps to ASCII. No line ends with blanks.
+    it. Infinite and NaN values stand in one marked inf above; None leaves a gap. `ascii` keeps to ASCII. No line ends
+    with blanks.
 
     Raises InputError for no series, an empty or a negative one (with `log`), or a plot below 24 x 4.
     """
@@ -47,11 +48,12 @@ def terminal_plot(
         raise InputError("plot: expected at least one series with at least one value, got none")
     if width < 24 or height < 4:
         raise InputError(f"plot: expected at least 24 columns and 4 rows, got {width} and {height}")
-    if log and any(value < 0 for _, values in series for value in values):
+    present = [value for _, values in series for value in values if value is not None]
+    if log and any(value < 0 for value in present):
         raise InputError("plot: expected values of at least 0 for a log axis, got a negative one")
-    known = [value for _, values in series for value in values if _drawable(value, log)]
-    has_zero = log and any(value == 0 for _, values in series for value in values)
-    has_wild = any(not math.isfinite(value) for _, values in series for value in values)
+    known = [value for value in present if _drawable(value, log)]
+    has_zero = log and any(value == 0 for value in present)
+    has_wild = any(not math.isfinite(value) for value in present)
     rows = height - has_zero - has_wild
     levels = [_level(value, log) for value in known]
     ticks = _decades(levels, rows, ascii) if log else _round_ticks(levels, rows)
@@ -131,28 +133,30 @@ def _level(value: float, log: bool) -> float:
     return math.log10(value) if log else float(value)
 
 
-def _columns(values: Sequence[float], columns: int, log: bool) -> Iterable[list[float]]:
+def _columns(values: Sequence[float | None], columns: int, log: bool) -> Iterable[list[float]]:
     """What stands in each column: all values that fall into it, or one between its neighbours when they are few."""
     n = len(values)
     if n >= columns:
         for c in range(columns):
-            yield list(values[c * n // columns : (c + 1) * n // columns])
+            yield [value for value in values[c * n // columns : (c + 1) * n // columns] if value is not None]
         return
     for c in range(columns):
         at = c * (n - 1) / (columns - 1)
         left = min(int(at), max(n - 2, 0))
-        pair = values[left], values[min(left + 1, n - 1)]
+        a, b = values[left], values[min(left + 1, n - 1)]
         part = at - left
-        if all(_drawable(value, log) for value in pair):
-            a, b = float(pair[0]), float(pair[1])
+        if a is None or b is None:
+            near = a if part < 0.5 else b
+            yield [] if near is None else [near]
+        elif _drawable(a, log) and _drawable(b, log):
             between = a ** (1 - part) * b**part if log else (1 - part) * a + part * b
             yield [min(max(between, min(a, b)), max(a, b))]  # rounding must not leave the canvas
         else:
-            yield [pair[0] if part < 0.5 else pair[1]]
+            yield [a if part < 0.5 else b]
 
 
 def _span(rows: Sequence[int]) -> Sequence[int]:
-    return range(min(rows), max(rows) + 1)
+    return range(min(rows), max(rows) + 1) if rows else ()
 
 
 def _decades(levels: Sequence[float], rows: int, ascii: bool) -> list[tuple[float, str]]:

@@ -13,7 +13,7 @@ COLORS = ("cyan", "magenta", "yellow", "green", "blue", "red", "white", "bright_
 
 
 def draw_curves(
-    curves: Sequence[tuple[str, Sequence[float]]],
+    curves: Sequence[tuple[str, Sequence[float | None]]],
     *,
     log: bool,
     ylabel: str,
@@ -26,7 +26,7 @@ def draw_curves(
 
 
 def plot_text(
-    curves: Sequence[tuple[str, Sequence[float]]],
+    curves: Sequence[tuple[str, Sequence[float | None]]],
     *,
     log: bool,
     ylabel: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,19 +88,24 @@ def _in_terminal(what: str, records: list[dict[str, Any]], run: Path) -> None:
     draw_curves(curves, log=False, ylabel="loss (nats per symbol)", xlabel="step", x=(1.0, float(max(last, 2))))
 
 
-def loss_curves(records: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
-    """Training loss per step, and the last validation loss known at each step."""
+def loss_curves(records: list[dict[str, Any]]) -> list[tuple[str, list[float | None]]]:
+    """Training and validation loss at every step from 1 to the last; None where a loss was not measured.
+
+    Between two validations stands the straight line that a plot in a file draws, too.
+    """
     train = {int(r["step"]): float(r["loss"]) for r in records if r.get("kind") == "step" and r.get("loss") is not None}
     val = {int(r["step"]): float(r["loss"]) for r in records if r.get("kind") == "val" and r.get("loss") is not None}
-    curves = []
+    last = max([*train, *val], default=0)
+    curves: list[tuple[str, list[float | None]]] = []
     if train:
-        curves.append(("training", [train[step] for step in sorted(train)]))
-    if val and train:
-        known, held = float("nan"), []
-        first = min(val)
-        for step in sorted(train):
-            known = val.get(step, known)
-            held.append(known if step >= first else val[first])
+        curves.append(("training", [train.get(step) for step in range(1, last + 1)]))
+    if val:
+        held: list[float | None] = [val.get(step) for step in range(1, last + 1)]
+        measured = sorted(val)
+        for left, right in itertools.pairwise(measured):
+            for step in range(left + 1, right):
+                part = (step - left) / (right - left)
+                held[step - 1] = (1 - part) * val[left] + part * val[right]
         curves.append(("validation", held))
     return curves
 
