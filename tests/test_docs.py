@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tinygrad_rnn
@@ -218,6 +219,26 @@ def test_the_runner_notices_a_wrong_output(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------- links, style, modules
+
+
+@needs_docs
+def test_the_cell_of_the_readme_is_a_cell(tmp_path: Path, own_registry: None) -> None:
+    """The README's cell as a plugin file: it runs in a model, and its gradients are right to second order."""
+    (code,) = [block.body for block in blocks_of((DOCS.parent / "README.md").read_text("utf-8"))
+               if block.language == "python"]  # fmt: skip
+    (tmp_path / "mgu.py").write_text(code, encoding="utf-8")
+    (entry,) = tinygrad_rnn.load_plugin_file(tmp_path / "mgu.py")
+    rng = np.random.default_rng(0)
+    cell = entry.cls(3, 4)
+    params = {name: value.data for name, value in tinygrad_rnn.init_cell(cell, rng).items()}
+    tinygrad_rnn.gradcheck(
+        lambda xs, *values: tinygrad_rnn.unroll(cell, dict(zip(params, values, strict=True)), xs).outputs,
+        rng.normal(size=(3, 2, 3)),
+        *params.values(),
+        rng=rng,
+    )
+    model = tinygrad_rnn.build_model(tinygrad_rnn.ModelConfig(cell=entry.cls.name, hidden=4), 5, entry)
+    assert model.forward(model.init(rng), rng.integers(0, 5, (6, 2))).logits.shape == (6, 2, 5)
 
 
 def documents() -> list[Path]:
