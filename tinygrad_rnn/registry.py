@@ -133,9 +133,11 @@ def _found() -> dict[str, list[metadata.EntryPoint]]:
 
 
 def _distribution(point: metadata.EntryPoint) -> tuple[str, str]:
-    # Name and version are None where a half-removed distribution left its entry points without METADATA.
-    name: str | None = point.dist.name if point.dist is not None else None
-    version: str | None = point.dist.version if point.dist is not None else None
+    # A half-removed distribution may have left its entry points without METADATA, or without a name in it.
+    described = point.dist.metadata if point.dist is not None else None
+    name, version = (
+        described[key] if described is not None and key in described else None for key in ("Name", "Version")
+    )
     return (name or "unknown distribution").replace("_", "-").lower(), version or "unknown"
 
 
