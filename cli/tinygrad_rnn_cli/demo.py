@@ -24,7 +24,8 @@ SETTINGS: dict[str, Any] = {
     "model.hidden": 100, "model.layers": 1, "data.seq_len": 50, "data.batch": 32, "data.val_frac": 0.02,
     "optim.lr": 6e-3, "train.eval_every": 0, "train.save_every": 0,
 }  # fmt: skip
-FEWEST_STEPS, MOST_STEPS = 20, 3000
+# As many as a slow machine can do in the time, and no more than shows the point: so that most machines tell one story.
+FEWEST_STEPS, MOST_STEPS = 20, 500
 PRIME, LENGTH, TEMPERATURE = "The ", 240, 0.6
 
 
@@ -70,8 +71,8 @@ def demo(out: Path | None, budget: float, overwrite: bool) -> None:
     rows = []
     for index, cell in enumerate(CELLS, start=2):
         config = tr.replace_config(base, {"model.cell": cell})
-        steps = affordable_steps(config, dataset, budget)
-        _title(f"{index}. Train {_article(cell)} {cell}: {number(steps)} steps, about {seconds(budget)}")
+        steps, duration = affordable_steps(config, dataset, budget)
+        _title(f"{index}. Train {_article(cell)} {cell}: {number(steps)} steps, about {seconds(duration)}")
         trainer = tr.start_training(
             tr.replace_config(config, {"train.steps": steps}), dataset, folder / cell, overwrite=overwrite
         )
@@ -136,10 +137,11 @@ def _excerpt(dataset: Dataset) -> str:
     return f'"... {words[:200]} ..."'
 
 
-def affordable_steps(config: RunConfig, dataset: Dataset, budget: float) -> int:
-    """How many updates fit into `budget` seconds on this machine, by a probe of ten (which leaves the update out)."""
-    probe = tr.plan(config, dataset, probe=10)
-    return max(FEWEST_STEPS, min(MOST_STEPS, int(0.8 * budget / max(probe.seconds_per_step, 1e-6))))
+def affordable_steps(config: RunConfig, dataset: Dataset, budget: float) -> tuple[int, float]:
+    """How many updates fit into `budget` seconds on this machine, and how long they take; by a probe of ten."""
+    per_step = max(tr.plan(config, dataset, probe=10).seconds_per_step, 1e-6) / 0.8  # the probe leaves the update out
+    steps = max(FEWEST_STEPS, min(MOST_STEPS, int(budget / per_step)))
+    return steps, steps * per_step
 
 
 def measure(model: Model, trainer: Trainer, dataset: Dataset, name: str) -> GradNormReport:
