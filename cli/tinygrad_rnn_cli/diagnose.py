@@ -16,7 +16,7 @@ from tinygrad_rnn_cli.cells import complete_cell
 from tinygrad_rnn_cli.console import emit, emit_json, fail, note, number, paint, table, wrapped
 from tinygrad_rnn_cli.drawing import draw_curves
 from tinygrad_rnn_cli.main import CHECK_FAILED, Group
-from tinygrad_rnn_cli.options import Command, Flag, Settings, common, given, resolve, settings
+from tinygrad_rnn_cli.options import Command, Flag, Settings, common, given, resolve, settings, which_checkpoint
 from tinygrad_rnn_cli.texts import own_text, whole_text
 
 if TYPE_CHECKING:
@@ -92,14 +92,7 @@ def diagnose() -> None:
     help="the horizon is where the norm falls below this share of its value at the last step",
 )
 @click.option("--text", type=click.Path(), metavar="FILE", help="for a RUN: another text than its own validation part")
-@click.option(
-    "--which",
-    type=click.Choice(["best", "latest"]),
-    default="best",
-    show_default=True,
-    help="for a RUN: which checkpoint",
-)
-@click.option("--allow-changed-cell", is_flag=True, help="for a RUN: accept that the code of its cell has changed")
+@which_checkpoint
 @click.option(
     "--plot",
     "picture",

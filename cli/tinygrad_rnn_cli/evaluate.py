@@ -10,7 +10,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, emit_json, number, table
-from tinygrad_rnn_cli.options import Command, common, resolve, settings
+from tinygrad_rnn_cli.options import Command, common, resolve, settings, which_checkpoint
 from tinygrad_rnn_cli.texts import own_text, whole_text
 
 
@@ -34,14 +34,7 @@ from tinygrad_rnn_cli.texts import own_text, whole_text
     default=None,
     help="symbols the model does not know  [default: replace where it can, else error]",
 )
-@click.option(
-    "--which",
-    type=click.Choice(["best", "latest"]),
-    default="best",
-    show_default=True,
-    help="which checkpoint: the best by validation loss, or the latest",
-)
-@click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell has changed")
+@which_checkpoint
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @settings()
 @common("seed", "device", "plugin")

@@ -307,6 +307,21 @@ def _attach(function: Callable[..., Any], option: click.Option) -> None:
     params.append(option)
 
 
+def which_checkpoint(function: F) -> F:
+    """Decorator: which checkpoint of a RUN to read, and whether changed code of its cell will do."""
+    changed = click.option(
+        "--allow-changed-cell", is_flag=True, help="accept that the code of the RUN's cell has changed"
+    )
+    which = click.option(
+        "--which",
+        type=click.Choice(["best", "latest"]),
+        default="best",
+        show_default=True,
+        help="which checkpoint of the RUN: the best by validation loss, or the latest",
+    )
+    return which(changed(function))
+
+
 def old_names(command: Literal["train", "sample"]) -> Callable[[F], F]:
     """Decorator: the names of char-rnn, torch-rnn and char-rnn-tensorflow, hidden."""
 

@@ -10,7 +10,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import detail, emit_json, is_terminal
-from tinygrad_rnn_cli.options import Command, Flag, common, old_names, resolve, settings
+from tinygrad_rnn_cli.options import Command, Flag, common, old_names, resolve, settings, which_checkpoint
 
 
 @click.command("sample", cls=Command)
@@ -23,14 +23,7 @@ from tinygrad_rnn_cli.options import Command, Flag, common, old_names, resolve, 
     shown="stream on a terminal",
     help="print each symbol as it is drawn",
 )
-@click.option(
-    "--which",
-    type=click.Choice(["best", "latest"]),
-    default="best",
-    show_default=True,
-    help="which checkpoint: the best by validation loss, or the latest",
-)
-@click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell has changed")
+@which_checkpoint
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object, with the samples in a list")
 @settings("sample.*", short={"sample.length": "-n", "sample.temperature": "-t"})
 @old_names("sample")
