@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.restore import LoadedModel as LoadedModel
     from tinygrad_rnn.restore import find_cell as find_cell
     from tinygrad_rnn.restore import load_run_model as load_run_model
+    from tinygrad_rnn.restore import run_vocabulary as run_vocabulary
     from tinygrad_rnn.run import best_checkpoint as best_checkpoint
     from tinygrad_rnn.run import checkpoints as checkpoints
     from tinygrad_rnn.run import describe as describe_run
@@ -168,7 +169,7 @@ _PUBLIC = {
     "options": "check_limits coerce field_types parse_options",
     "plots": "gradnorm_figure loss_figure save_figure",
     "registry": "CellEntry CellIdentity CellRow available_cells load_cell load_plugin_file register_cell",
-    "restore": "LoadedModel find_cell load_run_model",
+    "restore": "LoadedModel find_cell load_run_model run_vocabulary",
     "run": "best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
     "sample": "generate",
     "sequence": "Unrolled scan truncated_windows unroll",

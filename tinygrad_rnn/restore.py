@@ -117,7 +117,12 @@ def open_with_cell(
         third_party=third_party,
         allow_changed=allow_changed_cell,
     )
-    return OpenedRun(run, described, config, entry, Vocabulary.from_json(described["vocabulary"]))
+    return OpenedRun(run, described, config, entry, run_vocabulary(run))
+
+
+def run_vocabulary(run: Run) -> Vocabulary:
+    """The symbols of a run. Raises DataError when run.json holds none."""
+    return Vocabulary.from_json(describe(run).get("vocabulary"))
 
 
 def load_run_model(

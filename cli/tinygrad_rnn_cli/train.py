@@ -66,7 +66,7 @@ def train(
     out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
     _check_cell(found)
-    dataset, piped = load_text(found)
+    dataset, piped = load_text(found, init_from)
     if plan:
         show_plan(tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party), found)
         return
@@ -96,8 +96,11 @@ def _check_cell(found: Settings) -> None:
     tr.parse_options(entry.cls.Options, found.run.model.cell_options, f"cell {found.run.model.cell}")
 
 
-def load_text(found: Settings) -> tuple[Dataset, bytes | None]:
-    """The data set, and what came from standard input, which the run keeps."""
+def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, bytes | None]:
+    """The data set, and what came from standard input, which the run keeps.
+
+    Weights taken from a run know its symbols and no others, so another text is read with its vocabulary.
+    """
     piped = None
     stdin: io.BytesIO | None = None
     if "-" in found.run.data.text:
@@ -109,7 +112,8 @@ def load_text(found: Settings) -> tuple[Dataset, bytes | None]:
             note("reading text from the terminal; end it with Ctrl-D")
         piped = sys.stdin.buffer.read()
         stdin = io.BytesIO(piped)
-    dataset = tr.load_dataset(found.run.data, stdin=stdin)
+    vocabulary = tr.run_vocabulary(tr.open_run(init_from)) if init_from is not None else None
+    dataset = tr.load_dataset(found.run.data, vocabulary, stdin)
     detail(
         f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
         f"{dataset.sha256[:16]}"

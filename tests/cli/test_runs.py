@@ -235,3 +235,19 @@ def test_a_live_display_on_a_terminal(tmp_path: Path) -> None:
     assert out.decode().strip() == "run"
     for word in ("gradient norms", "step 30/30", "validation", "char/s", "\x1b["):
         assert word in text
+
+
+def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_path: Path) -> None:
+    sizes = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --steps 2".split()
+    (tmp_path / "first.txt").write_text("the cat sat on the mat. " * 60)
+    (tmp_path / "second.txt").write_text("a cat that sat on a hat. " * 60)  # fewer symbols, but known ones
+    (tmp_path / "third.txt").write_text("a quick zebra. " * 60)
+    assert invoke(["train", "first.txt", *sizes, "--out", "first"]).exit_code == 0
+    done = invoke(["train", "second.txt", *sizes, "--out", "second", "--init-from", "first"])
+    assert done.exit_code == 0, done.output
+    symbols = [json.loads((tmp_path / name / "run.json").read_text())["vocabulary"] for name in ("first", "second")]
+    assert symbols[0] == symbols[1]
+    done = invoke(["train", "third.txt", *sizes, "--out", "third", "--init-from", "first"])
+    assert done.exit_code == 1
+    assert "error: expected one of the" in done.stderr and "'q'" in done.stderr
+    assert not (tmp_path / "third").exists()
