@@ -330,6 +330,16 @@ def test_rollback_goes_on_from_the_last_checkpoint_with_half_the_rate(tmp_path: 
     assert {r["lr"] for r in steps if r["step"] > 10} == {1e-3}
 
 
+def test_rollback_gives_up_in_the_end(tmp_path: Path) -> None:
+    """The rate is halved five times and is still far too high; the advice is another one then."""
+    changes = {"optim__optim": "sgd", "optim__lr": 1e9, "optim__clip_norm": 0.0, "train__on_divergence": "rollback"}
+    with pytest.raises(DivergedError, match="going back 5 times has not helped"):
+        list(begin(tmp_path / "run", **changes).events())
+    kinds = [record["kind"] for record in read_metrics(open_run(tmp_path / "run"))]
+    assert kinds.count("rollback") == 5
+    assert kinds[-1] == "diverged"
+
+
 def test_a_loss_far_above_the_first_one_is_divergence(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="3 times the first one"):
         list(begin(tmp_path / "run", optim__optim="sgd", optim__lr=1e3, train__steps=200).events())

@@ -470,9 +470,11 @@ class Trainer:
             kept = " The batch could not be kept."
         good = latest_checkpoint(self.run)
         append_metrics(self.run, {"kind": "diverged", "step": step, "why": why, "where": dict(where)})
+        advice = "a smaller --lr, --clip-norm 1, or --on-divergence rollback"
+        if self.config.train.on_divergence == "rollback":
+            advice = f"a smaller --lr or --clip-norm 1: going back {MAX_ROLLBACKS} times has not helped"
         return DivergedError(
-            f"diverged at step {step}: {why}.{kept} Last good checkpoint: {good}. Try a smaller --lr, --clip-norm 1, "
-            "or --on-divergence rollback.",
+            f"diverged at step {step}: {why}.{kept} Last good checkpoint: {good}. Try {advice}.",
             {"step": step, **where},
         )
 
