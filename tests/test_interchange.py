@@ -44,6 +44,7 @@ def test_the_names_are_those_of_torch() -> None:
         "weight_ih_l1": (16, 4), "weight_hh_l1": (16, 4), "bias_ih_l1": (16,), "bias_hh_l1": (16,),
         "readout.weight": (6, 4), "readout.bias": (6,),
     }  # fmt: skip
+    assert all(value.flags.c_contiguous for value in to_torch(model, numbered(model)).values())  # for safetensors
     assert "embed.weight" not in to_torch(make("lstm", {}, "onehot"), numbered(make("lstm", {}, "onehot")))
     assert "rnn.bias_hh_l1" in to_torch(model, numbered(model), prefix="rnn.")
 

@@ -64,7 +64,8 @@ def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> di
         theirs[f"{prefix}bias_hh_l{k}"] = np.concatenate(second)
     theirs["readout.weight"] = ours["readout.W"].T.copy()
     theirs["readout.bias"] = ours["readout.b"].copy()
-    return theirs
+    # in C order: transposed blocks come out of concatenate in Fortran's, which safetensors would write scrambled
+    return {name: np.ascontiguousarray(array) for name, array in theirs.items()}
 
 
 def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp: Any = np) -> Params:
