@@ -272,7 +272,8 @@ def test_a_registered_name_cannot_be_taken_again(tmp_path: Path) -> None:
         ({"equation": 3}, r"expected a text in the class attribute 'equation'"),
         ({"step": None}, r"expected the methods step to be written"),
         ({"step": None, "state": None, "params": None}, r"the methods params, state, step to be written"),
-        ({"Options": type("Options", (), {})}, r"expected Options to be a dataclass"),
+        ({"Options": type("Options", (), {})}, r"expected Options to be under @dataclass"),
+        ({"Options": type("Options", (Cell.Options,), {"gain": 1.0})}, r"expected Options to be under @dataclass"),
     ],
 )
 def test_an_incomplete_declaration_says_what_is_missing(changes: dict[str, Any], message: str) -> None:
@@ -444,6 +445,7 @@ def test_what_a_stranger_declares_with() -> None:
     assert recurrent_matrix(3) == Param((3, 3), "uniform", "recurrent")
     assert input_matrix(2, 3, "glorot") == Param((2, 3), "glorot", "input")
     assert (bias(3), bias(3, 0.1)) == (Param((3,), "zeros", "bias"), Param((3,), "constant:0.1", "bias"))
+    assert bias(3, np.float64(0.1)) == bias(3, 0.1)
     assert buffer((2, 2), "signs") == Param((2, 2), "signs", "buffer")
 
 
