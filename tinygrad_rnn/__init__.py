@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.restore import find_cell as find_cell
     from tinygrad_rnn.restore import load_run_model as load_run_model
     from tinygrad_rnn.restore import run_vocabulary as run_vocabulary
+    from tinygrad_rnn.run import Run as Run
     from tinygrad_rnn.run import best_checkpoint as best_checkpoint
     from tinygrad_rnn.run import checkpoints as checkpoints
     from tinygrad_rnn.run import describe as describe_run
@@ -170,7 +171,7 @@ _PUBLIC = {
     "plots": "gradnorm_figure loss_figure save_figure",
     "registry": "CellEntry CellIdentity CellRow available_cells load_cell load_plugin_file register_cell",
     "restore": "LoadedModel find_cell load_run_model run_vocabulary",
-    "run": "best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
+    "run": "Run best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
     "sample": "generate",
     "sequence": "Unrolled scan truncated_windows unroll",
     "tensor": "Tensor grad",
@@ -187,13 +188,15 @@ _SOURCES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module("tinygrad_rnn.ops")
-    if name not in _SOURCES:
-        raise AttributeError(f"module 'tinygrad_rnn' has no attribute {name!r}")
-    module, original = _SOURCES[name]
-    return getattr(importlib.import_module(f"tinygrad_rnn.{module}"), original)
+if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name
+
+    def __getattr__(name: str) -> Any:
+        if name == "ops":
+            return importlib.import_module("tinygrad_rnn.ops")
+        if name not in _SOURCES:
+            raise AttributeError(f"module 'tinygrad_rnn' has no attribute {name!r}")
+        module, original = _SOURCES[name]
+        return getattr(importlib.import_module(f"tinygrad_rnn.{module}"), original)
 
 
 def __dir__() -> list[str]:
