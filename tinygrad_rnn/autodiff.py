@@ -43,6 +43,25 @@ def vjp(f: Function, *xs: Any) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]
     return y, pullback
 
 
+def _directions(name: str, xs: Sequence[Any], vs: Sequence[Any]) -> list[Any]:
+    """`vs` as arrays or tensors, one of the shape of each of `xs`."""
+    if not isinstance(xs, list | tuple) or not isinstance(vs, list | tuple):
+        raise InputError(f"{name}: expected a list of inputs and a list of directions, as in {name}(f, [x], [v])")
+    if len(xs) != len(vs):
+        raise InputError(f"{name}: expected one direction for each of {len(xs)} inputs, got {len(vs)}")
+    vs = [v if hasattr(v, "shape") else Tensor(v) for v in vs]
+    for x, v in zip(xs, vs, strict=True):
+        shape = tuple(x.shape) if hasattr(x, "shape") else np.shape(x)
+        if shape != tuple(v.shape):
+            raise ShapeError(f"{name}: expected a direction of shape {shape}, got {tuple(v.shape)}")
+    return vs
+
+
+def _one_output(name: str, y: Any) -> None:
+    if not isinstance(y, Tensor):
+        raise InputError(f"{name}: expected a function that returns one tensor, got {type(y).__name__}")
+
+
 def _inner(gs: Sequence[Tensor], vs: Sequence[Any]) -> Tensor | None:
     """The inner product of gradients and directions, recorded also inside no_grad(); None where all are constants."""
     with engine.recording():
@@ -54,24 +73,24 @@ def jvp(f: Function, xs: Sequence[Any], vs: Sequence[Any], *, create_graph: bool
     """The value f(*xs), and its directional derivative along `vs` (arrays of the shapes of `xs`).
 
     Forward mode from two reverse ones: the pullback is linear in its gradient, so its own transpose is the jvp.
+    Raises InputError or ShapeError when `vs` are not like `xs`, or f returns no tensor.
     """
-    if len(xs) != len(vs):
-        raise InputError(f"jvp: expected one direction for each of {len(xs)} inputs, got {len(vs)}")
+    vs = _directions("jvp", xs, vs)
     y, pullback = vjp(f, *xs)
+    _one_output("jvp", y)
     u = Tensor(np.zeros_like(y.data), requires_grad=True)
     if y.node is None:
         return y, Tensor(np.zeros_like(y.data))
     pulled = pullback(u, create_graph=True)
-    for x, v in zip(pulled, vs, strict=True):
-        if tuple(x.shape) != tuple(v.shape):
-            raise ShapeError(f"jvp: expected a direction of shape {tuple(x.shape)}, got {tuple(v.shape)}")
     total = _inner(pulled, vs)
     return y, Tensor(np.zeros_like(y.data)) if total is None else grad(total, u, create_graph=create_graph)
 
 
 def jacobian(f: Function, x: Any) -> Tensor:
-    """All first derivatives of f at x: shape (*y.shape, *x.shape)."""
+    """All first derivatives of f at x: shape (*y.shape, *x.shape). Raises InputError when f returns no tensor."""
+    x = x if hasattr(x, "shape") else Tensor(x)
     y, pullback = vjp(f, x)
+    _one_output("jacobian", y)
     if y.node is None:
         return Tensor(np.zeros_like(y.data, shape=(*y.shape, *x.shape)))
     rows = []
@@ -86,8 +105,9 @@ def jacobian(f: Function, x: Any) -> Tensor:
 def hvp(f: Function, xs: Sequence[Any], vs: Sequence[Any]) -> tuple[Tensor, ...]:
     """The Hessian of the scalar f at `xs`, times `vs`: one tensor per x.
 
-    Raises GradientError when f has more than one output.
+    Raises GradientError when f has more than one output, InputError or ShapeError when `vs` are not like `xs`.
     """
+    vs = _directions("hvp", xs, vs)
     with engine.recording():
         inputs = [_fresh(x) for x in xs]
         first = grad(f(*inputs), inputs, create_graph=True)

@@ -67,8 +67,27 @@ def test_wrong_directions() -> None:
         jvp(ops.sin, [np.ones(2)], [np.ones(2), np.ones(2)])
     with pytest.raises(ShapeError, match=r"direction of shape \(2,\), got \(3,\)"):
         jvp(ops.sin, [np.ones(2)], [np.ones(3)])
+    with pytest.raises(ShapeError, match=r"^hvp: expected a direction of shape \(2,\), got \(3, 2\)"):
+        hvp(lambda x: (x**3).sum(), [np.ones(2)], [np.ones((3, 2))])
+    with pytest.raises(InputError, match=r"^jvp: expected a list .* jvp\(f, \[x\], \[v\]\)"):
+        jvp(ops.sin, np.ones(2), np.ones(2))
     with pytest.raises(GradientError, match="one element"):
         hvp(ops.sin, [np.ones(2)], [np.ones(2)])
+
+
+def test_python_numbers_and_functions_of_several_outputs() -> None:
+    value, slope = jvp(lambda x: x * x, [3.0], [1.0])
+    assert (value.item(), slope.item()) == (9.0, 6.0)
+    assert jacobian(lambda x: x * x, 3.0).item() == 6.0
+    for call in (lambda f: jvp(f, [1.0], [1.0]), lambda f: jacobian(f, 1.0)):
+        with pytest.raises(InputError, match="expected a function that returns one tensor, got tuple"):
+            call(lambda x: (x, x))
+
+
+def test_the_mixed_second_derivative_of_a_power_at_exponent_zero() -> None:
+    x, p = (Tensor(value, requires_grad=True) for value in (2.0, 0.0))
+    slope = grad(x**p, x, create_graph=True)
+    assert (slope.item(), grad(slope, p).item()) == (0.0, 0.5)  # p x^(p - 1), and by p: x^-1
 
 
 # ------------------------------------------------------------------------------------- recompute

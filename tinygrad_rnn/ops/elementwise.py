@@ -105,9 +105,11 @@ def pow(x: Any, p: Any) -> Any:
     return x**p  # the operator, unlike np.power, knows short ways for 2, 0.5 and -1
 
 
-def _lower(p: Any) -> Any:
-    """p - 1; where p is 0 the slope is 0 for every x, also where x ** -1 does not exist, so any power will do."""
-    return where(equal(p, 0), 1.0, p - 1) if hasattr(p, "shape") else p - 1 if p else 1
+def _lower(x: Any, p: Any) -> Any:
+    """p - 1, the power in the slope p x ** (p - 1); 1 where both are 0: that slope is 0, and 0 ** -1 is no number."""
+    if not hasattr(p, "shape"):
+        return p - 1 if p else 1
+    return where(equal(p, 0) * equal(x, 0), 1.0, p - 1)
 
 
 def _log_base(x: Any) -> Any:
@@ -116,7 +118,7 @@ def _log_base(x: Any) -> Any:
 
 
 pow.vjp(
-    lambda g, _y, x, p: g * (p * pow(x, _lower(p))),
+    lambda g, _y, x, p: g * (p * pow(x, _lower(x, p))),
     lambda g, y, x, _p: g * (y * _log_base(x)),
 )
 
@@ -252,13 +254,17 @@ def minimum(a: Any, b: Any) -> Any:
 minimum.vjp(lambda g, _y, a, b: g * _share(b, a), lambda g, _y, a, b: g * _share(a, b))
 
 
+def clip(x: Any, low: float = -math.inf, high: float = math.inf) -> Any:
+    """x limited to [low, high], both numbers; no gradient where it was cut."""
+    return _clip(x, low=low, high=high)
+
+
 @primitive
-def clip(x: Any, *, low: float, high: float) -> Any:
-    """x limited to [low, high]; no gradient where it was cut."""
+def _clip(x: Any, *, low: float, high: float) -> Any:
     return np.clip(x, low, high)
 
 
-clip.vjp(lambda g, _y, x, *, low, high: g * (greater_equal(x, low) * less_equal(x, high)))
+_clip.vjp(lambda g, _y, x, *, low, high: g * (greater_equal(x, low) * less_equal(x, high)))
 
 
 @primitive(broadcasts=True)
