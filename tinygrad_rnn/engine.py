@@ -378,7 +378,7 @@ def _check_dtypes(op: Op, arrays: Sequence[Any], result: Any) -> None:
         raise DtypeError(
             f"{op.__name__}: expected one floating dtype, got {_signature(arrays)}; convert one side with .astype(...)"
         )
-    if result.kind == "f" and result not in floats:
+    if result.kind in "fc" and result not in floats:
         raise DtypeError(
             f"{op.__name__}: expected floating input for a floating result, got {_signature(arrays)}; "
             "convert it with .astype(...)"

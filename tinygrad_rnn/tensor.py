@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -17,21 +17,25 @@ class Tensor(Variable):
     """An array (`data`, a plain numpy.ndarray or cupy.ndarray) that remembers how it was computed.
 
     ``Tensor(value, requires_grad=True)`` is a leaf: `grad` and `backward` find its gradient. `value` is not copied when
-    it is an array of the right dtype. Python numbers and lists become `dtype`, float64 unless given.
-    Raises DtypeError for a leaf that is not floating.
+    it is an array or a tensor of the right dtype: a write into one is seen by both. Python numbers and lists become
+    what NumPy makes of them, float64 or int64, unless `dtype` is given.
+    Raises DtypeError for what is not numeric and for a leaf that is not floating, ShapeError for a ragged list.
     """
 
     __slots__ = ()
 
     def __init__(self, value: Any, requires_grad: bool = False, dtype: Any = None) -> None:
+        version: engine.Version | None = None
         if isinstance(value, Tensor):
-            value = value.data
-        data = value if backend.is_array(value) else np.asarray(value)
+            value, version = value.data, value.version
+        data = value if backend.is_array(value) else _from_python(value)
         if dtype is not None:
             data = data.astype(dtype, copy=False)
+        if data.dtype.kind not in "fiub":
+            raise DtypeError(f"Tensor: expected real numbers or booleans, got {data.dtype}")
         self.data = data
         self.node = None
-        self.version = [0]
+        self.version = version if version is not None and data is value else [0]
         if requires_grad:
             if data.dtype.kind != "f":
                 raise DtypeError(
@@ -193,7 +197,10 @@ class Tensor(Variable):
                 f"assign: expected a tensor that no op made, got the output of {made}; use where, "
                 "concatenate or scatter, or change a .copy()"
             )
-        self.data[index] = value.data if isinstance(value, Tensor) else value
+        try:
+            self.data[index] = value.data if isinstance(value, Tensor) else value
+        except (ValueError, IndexError) as error:
+            raise ShapeError(f"assign: got a tensor of shape {self.shape}: {error}") from error
         self.version[0] += 1
 
     def mark_changed(self) -> None:
@@ -238,6 +245,9 @@ class Tensor(Variable):
 
     def __rmatmul__(self, other: Any) -> Tensor:
         return ops.matmul(other, self)  # type: ignore[no-any-return]
+
+    def __pos__(self) -> Tensor:
+        return self
 
     def __neg__(self) -> Tensor:
         return ops.neg(self)  # type: ignore[no-any-return]
@@ -305,17 +315,29 @@ class Tensor(Variable):
         return ops.norm(self, axis, keepdims)  # type: ignore[no-any-return]
 
     def reshape(self, *shape: Any) -> Tensor:
-        sizes: Sequence[int] = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        return ops.reshape(self, sizes)  # type: ignore[no-any-return]
+        """The sizes given one by one or as a sequence."""
+        return ops.reshape(self, shape[0] if len(shape) == 1 else shape)  # type: ignore[no-any-return]
 
-    def transpose(self, axes: Sequence[int] | None = None) -> Tensor:
-        return ops.transpose(self, axes)  # type: ignore[no-any-return]
+    def transpose(self, *axes: Any) -> Tensor:
+        """The axes in another order, given one by one or as a sequence; reversed when not given."""
+        order = None if not axes else axes[0] if len(axes) == 1 else axes
+        return ops.transpose(self, order)  # type: ignore[no-any-return]
 
     def swapaxes(self, a: int, b: int) -> Tensor:
         return ops.swapaxes(self, a, b)  # type: ignore[no-any-return]
 
 
-def _root(y: Tensor) -> engine.Node:
+def _from_python(value: Any) -> np.ndarray[Any, Any]:
+    """Numbers, or lists of them, as an array."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"Tensor: expected lists of equal lengths, got others: {error}") from error
+
+
+def _root(y: Any) -> engine.Node:
+    if not isinstance(y, Tensor):
+        raise GradientError(f"grad: expected a tensor as output, got {type(y).__name__}")
     if y.node is None:
         raise GradientError(
             "grad: expected an output computed from tensors with requires_grad=True, got a constant; "
@@ -332,12 +354,24 @@ def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
                 "the gradient that flows into it"
             )
         g = np.ones_like(y.data)
+    if isinstance(g, list | tuple):
+        g = _from_python(g)
     data = g.data if isinstance(g, Tensor) else g if backend.is_array(g) else np.full_like(y.data, g)
     if data.shape != y.shape or data.dtype != y.dtype:
         raise ShapeError(f"grad: expected a gradient of shape {y.shape} {y.dtype}, got {data.shape} {data.dtype}")
     if create_graph:
         return g if isinstance(g, Tensor) else wrap(Tensor, data)
     return data
+
+
+@overload
+def grad(
+    y: Tensor, wrt: Tensor, g: Any = ..., *, create_graph: bool = ..., unused: Literal["zeros", "error"] = ...
+) -> Tensor: ...
+@overload
+def grad(
+    y: Tensor, wrt: Sequence[Tensor], g: Any = ..., *, create_graph: bool = ..., unused: Literal["zeros", "error"] = ...
+) -> list[Tensor]: ...
 
 
 def grad(
@@ -359,6 +393,8 @@ def grad(
     targets: list[Tensor] = [wrt] if isinstance(wrt, Tensor) else list(wrt)
     root = _root(y)
     for i, target in enumerate(targets):
+        if not isinstance(target, Tensor):
+            raise GradientError(f"grad: expected tensors as targets, got {type(target).__name__} at position {i}")
         if target.node is None:
             raise GradientError(
                 f"grad: expected targets with requires_grad=True, got a constant at position {i} of "

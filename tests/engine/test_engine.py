@@ -20,6 +20,7 @@ from tinygrad_rnn.errors import (
     DtypeError,
     GradientError,
     InPlaceError,
+    InputError,
     NonFiniteError,
     ShapeError,
 )
@@ -72,6 +73,14 @@ def test_seed() -> None:
         grad(x * 2.0, x)
     with pytest.raises(ShapeError, match=r"expected a gradient of shape \(2,\) float64, got \(3,\) float64"):
         grad(x * 2.0, x, np.ones(3))
+
+
+def test_what_is_no_tensor_has_no_gradient() -> None:
+    wrong: Any = 3.0
+    with pytest.raises(GradientError, match="expected a tensor as output, got float"):
+        grad(wrong, leaf(1.0))
+    with pytest.raises(GradientError, match="expected tensors as targets, got float at position 1"):
+        grad(leaf(1.0).sum(), [leaf(1.0), wrong])
 
 
 def test_constants_have_no_gradient() -> None:
@@ -204,6 +213,38 @@ def test_constants_and_views_of_a_leaf_are_watched_too() -> None:
     w[1] = 0.0
     with pytest.raises(InPlaceError):
         grad(z.sum(), w)
+
+
+@pytest.mark.parametrize("index", [0, slice(0, 2), (..., 0), None, np.int64(1)], ids=str)
+def test_a_slice_is_a_view_of_its_leaf_and_watched(index: Any) -> None:
+    w = leaf(1.0, 2.0, 3.0)
+    part = w[index]
+    assert np.shares_memory(part.data, w.data)
+    y = (part * part).sum()
+    w.assign(9.0)
+    with pytest.raises(InPlaceError):
+        grad(y, w)
+
+
+@pytest.mark.parametrize("index", [[0], True, np.array([0]), np.array([True, False])], ids=str)
+def test_what_an_array_indexes_is_a_copy_and_may_outlive_a_write(index: Any) -> None:
+    w = leaf(1.0, 2.0)
+    y = (w[index] * w[index]).sum()
+    w.assign(9.0)
+    assert grad(y, w).data[0] == 2.0
+
+
+def test_tensors_of_one_memory_are_watched_together() -> None:
+    outside = Tensor(np.ones(2))
+    inside = Tensor(outside, requires_grad=True)
+    y = (inside * inside).sum()
+    outside.assign(9.0)
+    with pytest.raises(InPlaceError):
+        grad(y, inside)
+    other = Tensor(outside, requires_grad=True, dtype="float32")
+    z = (other * other).sum()
+    outside.assign(1.0)
+    np.testing.assert_array_equal(grad(z, other).data, [18.0, 18.0])
 
 
 def test_a_write_between_first_and_second_order() -> None:
@@ -436,6 +477,16 @@ def test_shape_errors_name_op_and_shapes() -> None:
         (lambda: ops.embedding(leaf([1.0]), np.array([1])), r"^embedding: expected ids in \[0, 1\), got 1 to 1"),
         (lambda: len(Tensor(1.0)), "^len"),
         (lambda: x.item(), "^item: expected one element"),
+        (lambda: ops.cumsum(x, None), "^cumsum: expected an axis"),
+        (lambda: ops.split(x, (-1, 3)), "^split: expected sizes >= 0"),
+        (lambda: Tensor([[1.0], [1.0, 2.0]]), "^Tensor: expected lists of equal lengths"),
+        (lambda: leaf(1.0, 2.0).assign(np.ones(3)), r"^assign: got a tensor of shape \(2,\)"),
+        (lambda: grad(leaf([1.0], [2.0]) * 1.0, x, [1.0]), r"^grad: expected a gradient of shape \(2, 1\)"),
+        (
+            lambda: ops.cross_entropy(leaf([[1.0, 2.0]] * 2), np.zeros((1, 2), int), mask=np.ones((1, 1), bool)),
+            r"^cross_entropy: expected a mask of the shape of the targets, \(1, 2\), got \(1, 1\)",
+        ),
+        (lambda: ops.cross_entropy(Tensor(1.0), np.array(0)), "^cross_entropy: expected logits"),
     ):
         with pytest.raises(ShapeError, match=text):
             call()
@@ -448,6 +499,14 @@ def test_dtype_errors() -> None:
         (lambda: leaf(1.0) + np.ones(1, "float32"), r"^add: expected one floating dtype, got .* float64, .* float32"),
         (lambda: ops.embedding(leaf([1.0]), np.array([0.0])), "^embedding: expected integer ids, got float64"),
         (lambda: ops.cross_entropy(leaf(1.0), np.array(0.0)), "^cross_entropy: expected integer targets"),
+        (lambda: ops.cross_entropy(leaf(1.0), 0), "^cross_entropy: expected an array of targets, got int"),
+        (
+            lambda: ops.cross_entropy(leaf([1.0]), np.array([0]), mask=np.array([0.5])),
+            "^cross_entropy: expected a boolean mask, got float64",
+        ),
+        (lambda: ops.embedding(leaf([1.0]), 0), "^embedding: expected integer ids, got 0"),
+        (lambda: leaf(1.0) * 1j, "^mul: expected floating input"),
+        (lambda: Tensor(None), "^Tensor: expected real numbers or booleans, got object"),
     ):
         with pytest.raises(DtypeError, match=text):
             call()
@@ -487,6 +546,21 @@ def test_exchange_with_numpy_and_dlpack(guard: Any) -> None:
         np.asarray(far)
     assert type(far.numpy()) is np.ndarray
     assert float(Tensor(2.5)) == 2.5 and int(Tensor(2)) == 2 and bool(Tensor([True]))
+
+
+def test_axes_and_sizes_as_numpy_and_pytorch_write_them() -> None:
+    x = Tensor(np.arange(6.0).reshape(2, 3))
+    one = np.int64(1)
+    np.testing.assert_array_equal(x.sum(one).data, [3.0, 12.0])
+    assert x.reshape(one * 6).shape == ops.reshape(x, -1).shape == (6,)
+    assert x.transpose(1, 0).shape == x.transpose((1, 0)).shape == x.transpose().shape == (3, 2)
+    assert [part.shape for part in ops.split(x, one * 3, one)] == [(2, 1)] * 3
+    np.testing.assert_array_equal(ops.clip(x, 1, 3).data, np.clip(x.data, 1, 3))
+    np.testing.assert_array_equal(ops.clip(x, high=3.0).data, np.minimum(x.data, 3.0))
+    assert (+x) is x
+    for join in (ops.stack, ops.concatenate):
+        with pytest.raises(InputError, match="expected a list or tuple of at least one array, got Tensor"):
+            join(x)
 
 
 def test_comparisons_are_boolean_constants() -> None:

@@ -155,6 +155,7 @@ ROWS = [
     Row("getitem", lambda x: ops.getitem(x, (slice(None), slice(1, None, 2))), lambda x: x[:, 1::2]),
     Row("getitem", lambda x: ops.getitem(x, (1, None, ...)), lambda x: x[1, None, ...], mark="integer"),
     Row("getitem", lambda x: ops.getitem(x, ([0, 2, 0], [1, 1, 1])), lambda x: x[[0, 2, 0], [1, 1, 1]], mark="lists"),
+    Row("getitem", lambda x: ops.getitem(x, ((0, 2, 0), 1)), lambda x: x[(0, 2, 0), 1], mark="tuple"),
     Row("getitem", ops.getitem, lambda x, i: x[i], extra=(np.array([2, 0, 2, -1]),), mark="array"),
     Row("getitem", ops.getitem, lambda x, i: x[i], extra=(MASK,), mark="mask"),
     Row("getitem", ops.getitem, lambda x, i: x[i], ((5,),), extra=(np.array([4, 4, 0]),), mark="vector"),

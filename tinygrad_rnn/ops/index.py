@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 
 from tinygrad_rnn import backend
-from tinygrad_rnn.engine import Scatter, Variable, primitive
+from tinygrad_rnn.engine import Op, Scatter, Variable, primitive
 from tinygrad_rnn.errors import DtypeError, ShapeError
 
 
@@ -16,13 +17,23 @@ def getitem(x: Any, index: Any) -> Any:
 
     Its gradient is a `Scatter`: added in place at `index`, so that T slices of a sequence cost T, not T squared.
     """
-    return _getitem(x, index=_plain(index, x, "getitem"), shape=tuple(x.shape))
+    index = _plain(index, x, "getitem")
+    return (_view if _is_basic(index) else _getitem)(x, index=index, shape=tuple(x.shape))
+
+
+def _is_basic(index: Any) -> bool:
+    """Whether NumPy answers `index` with a view: integers, slices, None and Ellipsis alone."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(
+        part is None or (isinstance(part, int | slice | EllipsisType | np.integer) and not isinstance(part, bool))
+        for part in parts
+    )
 
 
 def _plain(index: Any, x: Any, name: str) -> Any:
-    """`index` without tensors and lists: arrays, all where `x` is."""
+    """`index` without tensors and lists: arrays, all where `x` is. A tuple inside the tuple is as good as a list."""
     if isinstance(index, tuple):
-        return tuple([_plain(part, x, name) for part in index])
+        return tuple([_plain(list(part) if isinstance(part, tuple) else part, x, name) for part in index])
     if isinstance(index, Variable):
         index = index.data
     elif isinstance(index, list):
@@ -45,7 +56,23 @@ def _scatter(values: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
     return out
 
 
-_getitem.vjp(lambda g, _y, _x, *, index, shape: Scatter(g, index, lambda: _scatter(g, index=index, shape=shape)))
+def _part(x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
+    y = x[index]
+    if isinstance(y, np.generic):  # a scalar would be a copy; with an Ellipsis NumPy gives a view here too
+        y = x[(*index, ...)] if isinstance(index, tuple) else x[index, ...]
+    return y
+
+
+_view = Op(_part, view=True)
+_view.__name__ = "getitem"
+
+
+def _scattered(g: Any, _y: Any, _x: Any, *, index: Any, shape: tuple[int, ...]) -> Scatter:
+    return Scatter(g, index, lambda: _scatter(g, index=index, shape=shape))
+
+
+_getitem.vjp(_scattered)
+_view.vjp(_scattered)
 _scatter.vjp(lambda g, _y, _values, *, index, shape: _getitem(g, index=index, shape=shape))
 
 
@@ -62,8 +89,8 @@ def embedding(table: Any, ids: Any) -> Any:
     ids = _plain(ids, table, "embedding")
     if len(table.shape) != 2:
         raise ShapeError(f"embedding: expected a table (V, H), got shape {tuple(table.shape)}")
-    if ids.dtype.kind not in "iu":
-        raise DtypeError(f"embedding: expected integer ids, got {ids.dtype}")
+    if not hasattr(ids, "dtype") or ids.dtype.kind not in "iu":
+        raise DtypeError(f"embedding: expected integer ids, got {getattr(ids, 'dtype', repr(ids))}")
     if ids.size and isinstance(ids, np.ndarray) and not (0 <= int(ids.min()) and int(ids.max()) < table.shape[0]):
         raise ShapeError(f"embedding: expected ids in [0, {table.shape[0]}), got {int(ids.min())} to {int(ids.max())}")
     return _getitem(table, index=ids, shape=tuple(table.shape))

@@ -47,7 +47,11 @@ def cross_entropy(
     ``mean`` divides by the number of targets that count. Raises ShapeError, DtypeError, InputError.
     """
     targets = targets.data if isinstance(targets, Variable) else targets
+    if not backend.is_array(targets):
+        raise DtypeError(f"cross_entropy: expected an array of targets, got {type(targets).__name__}")
     backend.check_device("cross_entropy", logits, targets)
+    if not logits.shape:
+        raise ShapeError("cross_entropy: expected logits (..., V), got a scalar")
     if tuple(targets.shape) != tuple(logits.shape[:-1]):
         raise ShapeError(
             f"cross_entropy: expected targets of shape {tuple(logits.shape[:-1])} for logits "
@@ -59,6 +63,17 @@ def cross_entropy(
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= logits.shape[-1]:
             raise ShapeError(f"cross_entropy: expected targets in [0, {logits.shape[-1]}), got {low} to {high}")
+    if mask is not None:
+        if getattr(getattr(mask, "dtype", None), "kind", None) != "b":
+            raise DtypeError(
+                f"cross_entropy: expected a boolean mask, got {getattr(mask, 'dtype', type(mask).__name__)}; "
+                "for weights multiply the losses of reduction='none'"
+            )
+        if tuple(mask.shape) != tuple(targets.shape):
+            raise ShapeError(
+                f"cross_entropy: expected a mask of the shape of the targets, {tuple(targets.shape)}, "
+                f"got {tuple(mask.shape)}"
+            )
     losses = _cross_entropy(logits, targets=targets.astype(np.intp, copy=False))
     if mask is not None:
         losses = where(mask, losses, 0.0)

@@ -11,14 +11,14 @@ import numpy as np
 from tinygrad_rnn.engine import broadcast_to, primitive
 from tinygrad_rnn.errors import ShapeError
 from tinygrad_rnn.ops.elementwise import astype, equal, exp, where
-from tinygrad_rnn.ops.shape import flip, reshape
+from tinygrad_rnn.ops.shape import checked_axis, flip, reshape
 
 Axis = int | Sequence[int] | None
 
 
 def _axes(x: Any, axis: Axis, name: str) -> tuple[int, ...]:
     rank = len(x.shape)
-    axes = range(rank) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes = range(rank) if axis is None else (axis,) if isinstance(axis, int | np.integer) else axis
     if any(not -rank <= a < rank for a in axes):
         raise ShapeError(f"{name}: expected axes in [-{rank}, {rank}) for shape {tuple(x.shape)}, got {axis}")
     return tuple(sorted({a % rank for a in axes}))
@@ -146,7 +146,7 @@ def log_softmax(x: Any, axis: int = -1) -> Any:
 
 def cumsum(x: Any, axis: int = 0) -> Any:
     """The running sum along `axis`."""
-    return _cumsum(x, axis=_axes(x, axis, "cumsum")[0])
+    return _cumsum(x, axis=checked_axis(x, axis, "cumsum"))
 
 
 @primitive

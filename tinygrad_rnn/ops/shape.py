@@ -14,9 +14,9 @@ from tinygrad_rnn.engine import primitive
 from tinygrad_rnn.errors import InputError, ShapeError
 
 
-def reshape(x: Any, shape: Sequence[int]) -> Any:
+def reshape(x: Any, shape: int | Sequence[int]) -> Any:
     """`x` in another shape with as many elements; one size may be -1. A view where the memory allows it."""
-    shape = tuple(shape)
+    shape = (int(shape),) if isinstance(shape, int | np.integer) else tuple(shape)
     source = tuple(x.shape)
     if -1 in shape:
         known = math.prod(n for n in shape if n != -1)
@@ -37,9 +37,10 @@ _reshape.vjp(lambda g, _y, _x, *, shape, source: _reshape(g, shape=source, sourc
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Any:
     """`x` with its axes in the order `axes` (reversed when None); a view."""
     rank = len(x.shape)
-    order = tuple(reversed(range(rank))) if axes is None else tuple([_axis(x, axis, "transpose") for axis in axes])
+    axes = range(rank)[::-1] if axes is None else axes
+    order = tuple([checked_axis(x, axis, "transpose") for axis in axes])
     if sorted(order) != list(range(rank)):
-        raise ShapeError(f"transpose: expected each of {rank} axes once, got {tuple(axes or ())}")
+        raise ShapeError(f"transpose: expected each of {rank} axes once, got {tuple(axes)}")
     return _transpose(x, axes=order)
 
 
@@ -54,7 +55,7 @@ _transpose.vjp(lambda g, _y, _x, *, axes: _transpose(g, axes=tuple(sorted(range(
 def swapaxes(x: Any, a: int, b: int) -> Any:
     """`x` with two axes exchanged; a view."""
     order = list(range(len(x.shape)))
-    a, b = _axis(x, a, "swapaxes"), _axis(x, b, "swapaxes")
+    a, b = checked_axis(x, a, "swapaxes"), checked_axis(x, b, "swapaxes")
     order[a], order[b] = order[b], order[a]
     return _transpose(x, axes=tuple(order))
 
@@ -72,7 +73,7 @@ def squeeze(x: Any, axis: int | None = None) -> Any:
     """`x` without its axes of size 1, or without the one named."""
     if axis is None:
         return reshape(x, tuple(n for n in x.shape if n != 1))
-    axis = _axis(x, axis, "squeeze")
+    axis = checked_axis(x, axis, "squeeze")
     if x.shape[axis] != 1:
         raise ShapeError(f"squeeze: expected size 1 at axis {axis}, got shape {tuple(x.shape)}")
     return reshape(x, (*x.shape[:axis], *x.shape[axis + 1 :]))
@@ -81,7 +82,7 @@ def squeeze(x: Any, axis: int | None = None) -> Any:
 def concatenate(xs: Sequence[Any], axis: int = 0) -> Any:
     """The arrays one after the other along `axis`."""
     _some(xs, "concatenate")
-    axis = _axis(xs[0], axis, "concatenate")
+    axis = checked_axis(xs[0], axis, "concatenate")
     return _concatenate(*xs, axis=axis, sizes=tuple(x.shape[axis] for x in xs))
 
 
@@ -114,21 +115,22 @@ _stack.vjp_each(lambda i, g, *, axis: g[(slice(None),) * axis + (i,)])
 
 def split(x: Any, sizes: int | Sequence[int], axis: int = 0) -> list[Any]:
     """`x` cut along `axis`: into `sizes` equal parts, or into parts of the given sizes."""
-    axis = _axis(x, axis, "split")
+    axis = checked_axis(x, axis, "split")
     total = x.shape[axis]
-    if isinstance(sizes, int):
+    if isinstance(sizes, int | np.integer):
+        sizes = int(sizes)
         if sizes < 1 or total % sizes:
             raise ShapeError(f"split: expected a divisor of {total}, got {sizes} parts of shape {tuple(x.shape)}")
         sizes = (total // sizes,) * sizes
-    if sum(sizes) != total:
-        raise ShapeError(f"split: expected sizes that add up to {total}, got {tuple(sizes)}")
+    if sum(sizes) != total or any(n < 0 for n in sizes):
+        raise ShapeError(f"split: expected sizes >= 0 that add up to {total}, got {tuple(sizes)}")
     ends = itertools.accumulate(sizes, initial=0)
     return [x[(slice(None),) * axis + (slice(a, b),)] for a, b in itertools.pairwise(ends)]
 
 
 def flip(x: Any, axis: int) -> Any:
     """`x` in reverse order along `axis`."""
-    return _flip(x, axis=_axis(x, axis, "flip"))
+    return _flip(x, axis=checked_axis(x, axis, "flip"))
 
 
 @primitive(view=True)
@@ -156,13 +158,15 @@ _pad.vjp(
 )
 
 
-def _axis(x: Any, axis: int, name: str) -> int:
+def checked_axis(x: Any, axis: Any, name: str) -> int:
+    """`axis` counted from the front. Raises ShapeError, for the op `name`, unless it is one axis of `x`."""
     rank = len(x.shape)
-    if not -rank <= axis < rank:
+    if not isinstance(axis, int | np.integer) or not -rank <= axis < rank:
         raise ShapeError(f"{name}: expected an axis in [-{rank}, {rank}) for shape {tuple(x.shape)}, got {axis}")
-    return axis % rank
+    return int(axis) % rank
 
 
-def _some(xs: Sequence[Any], name: str) -> None:
-    if not xs:
-        raise InputError(f"{name}: expected at least one array, got none")
+def _some(xs: Any, name: str) -> None:
+    if not isinstance(xs, Sequence) or not xs:
+        got = "none" if isinstance(xs, Sequence) else type(xs).__name__
+        raise InputError(f"{name}: expected a list or tuple of at least one array, got {got}")
