@@ -49,9 +49,7 @@ def test_gradient_figure_names_axes_units_and_every_cell() -> None:
         "rnn: h\nvanishing, -0.69 nats/step back",
         "lstm: h\nvanishing, -0.11 nats/step back",
         "lstm: c\nvanishing, -0.11 nats/step back",
-        "rnn: h, training loss",
-        "lstm: h, training loss",
-        "lstm: c, training loss",
+        "training loss, in the same colours",
     ]
     assert "judge by the thick curves" in figure.get_supxlabel()
     assert [text.get_text() for text in axes.texts] == ["loss at t = 19"]
@@ -64,6 +62,32 @@ def test_one_report_shows_every_layer_several_show_the_top_one() -> None:
     top = labels(gradnorm_figure([report("gru", 0.9, layers=2), report("rnn", 0.5)], training=False))
     assert [text.split("\n")[0] for text in top] == ["gru: h", "rnn: h"]
     assert not gradnorm_figure([report("gru", 0.9)], training=False).get_supxlabel()
+
+
+def test_many_curves_stay_apart_and_their_legend_inside() -> None:
+    figure = gradnorm_figure([report("lstm", 0.9, layers=8, states="hc")])
+    thick = [line for line in figure.axes[0].lines if str(line.get_label()).startswith("lstm")]
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in thick}) == 16
+    figure.canvas.draw()
+    assert figure.legends[0].get_window_extent().y0 > figure.texts[-1].get_window_extent().y1  # above the trap
+
+
+def test_a_long_title_shows_its_end_and_steps_are_whole_numbers() -> None:
+    name = "a/very/long/path" * 8 + "/run"
+    figure = gradnorm_figure([report("lstm", 0.9)], title=name)
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    title = axes.get_title(loc="left")
+    assert title.startswith("\N{HORIZONTAL ELLIPSIS}") and title.endswith("/run")
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    loss = loss_figure([{"kind": "step", "step": 1, "loss": 1.0}], title=name).axes[0].get_title(loc="left")
+    assert len(loss) == 80 and loss.endswith("/run")
+
+
+def test_no_slope_is_told_where_there_is_none() -> None:
+    norm = (math.nan,) * 5
+    wild = GradNormReport("rnn", 1, 4, 5, (GradNormSeries("last", 0, "h", norm, *describe(norm), at=4),))
+    assert labels(gradnorm_figure([wild])) == ["rnn: h\nexploding", "rnn: h, not finite at 5 of 5 steps"]
 
 
 def test_relative_axis_starts_from_one_at_the_loss() -> None:
@@ -228,6 +252,15 @@ def test_terminal_plot_stays_in_its_box(values: list[float], width: int, height:
     assert len(lines) == height + 3
     glyphs = ASCII_GLYPHS if ascii else GLYPHS
     assert any(glyph in "".join(lines[:height]) for glyph in glyphs[:2])
+
+
+@pytest.mark.parametrize("ascii", [False, True])
+def test_long_words_stay_in_the_box_too(ascii: bool) -> None:
+    words = "words that go on and on, much longer than the plot is wide"
+    lines = terminal_plot([(words, [1.0, 2.0])], 30, 6, ylabel=words, xlabel=words, ascii=ascii).splitlines()
+    assert max(map(len, lines)) <= 30
+    assert words in " ".join(" ".join(lines).split())  # the x label is broken, not cut
+    assert lines[0].endswith("..." if ascii else "\N{HORIZONTAL ELLIPSIS}")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))
 FORMATS = ("png", "svg", "pdf")
 
+_THIN = "training loss, in the same colours"
 _TRAP = (
     "Thin dashes: the training loss. It has a loss at every step, so it looks healthy even when the network "
     "vanishes: judge by the thick curves."
@@ -44,13 +45,15 @@ def gradnorm_figure(
 
     `loss` is the series to judge by ("last" or "step:K"), drawn thick; the training-loss series, where the reports have
     one, is thin and dashed, with a note on the trap (`training` False leaves it out). With one report every layer and
-    state has a colour; with several each report has a colour and shows its top layer, each state in a line style,
-    unless `layer` or `state` chooses. The axis is absolute, nats per unit of the state, or with `relative` a ratio to
-    the norm at the step of the loss. A norm of 0 is a triangle at the lower edge, one not finite at the upper.
+    state has a colour (beyond seven, another line style, too); with several each report has a colour and shows its top
+    layer, each state in a line style, unless `layer` or `state` chooses. The axis is absolute, nats per unit of the
+    state, or with `relative` a ratio to the norm at the step of the loss. A norm of 0 is a triangle at the lower edge,
+    one not finite at the upper.
 
     Raises InputError when there is nothing to draw.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     chosen: list[tuple[int, GradNormReport, GradNormSeries]] = []
     for name in (loss, "train") if training and loss != "train" else (loss,):
@@ -65,13 +68,15 @@ def gradnorm_figure(
         )
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     single = len(reports) == 1
     keys = list(dict.fromkeys((s.layer, s.state) for _, _, s in chosen))
     states = list(dict.fromkeys(s.state for _, _, s in chosen))
     marked: set[int] = set()
     for i, report, series in chosen:
         colour = COLOURS[(keys.index((series.layer, series.state)) if single else i) % len(COLOURS)]
-        style: Any = STYLES[0 if single else states.index(series.state) % len(STYLES)]
+        turn = keys.index((series.layer, series.state)) // len(COLOURS) if single else states.index(series.state)
+        style: Any = STYLES[turn % len(STYLES)]
         where = f"layer {series.layer}, " if (single and report.layers > 1) or layer is not None else ""
         name = f"{report.cell or 'model'}: {where}{series.state}"
         _curve(axes, series, relative, colour, style, name, thin=series.loss != loss)
@@ -95,13 +100,21 @@ def gradnorm_figure(
     axes.set_xlabel("timestep t (symbols, earliest first)")
     norm = rf"$\Vert\partial L\,/\,\partial {states[0] if len(states) == 1 and len(states[0]) == 1 else 's'}_t\Vert$"
     axes.set_ylabel(norm + (" over its value at the loss (ratio)" if relative else "  (nats per unit of the state)"))
-    axes.set_title(title or f"How much gradient reaches timestep t{_model(reports)}", loc="left", fontsize=11, pad=16)
+    told = _end(title, 56) or f"How much gradient reaches timestep t{_model(reports)}"
+    axes.set_title(told, loc="left", fontsize=11, pad=16)
     axes.grid(True, which="major", color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
+    lines = sum(2 if "\n" in str(line.get_label()) else 1 for line in axes.get_legend_handles_labels()[0])
+    figure.set_figheight(max(4.8, 0.185 * lines + 0.6))  # the legend may have more lines than the plot is high
     figure.legend(loc="outside right upper", fontsize=8.5, frameon=False, handlelength=3.2)
     if any(series.loss != loss for _, _, series in chosen):
         figure.supxlabel(_TRAP, fontsize=8, color="0.3")
     return figure
+
+
+def _end(text: str, length: int) -> str:
+    """`text`, or its end where it is too long: a path says most at its end."""
+    return text if len(text) <= length else "\N{HORIZONTAL ELLIPSIS}" + text[1 - length :]
 
 
 def _model(reports: Sequence[GradNormReport]) -> str:
@@ -127,9 +140,12 @@ def _curve(
         "linewidth": 1.1 if thin else 2.0,
         "alpha": 0.75 if thin else 1.0,
     }
-    told = ", training loss" if thin else f"\n{series.verdict}, {series.slope:+.2g} nats/step back"
-    lonely = int(np.count_nonzero(np.isfinite(line))) == 1
-    axes.plot(t, line, label=name + told, marker="o" if lonely else None, markersize=4, **look)
+    drawn = int(np.count_nonzero(np.isfinite(line)))
+    pace = f", {series.slope:+.2g} nats/step back" if drawn > 1 else ""  # no line goes through fewer points
+    # the thin curves have the colours of the thick ones, and one entry for all of them
+    there = any(line.get_label() == _THIN for line in axes.get_lines())
+    label = ("_" if there else _THIN) if thin else f"{name}\n{series.verdict}{pace}"
+    axes.plot(t, line, label=label, marker="o" if drawn == 1 else None, markersize=4, **look)
     for mark, what, at, edge in (("v", "exactly 0", norm == 0, 0.015), ("^", "not finite", ~np.isfinite(norm), 0.985)):
         if at.any():
             axes.plot(
@@ -140,7 +156,7 @@ def _curve(
                 markersize=4,
                 clip_on=False,
                 transform=axes.get_xaxis_transform(),
-                label=f"{name}, {what} at {int(at.sum())} of {len(norm)} steps",
+                label="_" if thin else f"{name}, {what} at {int(at.sum())} of {len(norm)} steps",
             )
 
 
@@ -196,7 +212,7 @@ def loss_figure(records: Iterable[Mapping[str, Any]], title: str = "") -> Figure
     axes.set_ylabel("cross-entropy (nats per symbol)")
     bits = axes.secondary_yaxis("right", functions=(_bits, _nats))
     bits.set_ylabel("bits per symbol")
-    axes.set_title(title or "Loss", loc="left", fontsize=11)
+    axes.set_title(_end(title, 80) or "Loss", loc="left", fontsize=11)
     axes.grid(True, color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.legend(loc="upper right", fontsize=8.5, frameon=False)

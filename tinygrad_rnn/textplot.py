@@ -7,6 +7,7 @@ One glyph per series, so that the curves stay apart without colour. (plotext 6.1
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from tinygrad_rnn.errors import InputError
@@ -85,7 +86,7 @@ def terminal_plot(
         labels[height - 1] = "0"
     wall, tick, corner, floor, down = "|++-+" if ascii else "│┤└─┬"
     shade = paint or (lambda index, glyph: glyph)
-    lines = [ylabel] if ylabel else []
+    lines = [_short(ylabel, width, ascii)] if ylabel else []
     for row, cells in enumerate(canvas):
         body = "".join(" " if cell < 0 else shade(cell, glyphs[cell % len(glyphs)]) for cell in cells)
         lines.append(f"{labels.get(row, ''):>{margin}} {tick if row in labels else wall}{body}".rstrip())
@@ -93,9 +94,10 @@ def terminal_plot(
     marks = _x_ticks(first, last, columns)
     lines.append(" " * (margin + 1) + corner + "".join(down if c in marks else floor for c in range(columns)))
     lines.append((" " * (margin + 2) + _under(marks, columns)).rstrip())
-    if xlabel:
-        lines.append((" " * (margin + 2) + xlabel.center(columns)).rstrip())
-    entries = [(label, shade(i, glyphs[i % len(glyphs)]) + " " + label) for i, (label, _) in enumerate(series)]
+    for line in textwrap.wrap(xlabel, columns):
+        lines.append((" " * (margin + 2) + line.center(columns)).rstrip())
+    told = [_short(label, columns - 2, ascii) for label, _ in series]
+    entries = [(label, shade(i, glyphs[i % len(glyphs)]) + " " + label) for i, label in enumerate(told)]
     lines += _legend(entries, columns, " " * (margin + 2))
     return "\n".join(lines)
 
@@ -214,6 +216,13 @@ def _under(marks: dict[int, str], columns: int) -> str:
         start = min(column, columns - len(text))
         line[start : start + len(text)] = text
     return "".join(line)
+
+
+def _short(text: str, width: int, ascii: bool) -> str:
+    if len(text) <= width:
+        return text
+    dots = "..." if ascii else "\N{HORIZONTAL ELLIPSIS}"
+    return text[: width - len(dots)] + dots
 
 
 def _legend(entries: Sequence[tuple[str, str]], columns: int, indent: str) -> list[str]:
