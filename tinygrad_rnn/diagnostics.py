@@ -154,7 +154,7 @@ def describe(
     exploding  a norm is NaN or infinite
     vanishing  no gradient at all (exactly 0: underflow, or no path) at the first timestep
     vanishing  slope < -0.01 nats per step
-    exploding  slope > 0.01
+    exploding  slope > 0.01, and the first norm above the last one
     vanishing  the horizon is reached: over a long way even a small slope loses everything
     exploding  the first norm is above 1/horizon_eps times the last one, likewise
     healthy    otherwise, and for a single step
@@ -322,6 +322,7 @@ def gradnorm(
     return gradnorm_over(model, params, [(x, y)], state=state, losses=losses, horizon_eps=horizon_eps, wrt=wrt)
 
 
+@np.errstate(all="ignore")  # a network may well explode here: NaN and infinity are answers
 def gradnorm_over(
     model: Model,
     params: Mapping[str, Tensor],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,8 +33,9 @@ def cells() -> None:
 @common("plugin")
 def list_cells(errors: bool, as_json: bool) -> None:
     """List every cell, from metadata alone: nothing is imported unless --errors asks for it."""
-    load_plugins()
-    rows = tr.available_cells(third_party=given().third_party, check=errors)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+        load_plugins()
+        rows = tr.available_cells(third_party=given().third_party, check=errors)
     if as_json:
         emit_json({"cells": [dataclasses.asdict(row) for row in rows]})
         return
@@ -61,9 +64,10 @@ def info(name: str, as_json: bool) -> None:
 
     x W means a row vector times a matrix; I is the size of the input, H the number of hidden units.
     """
-    load_plugins()
-    entry = tr.load_cell(name, third_party=given().third_party)
-    facts = describe(entry)
+    with contextlib.redirect_stdout(sys.stderr):
+        load_plugins()
+        entry = tr.load_cell(name, third_party=given().third_party)
+        facts = describe(entry)
     if as_json:
         emit_json(facts)
         return
@@ -135,8 +139,6 @@ def _default(option: dataclasses.Field[Any]) -> Any:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    import sys
-
     def heading(text: str) -> None:
         emit("\n" + paint(text, sys.stdout, bold=True))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import math
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +16,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.cells import complete_cell
-from tinygrad_rnn_cli.console import emit, emit_json, fail, note, number, paint, table, wrapped
+from tinygrad_rnn_cli.console import emit, emit_json, fail, is_terminal, note, number, paint, table, wrapped
 from tinygrad_rnn_cli.drawing import draw_curves
 from tinygrad_rnn_cli.main import CHECK_FAILED, Group
 from tinygrad_rnn_cli.options import Command, Flag, Settings, common, given, resolve, settings, which_checkpoint
@@ -112,7 +115,7 @@ def diagnose() -> None:
     "--fail-on",
     metavar="vanish,explode",
     default="",
-    help="exit with code 3 if a series (of the last step, not of the training loss) does that",
+    help="exit with code 3 if a series (of any loss but the training loss) does that",
 )
 @settings("model.hidden", "model.layers", "model.embed", "model.init", "model.init_bias", "data.batch")
 @common("config", "seed", "device", "dtype", "plugin")
@@ -148,6 +151,15 @@ def gradnorm(
             + ("got none of them" if run is None else "got both; give one of them")
         )
     forbidden = _wanted_verdicts(fail_on)
+    for flag, value in (("--loss", losses), ("--wrt", wrt)):
+        if value is not None and not _words(value):
+            raise click.UsageError(f"{flag}: expected at least one of its choices, got {value!r}")
+    if forbidden and losses is not None and set(_words(losses)) == {"train"}:
+        raise click.UsageError(
+            "--fail-on: the training loss looks healthy even when a network vanishes; give --loss last, or last,train"
+        )
+    if forbidden and wrt is not None and set(_words(wrt)) == {"params"}:
+        raise click.UsageError("--fail-on: parameters have one norm each, and no verdict; add states to --wrt")
     for path in (picture, numbers):
         if path is not None and not path.absolute().parent.is_dir():
             raise tr.FileError(f"{path}: expected an existing folder, got {path.parent}; make it first")
@@ -158,14 +170,15 @@ def gradnorm(
         choice["wrt"] = _words(wrt)
     if horizon_eps is not None:
         choice["horizon_eps"] = horizon_eps
-    if run is not None:
-        if pairs:
-            raise click.UsageError("--cell-opt: the RUN has settled it; use --cell NAME for a new cell")
-        reports = [_of_run(run, steps, batches, text, which, allow_changed_cell, choice)]
-    else:
-        if text is not None:
-            raise click.UsageError("--text: a new cell gets random symbols; name a RUN to use a text")
-        reports = _of_cells(names, pairs, steps, batches, choice)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+        if run is not None:
+            if pairs:
+                raise click.UsageError("--cell-opt: the RUN has settled it; use --cell NAME for a new cell")
+            reports = [_of_run(run, steps, batches, text, which, allow_changed_cell, choice)]
+        else:
+            if text is not None:
+                raise click.UsageError("--text: a new cell gets random symbols; name a RUN to use a text")
+            reports = _of_cells(names, pairs, steps, batches, choice)
     if numbers is not None:
         write_csv(numbers, reports)
     if picture is not None:
@@ -196,7 +209,7 @@ def _check(reports: Sequence[GradNormReport], forbidden: set[str]) -> None:
         f"{report.cell} layer {s.layer} {s.state}, loss {s.loss}: {s.reason}"
         for report in reports
         for s in report.series
-        if s.verdict in forbidden and s.loss == judged(report)
+        if s.verdict in forbidden and s.loss != "train"
     ]
     if bad:
         fail(f"--fail-on: {bad[0]}" + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
@@ -307,9 +320,9 @@ def _options_of(name: str, names: Sequence[str], pairs: Sequence[str]) -> dict[s
 
 
 def judged(report: GradNormReport) -> str:
-    """The loss to judge by: the first that is not the training loss, where there is one."""
-    losses = list(dict.fromkeys(series.loss for series in report.series))
-    return next((loss for loss in losses if loss != "train"), losses[0] if losses else "last")
+    """The loss to judge by: that of the last step, else of the first step asked for, else the training loss."""
+    losses = [series.loss for series in report.series]
+    return min(losses, key=lambda loss: (loss != "last", loss == "train"), default="last")
 
 
 def write_csv(path: Path, reports: Sequence[GradNormReport]) -> None:
@@ -332,7 +345,7 @@ def show(reports: Sequence[GradNormReport]) -> None:
     emit(
         paint("Gradient norms per timestep", sys.stdout, bold=True)
         + f": {', '.join(report.cell for report in reports)}; {first.layers} {_plural(first.layers, 'layer')} of "
-        f"{number(first.hidden)} units, {first.steps} steps"
+        f"{number(first.hidden)} units, {first.steps} {_plural(first.steps, 'step')}"
     )
     if any(report.series for report in reports):
         emit()
@@ -350,27 +363,32 @@ def show(reports: Sequence[GradNormReport]) -> None:
                         s.loss,
                         str(s.layer),
                         s.state,
-                        f"{s.slope:+.4f}",
+                        f"{s.slope:+.4f}" if _fitted(s) else "-",
                         "-" if s.horizon is None else str(s.horizon),
                         f"{s.norm[0]:.3g}",
                         f"{s.norm[s.at]:.3g}",
                         s.verdict,
                     ]
                 )
-        table(
-            ["cell", "loss", "layer", "state", "slope", "horizon", "first norm", "last norm", "verdict"],
-            rows,
-            numbers=[2, 4, 5, 6, 7],
-            red=red,
+        headers = ["cell", "loss", "layer", "state", "slope", "horizon", "first norm", "last norm", "verdict"]
+        if is_terminal(sys.stdout) and shutil.get_terminal_size().columns < 90:  # too narrow for all of them
+            rows = [[" ".join(row[:4]), row[4], row[5], row[8]] for row in rows]
+            table(["series", "slope", "back", "verdict"], rows, numbers=[1, 2], red=red)
+            emit(wrapped("series: cell, loss, layer, state; back: the horizon; first and last norm: in a wider window"))
+        else:
+            table(headers, rows, numbers=[2, 4, 5, 6, 7], red=red)
+        emit(
+            wrapped(
+                "slope: nats per step back in time; horizon: steps back until (nearly) nothing is left, '-' if never"
+            )
         )
-        emit("slope: nats per step back in time; horizon: steps back until (nearly) nothing is left, '-' if never")
         emit()
         for report in reports:
             for s in _worth_words(report, several):
                 emit(wrapped(f"{report.cell}, layer {s.layer}, state {s.state}: {s.reason}"))
     if any(s.loss == "train" for report in reports for s in report.series):
         emit()
-        emit(TRAP)
+        emit(wrapped(TRAP))
     for report in reports:
         if report.params:
             emit()
@@ -390,19 +408,24 @@ def draw(reports: Sequence[GradNormReport], height: int = 16, training: bool = T
     """The curves in the terminal: all layers of one model, the top layers of several."""
     curves = plot_curves(reports, training)
     last = max(len(values) for _, values in curves) - 1
+    loss = judged(reports[0])
+    at = next(series.at for series in reports[0].select(loss=loss))
     draw_curves(
         curves,
         log=True,
         ylabel="||dL/ds_t||",
-        xlabel="timestep t (the loss is at the right end)",
+        xlabel=f"timestep t (the loss is at {'the right end' if at == last else f't = {at}'})",
         x=(0.0, float(last)),
         height=height,
     )
 
 
-def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> list[tuple[str, tuple[float, ...]]]:
-    """(label, norms) of the curves that are worth drawing together."""
-    curves: list[tuple[str, tuple[float, ...]]] = []
+Curve = tuple[str, tuple[float | None, ...]]
+
+
+def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> list[Curve]:
+    """(label, norms) of the curves that are worth drawing together, all of one length: None behind their loss."""
+    curves: list[Curve] = []
     for report in reports:
         loss = judged(report)
         for s in report.select(loss=loss):
@@ -414,7 +437,13 @@ def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> lis
         first = report is reports[0]  # one curve shows the trap; one for each of several cells would hide the others
         if training and first and loss != "train" and trained:
             curves.append((f"{report.cell} {trained[0].state}, training loss", trained[0].norm))
-    return curves
+    longest = max((len(norm) for _, norm in curves), default=0)
+    return [(name, norm + (None,) * (longest - len(norm))) for name, norm in curves]
+
+
+def _fitted(series: GradNormSeries) -> bool:
+    """Whether there was a slope to fit: a line needs two points."""
+    return sum(0.0 < norm < math.inf for norm in series.norm[: series.at + 1]) > 1
 
 
 def _plural(count: int, word: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -48,8 +49,9 @@ def doctor(as_json: bool) -> None:
     Takes a few seconds. Says what to change, and what it would gain. Exit code 3 if a gradient is wrong or a built-in
     cell cannot be used.
     """
-    load_plugins()
-    facts = examine(given().third_party)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+        load_plugins()
+        facts = examine(given().third_party)
     if as_json:
         emit_json(facts)
     else:
@@ -278,7 +280,7 @@ def _advice(facts: dict[str, Any]) -> list[str]:
             "this machine has an NVIDIA GPU and no CuPy: pip install 'tinygrad_rnn[cuda12]' (or cuda13), then "
             "--device cuda"
         )
-    broken = [cell["name"] for cell in facts["cells"] if cell["error"]]
+    broken = list(dict.fromkeys(cell["name"] for cell in facts["cells"] if cell["error"]))
     if broken:
         advice.append(f"{', '.join(broken)} cannot be used: repair or uninstall the plugin (the others work)")
     return advice

@@ -16,6 +16,8 @@ from tinygrad_rnn_cli.drawing import draw_curves
 from tinygrad_rnn_cli.options import Command, common
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from tinygrad_rnn import GradNormReport
 
 WHAT = ("loss", "grads")
@@ -53,7 +55,9 @@ def plot(run: Path, what: str, form: str | None, out: Path | None) -> None:
     if not wanted:
         raise click.UsageError("--what: expected loss, grads or both, got nothing")
     records = tr.read_metrics(tr.open_run(run))
-    suffix = out.suffix[1:].lower() if out is not None and out.suffix else ""
+    suffix = out.suffix[1:].lower() if out is not None and not out.is_dir() else ""
+    if form == "term" and out is not None:
+        raise click.UsageError(f"--out {out}: expected a --format to write (png, svg, pdf), got term")
     chosen = form or suffix or ("png" if out is not None else "term")
     if suffix and len(wanted) > 1:
         raise click.UsageError(
@@ -68,13 +72,15 @@ def plot(run: Path, what: str, form: str | None, out: Path | None) -> None:
             folder = out if out is not None and not suffix else run
             path = out if out is not None and suffix else folder / f"{word}.{chosen}"
             path.absolute().parent.mkdir(parents=True, exist_ok=True)
-            figure = (
-                tr.loss_figure(records, title=str(run))
-                if word == "loss"
-                else tr.gradnorm_figure([_report(records, run)], judged(_report(records, run)), title=str(run))
-            )
-            tr.save_figure(figure, path)
+            tr.save_figure(_figure(word, records, run), path)
             emit(str(path))
+
+
+def _figure(what: str, records: list[dict[str, Any]], run: Path) -> Figure:
+    if what == "loss":
+        return tr.loss_figure(records, title=str(run))
+    report = _report(records, run)
+    return tr.gradnorm_figure([report], judged(report), title=str(run))
 
 
 def _in_terminal(what: str, records: list[dict[str, Any]], run: Path) -> None:

@@ -14,6 +14,7 @@ LINEAR = (
     "diagnose gradnorm --cell rnn --layers 1 --hidden 12 --batch 3 --steps 20 --dtype float64 "
     "--cell-opt activation=identity"
 )
+TINY = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --corpus hello"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,74 @@ def test_the_page_says_slope_verdict_and_trap(invoke: Any) -> None:
     assert (
         "Mind the trap" not in invoke("diagnose gradnorm --cell rnn --hidden 8 --batch 2 --steps 12 --loss last").stdout
     )
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        ("--loss ,", "--loss"),
+        ("--wrt ,", "--wrt"),
+        ("--loss train --fail-on vanish", "--loss last"),
+        ("--wrt params --fail-on vanish", "add states"),
+    ],
+)
+def test_a_check_that_could_never_fail_is_refused(invoke: Any, args: str, word: str) -> None:
+    done = invoke(f"diagnose gradnorm --cell rnn --hidden 4 --batch 2 --steps 5 {args}")
+    assert done.exit_code == 2 and word in done.stderr
+
+
+def test_a_check_looks_at_every_loss(invoke: Any) -> None:
+    done = invoke(f"{LINEAR} --cell-opt recurrent_init=orthogonal:0.5 --loss step:0,last,train --fail-on vanish")
+    assert done.exit_code == 3 and "loss last" in done.stderr
+
+
+def test_a_curve_ends_where_its_loss_stands(invoke: Any) -> None:
+    page = invoke(f"{LINEAR} --loss step:5,train").stdout
+    plot = page[page.index("||dL/ds_t||") : page.index("timestep t")]
+    assert "(the loss is at t = 5)" in page
+    assert max(line.rfind("●") for line in plot.split("\n")) < 30  # a quarter of 80 columns and the margin
+
+
+def test_no_slope_without_two_norms(invoke: Any) -> None:
+    page = invoke("diagnose gradnorm --cell rnn --hidden 4 --layers 1 --batch 2 --steps 1 --loss last").stdout
+    assert next(line for line in page.split("\n") if line.startswith("rnn ")).split()[4] == "-"
+    assert "1 step\n" in page
+
+
+def test_an_exploding_network_warns_of_nothing_else(program: Any) -> None:
+    done = program(
+        *"diagnose gradnorm --cell rnn --hidden 8 --batch 2 --steps 300 --json --cell-opt activation=identity".split(),
+        *"--cell-opt recurrent_init=orthogonal:30".split(),
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert {series["verdict"] for series in json.loads(done.stdout)["series"]} == {"exploding"}
+
+
+def test_what_a_plugin_prints_is_not_in_the_product(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(
+        "from tinygrad_rnn import Cell, State, input_matrix, ops, recurrent_matrix, register_cell\n"
+        "print('imported')\n"
+        "@register_cell\n"
+        "class Loud(Cell):\n"
+        "    name = 'loud'; summary = 's'; citation = 'c'; equation = 'e'\n"
+        "    def state(self): return {'h': State((self.H,))}\n"
+        "    def params(self): return {'W': input_matrix(self.I, self.H), 'U': recurrent_matrix(self.H)}\n"
+        "    def step(self, p, x, s):\n"
+        "        print('stepped')\n"
+        "        return {'h': ops.tanh(x @ p.W + s.h @ p.U)}\n"
+    )
+    gradnorm = "diagnose gradnorm --cell loud --hidden 4 --batch 2 --steps 5"
+    for args in (gradnorm, "cells list --errors", "cells info loud", "doctor"):
+        done = invoke(f"{args} --plugin loud.py --json")
+        assert done.exit_code == 0, done.output
+        assert isinstance(json.loads(done.stdout), dict)
+
+
+def test_a_narrow_terminal_gets_a_narrow_table(monkeypatch: pytest.MonkeyPatch, invoke: Any) -> None:
+    monkeypatch.setattr("tinygrad_rnn_cli.diagnose.is_terminal", lambda stream: True)
+    page = invoke("diagnose gradnorm --cell rnn --hidden 4 --layers 1 --batch 2 --steps 9", COLUMNS="60").stdout
+    line = next(line for line in page.split("\n") if "rnn last 0 h" in line)
+    assert line.split()[-1] == "vanishing" and "first norm" not in page[: page.index(line)]
 
 
 def test_several_cells_and_their_own_options(invoke: Any) -> None:
@@ -126,3 +195,15 @@ def test_a_run_has_settled_its_model(invoke: Any, trained: Path) -> None:
     for words in (["--hidden", "3"], ["--cell-opt", "a=1"], ["--cell", "rnn"], ["--set", "model.layers=3"]):
         done = invoke(["diagnose", "gradnorm", trained, *words])
         assert done.exit_code == 2, done.output
+
+
+def test_plot_says_once_which_step_it_shows_and_where_it_writes(invoke: Any, tmp_path: Path) -> None:
+    assert invoke([*"train --out g --steps 2 --watch grads:1 -q".split(), *TINY.split()]).exit_code == 0
+    folder = tmp_path / "pictures-1.0"  # a dot in the name of a folder is no suffix
+    folder.mkdir()
+    done = invoke("plot g --what grads,loss --out pictures-1.0")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("gradient norms of step 2") == 1
+    assert {path.name for path in folder.iterdir()} == {"grads.png", "loss.png"}
+    both = invoke("plot g --format term --out a.png")
+    assert both.exit_code == 2 and "--out" in both.stderr
