@@ -248,6 +248,22 @@ def test_metrics_on_a_full_disk(run: Run) -> None:
         append_metrics(run, {"step": 1})
 
 
+def test_a_refusal_is_not_called_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    for act in (
+        lambda: append_metrics(run, {"step": 1}),
+        lambda: save_run_checkpoint(run, 1, {}, {}),
+        lambda: update_description(run, {"seed": 1}),
+    ):
+        with pytest.raises((FileError, CheckpointError), match="permissions") as caught:
+            act()
+        assert "make room" not in str(caught.value)
+
+
 def test_checkpoint_names_and_order(run: Run) -> None:
     assert checkpoints(run) == []
     for step, loss in [(200, 1.84321), (100, None), (300, float("nan")), (123456789, 0.5)]:

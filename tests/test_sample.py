@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,17 @@ def test_a_seed_repeats_the_text_and_another_does_not() -> None:
     options = SampleConfig(length=100, num=2)
     assert text(options) == text(options)
     assert text(options) != text(options, seed=1)
+
+
+def test_the_smallest_temperature_is_greedy_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert text(SampleConfig(length=20, temperature=5e-324)) == text(SampleConfig(length=20, greedy=True))
+
+
+def test_more_samples_than_memory_are_refused() -> None:
+    with pytest.raises(InputError, match="--num 1000000000000"):
+        text(SampleConfig(length=1, num=10**12))
 
 
 def test_unknown_symbols_of_the_priming_text() -> None:

@@ -163,6 +163,21 @@ def test_resume_after_a_kill_repeats_what_was_lost(tmp_path: Path) -> None:
     assert steps == list(range(1, 31))
 
 
+def test_resume_of_a_run_killed_before_its_first_checkpoint(tmp_path: Path) -> None:
+    list(begin(tmp_path / "whole").events())
+    begin(tmp_path / "run")  # run.json is there, and nothing else
+    list(resume_training(tmp_path / "run").events())
+    assert_same_checkpoint(tmp_path / "run", tmp_path / "whole")
+    for file in checkpoints(open_run(tmp_path / "run")):
+        file.unlink()
+    with pytest.raises(FileError, match="no checkpoint"):  # one that did train is not begun anew without a word
+        resume_training(tmp_path / "run")
+    config = configured()
+    start_training(config, dataset_of(config), tmp_path / "fed", init_from=tmp_path / "whole")
+    with pytest.raises(FileError, match="no checkpoint"):  # the seed does not know these weights
+        resume_training(tmp_path / "fed")
+
+
 def test_stop_saves_and_says_interrupted(tmp_path: Path) -> None:
     trainer = begin(tmp_path / "run")
     events = []

@@ -68,9 +68,7 @@ def save(
     try:
         _write_atomic(target, data)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write {target}: {_reason(error)}; {state}; make room or write elsewhere"
-        ) from error
+        raise CheckpointError(f"cannot write {target}: {_reason(error)}; {state}; {_remedy(error)}") from error
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
@@ -107,7 +105,7 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         _write_atomic(Path(path), data)
     except OSError as error:
-        raise FileError(f"cannot write {path}: {_reason(error)}; make room or write elsewhere") from error
+        raise FileError(f"cannot write {path}: {_reason(error)}; {_remedy(error)}") from error
 
 
 def to_json(value: Any, what: str, indent: int | None) -> str:
@@ -224,3 +222,9 @@ def _decode(data: bytes, what: str) -> tuple[dict[str, np.ndarray[Any, Any]], di
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the permissions of the folder, or write elsewhere"
+    return "make room or write elsewhere"

@@ -7,6 +7,7 @@ defaults from here before anything else is loaded.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -263,6 +264,23 @@ def recipe(name: str) -> dict[str, Scalar]:
     if name not in RECIPES:
         raise InputError(f"no recipe {name!r}{nearest(name, RECIPES)}")
     return dict(RECIPES[name])
+
+
+def check_memory(least: int, what: str, lower: str) -> None:
+    """Refuse sizes that need at least `least` bytes on a machine with less: `what` is expected to fit, `lower` to go.
+
+    An allocation of arrays would fail by itself, but one of many small objects drives the machine out of memory first.
+    Raises InputError.
+    """
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no such question on this system
+        machine = 1 << 44
+    if least > machine:
+        raise InputError(
+            f"{what} that fits into the {machine / 2**30:.3g} GiB of this machine, got one of at least "
+            f"{least / 2**30:.3g} GiB; lower {lower}"
+        )
 
 
 def _declaration(key: str) -> tuple[Any, dataclasses.Field[Any]]:

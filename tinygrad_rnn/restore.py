@@ -13,13 +13,15 @@ from tinygrad_rnn import backend
 from tinygrad_rnn.backend import Device
 from tinygrad_rnn.config import RunConfig
 from tinygrad_rnn.data import Vocabulary
-from tinygrad_rnn.errors import CheckpointError, PluginError
+from tinygrad_rnn.errors import CheckpointError, DataError, FileError, PluginError
 from tinygrad_rnn.model import Model, Params, build_model
 from tinygrad_rnn.registry import CellEntry, check_identity, load_cell, load_plugin_file
 from tinygrad_rnn.run import (
+    DESCRIPTION,
     Run,
     best_checkpoint,
     describe,
+    described,
     latest_checkpoint,
     load_run_checkpoint,
     open_run,
@@ -108,21 +110,24 @@ def open_with_cell(
 ) -> OpenedRun:
     """The run folder `path` and its cell. A run remembers its plugin files; `plugins` stand in for them."""
     run = open_run(path)
-    described = describe(run)
+    description = describe(run)
     config = run_config(run)
     entry = find_cell(
         config.model.cell,
-        described["cell"],
-        plugins=tuple(plugins) or tuple(described.get("plugins", ())),
+        described(run, "cell"),
+        plugins=tuple(plugins) or tuple(description.get("plugins", ())),
         third_party=third_party,
         allow_changed=allow_changed_cell,
     )
-    return OpenedRun(run, described, config, entry, run_vocabulary(run))
+    return OpenedRun(run, description, config, entry, run_vocabulary(run))
 
 
 def run_vocabulary(run: Run) -> Vocabulary:
-    """The symbols of a run. Raises DataError when run.json holds none."""
-    return Vocabulary.from_json(describe(run).get("vocabulary"))
+    """The symbols of a run. Raises FileError when run.json holds none."""
+    try:
+        return Vocabulary.from_json(described(run, "vocabulary"))
+    except DataError as error:
+        raise FileError(f"{run.path / DESCRIPTION} is broken ({error}); restore it, or train the run again") from error
 
 
 def load_run_model(

@@ -38,6 +38,8 @@ BEST = "best.json"
 TEXT = "text.txt"
 FORMAT = 1
 
+_TABLES = ("cell", "data", "vocabulary", "versions")  # what run.json holds by custom, see create_run
+
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})(?:-val-(-?\d+\.\d{4}|nan|-?inf))?\.safetensors")
 
 
@@ -118,7 +120,9 @@ def describe(run: Run) -> dict[str, Any]:
     path = run.path / DESCRIPTION
     try:
         description = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is broken ({_one_line(error)}); restore it, or train the run again") from error
     if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
         raise FileError(f"{path} is broken: expected an object with 'config'; restore it, or train the run again")
@@ -127,7 +131,25 @@ def describe(run: Run) -> dict[str, Any]:
             f"{path}: expected format {FORMAT}, got {description.get('format')!r}; open it with the "
             "version of tinygrad_rnn that wrote it"
         )
+    for key in _TABLES:
+        if not isinstance(description.get(key, {}), dict):
+            raise FileError(f"{path} is broken: expected an object for {key!r}; restore it, or train the run again")
+    plugins = description.get("plugins", [])
+    if not isinstance(plugins, list) or not all(isinstance(plugin, str) for plugin in plugins):
+        raise FileError(f"{path} is broken: expected a list of paths for 'plugins'; restore it, or train the run again")
     return description
+
+
+def described(run: Run, key: str) -> dict[str, Any]:
+    """The table `key` of run.json. Raises FileError as `describe` does, and where it is not there."""
+    description = describe(run)
+    if key not in description:
+        raise FileError(
+            f"{run.path / DESCRIPTION} is broken: expected an object for {key!r}, got none; restore it, or train the "
+            "run again"
+        )
+    table: dict[str, Any] = description[key]
+    return table
 
 
 def run_config(run: Run) -> RunConfig:
@@ -174,7 +196,10 @@ def append_metrics(run: Run, record: Mapping[str, Any]) -> None:
                     file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
     except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}; make room") from error
+        remedy = "check its permissions" if isinstance(error, PermissionError) else "make room"
+        raise FileError(
+            f"cannot write {path}: {error.strerror or error}; {remedy}, then go on: resume {run.path}"
+        ) from error
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, engine
-from tinygrad_rnn.config import SampleConfig
+from tinygrad_rnn.config import SampleConfig, check_memory
 from tinygrad_rnn.data import Vocabulary
-from tinygrad_rnn.errors import InputError
+from tinygrad_rnn.errors import DataError, InputError
 from tinygrad_rnn.model import Model, Params, State, detach
+
+SAMPLE_BYTES = 100  # what the objects of one sample take at least
 
 
 def generate(
@@ -27,6 +29,9 @@ def generate(
     """
     _check(options)
     B = options.num
+    number = params["readout.W"].data.itemsize
+    least = B * (number * (model.config.hidden * model.config.layers + model.V) + SAMPLE_BYTES)
+    check_memory(least, f"--num {B}: expected a number of samples", "it")
     first = _first_symbols(vocabulary, options, rng)
     decoders = [vocabulary.decoder() for _ in range(B)]
     if options.prime:
@@ -63,7 +68,10 @@ def _check(options: SampleConfig) -> None:
 
 def _first_symbols(vocabulary: Vocabulary, options: SampleConfig, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     if options.prime:
-        first = vocabulary.encode(options.prime, options.unknown)
+        try:
+            first = vocabulary.encode(options.prime, options.unknown)
+        except (DataError, InputError) as error:
+            raise type(error)(f"--prime with --unknown {options.unknown}: {error}") from error
         if first.size:
             return first
         raise InputError(f"--prime {options.prime!r}: expected at least one symbol that the model knows, got none")
@@ -89,7 +97,8 @@ def _choose(
         logits[vocabulary.unknown] = -np.inf
     if options.greedy or options.temperature == 0:
         return int(np.argmax(logits))
-    p = np.exp((logits - logits.max()) / options.temperature)
+    with np.errstate(over="ignore"):  # a temperature of nearly 0: what is below the maximum gets no share
+        p = np.exp((logits - logits.max()) / options.temperature)
     p /= p.sum()
     if options.top_k or options.top_p < 1.0:
         order = np.argsort(-p, kind="stable")

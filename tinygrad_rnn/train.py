@@ -15,7 +15,7 @@ import numpy as np
 from tinygrad_rnn import backend, engine, ops, optim
 from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
-from tinygrad_rnn.config import RunConfig, SampleConfig, as_dict
+from tinygrad_rnn.config import RunConfig, SampleConfig, as_dict, check_memory
 from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
 from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFiniteError
@@ -24,10 +24,14 @@ from tinygrad_rnn.model import Forward, Model, Params, State, build_model, detac
 from tinygrad_rnn.registry import CellEntry
 from tinygrad_rnn.restore import PARAMS, find_cell, load_run_model, open_with_cell, place_params
 from tinygrad_rnn.run import (
+    METRICS,
     TEXT,
     Run,
     append_metrics,
+    checkpoints,
     create_run,
+    describe,
+    described,
     latest_checkpoint,
     load_run_checkpoint,
     prune,
@@ -39,6 +43,7 @@ from tinygrad_rnn.sample import generate
 from tinygrad_rnn.tensor import Tensor, grad
 
 MAX_ROLLBACKS = 5
+LAYER_BYTES = 4096  # what the objects of a layer take at least, whatever its size
 
 
 @dataclass(frozen=True)
@@ -516,7 +521,25 @@ def _prepare(config: RunConfig, V: int, entry: CellEntry) -> tuple[Model, Device
     parse_watch(config.train.watch)
     _bptt_batches(config)
     optim.learning_rate(config.optim, 0.0)
+    _check_size(config, V)
     return build_model(config.model, V, entry), backend.select(config.train.device)
+
+
+def _check_size(config: RunConfig, V: int) -> None:
+    """Refuse a model that cannot fit into memory before its layers are made one by one.
+
+    The bound is a low one, true of every cell: NumPy's own refusal follows where this lets a model pass.
+    Raises InputError.
+    """
+    model = config.model
+    embed = int(model.embed) if model.embed.isdecimal() else 0
+    numbers = model.hidden * (V + model.layers) + embed * V
+    least = numbers * np.dtype(config.train.dtype).itemsize + model.layers * LAYER_BYTES
+    check_memory(
+        least,
+        f"--hidden {model.hidden}, --layers {model.layers}, --embed {model.embed}: expected a model",
+        "the largest",
+    )
 
 
 def _first_step(model: Model, params: Params, device: Device) -> tuple[str, str]:
@@ -567,6 +590,7 @@ def start_training(
             "vocabulary": vocabulary.to_json(),
             "device": device.name,
             "seed": config.train.seed,
+            "init_from": None if init_from is None else str(Path(init_from).absolute()),
             "parameters": model.count(),
         },
         overwrite=overwrite,
@@ -599,11 +623,12 @@ def resume_training(
     if device is not None:
         changes["device"] = device
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
-    dataset = _same_text(run, config, vocabulary, opened.described["data"])
+    dataset = _same_text(run, config, vocabulary, described(run, "data"))
     model, place = _prepare(config, vocabulary.size, opened.entry)
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, place.xp)
     trainer = Trainer(run, config, dataset, model, place, params)
-    trainer.load(latest_checkpoint(run))
+    if not _never_began(run):
+        trainer.load(latest_checkpoint(run))
     if trainer.progress.step > trainer.total:
         raise InputError(
             f"run {run.path}: expected a total length of at least {trainer.progress.step} steps, which are done "
@@ -614,6 +639,14 @@ def resume_training(
     return trainer
 
 
+def _never_began(run: Run) -> bool:
+    """Whether the run was stopped between its run.json and its first checkpoint.
+
+    The seed then says all that the checkpoint would have, unless the weights came from another run.
+    """
+    return not (checkpoints(run) or (run.path / METRICS).exists() or describe(run).get("init_from"))
+
+
 def _same_text(run: Run, config: RunConfig, vocabulary: Vocabulary, stored: Mapping[str, Any]) -> Dataset:
     """The text of the run, read again; standard input comes from the copy that the run kept."""
     data = config.data
@@ -621,10 +654,10 @@ def _same_text(run: Run, config: RunConfig, vocabulary: Vocabulary, stored: Mapp
         data = dataclasses.replace(data, text=(str(run.path / TEXT),))
     # a symbol that the run never saw is no error here: the checksum says it better
     dataset = load_dataset(data, vocabulary, unknown="skip" if vocabulary.unknown is None else "replace")
-    if dataset.sha256 != stored["sha256"]:
+    if dataset.sha256 != stored.get("sha256"):
         raise DataError(
-            f"run {run.path}: expected the text it was trained on ({stored['source']}), got another content; restore "
-            "that text, or train anew with --init-from"
+            f"run {run.path}: expected the text it was trained on ({stored.get('source')}), got another content; "
+            "restore that text, or train anew with --init-from"
         )
     return dataset
 
