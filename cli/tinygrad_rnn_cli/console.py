@@ -87,7 +87,7 @@ def _strict(value: Any) -> Any:
 def note(text: str = "", **style: Any) -> None:
     """A line of progress or advice, on stderr; -q silences it."""
     if not screen().quiet:
-        click.echo(paint(text, sys.stderr, **style), err=True, color=True)
+        _tell(paint(text, sys.stderr, **style))
 
 
 def detail(text: str) -> None:
@@ -98,13 +98,29 @@ def detail(text: str) -> None:
 
 def warn(text: str) -> None:
     """A warning, on stderr even with -q."""
-    click.echo(paint("warning: ", sys.stderr, fg="yellow") + text, err=True, color=True)
+    _tell(paint("warning: ", sys.stderr, fg="yellow") + text)
 
 
 def fail(text: str) -> None:
     """An error, on stderr, in one line."""
     line = " ".join(text.split("\n")).strip()
-    click.echo(paint("error: ", sys.stderr, fg="red", bold=True) + line, err=True, color=True)
+    _tell(paint("error: ", sys.stderr, fg="red", bold=True) + line)
+
+
+def _tell(text: str) -> None:
+    """A line on stderr. Where nobody reads it any more, or the log's disk is full, the work goes on without it."""
+    try:
+        click.echo(text, err=True, color=True)
+    except OSError:
+        forget(sys.stderr)
+
+
+def forget(stream: IO[Any]) -> None:
+    """Send what is written to `stream` from now on into nothing, what it still holds included."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):
+        pass
 
 
 def rich_console(stream: IO[str]) -> Console:

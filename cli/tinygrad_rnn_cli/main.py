@@ -91,7 +91,7 @@ class Program(Group):
 def report(error: Exception, arguments: Sequence[str]) -> int:
     """Say what went wrong, in one line (with its traceback under -vv; a bug always has one), and the exit code."""
     if isinstance(error, BrokenPipeError):
-        _forget_stdout()
+        console.forget(sys.stdout)  # the reader has gone: the interpreter's last flush must not complain
         return ERROR
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
@@ -155,7 +155,8 @@ def _as_written(name: str, arguments: Sequence[str]) -> str:
     """The option as the user typed it: for -rnn_siz click names only its first letter."""
     if name.startswith("--") or len(name) != 2:
         return name
-    longer = [arg for arg in arguments if arg.startswith(name) and len(arg) > 2]
+    words = [arg for arg in arguments if arg.startswith("-") and not arg.startswith("--") and len(arg) > 2]
+    longer = [arg for arg in words if arg.startswith(name)] or [arg for arg in words if name[1] in arg]  # as -verbos
     return longer[0].partition("=")[0] if longer else name
 
 
@@ -178,14 +179,6 @@ def _wants_traceback(arguments: Sequence[str]) -> bool:
     return console.screen().verbose >= 2 or "-vv" in arguments or list(arguments).count("-v") >= 2
 
 
-def _forget_stdout() -> None:
-    """The reader has gone: let the interpreter flush into nothing when it ends, instead of complaining."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        pass
-
-
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(tr.__version__, "--version", message=f"{PROGRAM} %(version)s", help="print the version and stop")
 def cli() -> None:
@@ -203,8 +196,19 @@ for _option in cli.params:
     _option.__dict__.setdefault("section", COMMON)
 
 
+def _standard_streams() -> None:
+    """A shell may close them (`>&-`): read from and write into nothing then, rather than fail somewhere on the way.
+
+    The first file opened would otherwise get their number, and with it whatever is printed by foreign code.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
 def main() -> None:
     """The entry point of the program."""
+    _standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a model may write what this terminal cannot
         sys.stdout.reconfigure(errors="backslashreplace")
     cli.main()

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
@@ -89,7 +89,8 @@ def _signals(trainer: Trainer, view: View, live: bool) -> Iterator[None]:
         view.signal = number
         trainer.stop()
         if not live and not screen().quiet:  # a handler may have interrupted a print, so it must not print itself
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, STOPPING.encode() + b"\n")
+            with suppress(OSError):  # its reader may have gone
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, STOPPING.encode() + b"\n")
 
     before = {}
     for number_ in SIGNALS:

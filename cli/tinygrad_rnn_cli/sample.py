@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import sys
 from pathlib import Path
@@ -50,10 +51,8 @@ def sample(
         run = Path(old["-checkpoint"])
     found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
     options = found.sample
-    if prime_file is not None:
-        if options.prime:
-            raise click.UsageError("--prime-file and --prime exclude each other; give one of them")
-        options = dataclasses.replace(options, prime=_read(prime_file))
+    if prime_file is not None and options.prime:
+        raise click.UsageError("--prime-file and --prime exclude each other; give one of them")
     loaded = tr.load_run_model(
         run,
         which="latest" if which == "latest" else "best",
@@ -62,6 +61,8 @@ def sample(
         plugins=found.plugins,
         third_party=found.third_party,
     )
+    if prime_file is not None:
+        options = dataclasses.replace(options, prime=_read(prime_file, loaded.vocabulary.kind))
     detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {found.run.train.seed}")
     rng = np.random.default_rng(found.run.train.seed)
     pieces = tr.generate(loaded.model, loaded.params, loaded.vocabulary, options, rng)
@@ -86,13 +87,17 @@ def sample(
         sys.stdout.write("\n")  # a prompt behind the text would look like a part of it
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, kind: str) -> str:
+    """The text of `path` as `train` would read it: line ends as they are, no byte order mark; any bytes for bytes."""
     try:
-        return path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        if kind == "bytes":
+            return data.decode("utf-8", "surrogateescape")
+        return data.decode("utf-8-sig")
     except OSError as error:
         raise tr.FileError(f"--prime-file {path}: {error.strerror or error}; expected a text file") from error
     except UnicodeDecodeError as error:
+        offset = error.start + (3 if data.startswith(codecs.BOM_UTF8) else 0)
         raise tr.DataError(
-            f"--prime-file {path}: expected UTF-8, got byte {error.object[error.start]:#04x} at offset "
-            f"{error.start}; convert it to UTF-8"
+            f"--prime-file {path}: expected UTF-8, got byte {data[offset]:#04x} at offset {offset}; convert it to UTF-8"
         ) from error

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,9 @@ def test_standard_input_that_is_empty(invoke: Any) -> None:
         ("--hiden 3", 2, ["--hiden", "did you mean --hidden"]),
         ("--hidden 0", 2, ["--hidden", "at least 1"]),
         ("--hidden -3", 2, ["--hidden", "at least 1"]),
+        ("--hidden 100000000000000000000000", 2, ["--hidden", "GiB"]),
+        ("--layers 100000000000", 2, ["--layers", "GiB"]),
+        ("--embed 99999999999999999999", 2, ["--embed", "GiB"]),
         ("--layers 1.5", 2, ["--layers", "whole number"]),
         ("--seq-len 0", 2, ["--seq-len", "at least 1"]),
         ("--batch 100000", (1, 2), ["--batch"]),
@@ -210,6 +215,82 @@ def test_a_run_file_that_is_broken(invoke: Any, run: Path) -> None:
     (run / "run.json").write_text("{")
     for command in ("sample", "resume", "inspect"):
         refused(invoke([command, run]), 1, "run.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("cell", None),
+        ("cell", 7),
+        ("vocabulary", None),
+        ("vocabulary", {}),
+        ("data", None),
+        ("data", 7),
+        ("plugins", 7),
+        ("plugins", [7]),
+    ],
+)
+def test_a_run_file_that_lacks_a_part(invoke: Any, run: Path, key: str, value: Any) -> None:
+    described = json.loads((run / "run.json").read_text())
+    del described[key]
+    (run / "run.json").write_text(json.dumps(described if value is None else {**described, key: value}))
+    before = contents(run)
+    refused(invoke(["resume", run, "--steps", "14"]), 1, "run.json", key)
+    if key != "data":
+        refused(invoke(["sample", run]), 1, "run.json", key)
+    if value == 7:
+        refused(invoke(["inspect", run]), 1, "run.json", key)
+    assert contents(run) == before
+
+
+def test_a_run_file_that_may_not_be_read(invoke: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **more: Any) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    line = refused(invoke(["sample", run]), 1, "run.json", "Permission denied", "check its permissions")
+    assert "broken" not in line
+
+
+def test_more_samples_than_the_machine_holds(invoke: Any, run: Path) -> None:
+    refused(invoke(["sample", run, "-n", "1", "--num", "1000000000000"]), 2, "--num", "GiB")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_streams_that_the_shell_has_closed(tmp_path: Path, closed: str) -> None:
+    words = [sys.executable, "-m", "tinygrad_rnn_cli", "train", "--corpus", "hello", *TINY, "--steps", "2"]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *words, "--out", str(tmp_path / "run")]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert len(checkpoints(tmp_path / "run")) == 2
+
+
+def test_a_closed_standard_input_is_an_empty_text(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tinygrad_rnn_cli", "train", "-", "--out", str(tmp_path / "run")]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "standard input" in done.stderr
+
+
+def test_training_outlives_the_reader_of_its_log(tmp_path: Path) -> None:
+    """As in `train 2>&1 >/dev/null | head -1`: hours of work do not end with a pager."""
+    words = [sys.executable, "-m", "tinygrad_rnn_cli", "train", "--corpus", "hello", *TINY, "--steps", "20", "-v"]
+    words += ["--out", str(tmp_path / "run")]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [*words, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=write, timeout=120
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stdout.decode().strip()) == (0, str(tmp_path / "run"))
+    assert "step-00000020" in checkpoints(tmp_path / "run")[-1].name
+
+
+def test_a_long_name_with_one_dash_is_named_whole(invoke: Any, run: Path) -> None:
+    refused(invoke(["sample", run, "-verbos", "3"]), 2, "-verbos")
 
 
 def test_a_cell_that_is_gone(invoke: Any, run: Path) -> None:

@@ -105,6 +105,22 @@ def test_prime_file_and_unknown_symbols(invoke: Any, trained: Path, tmp_path: Pa
     assert invoke(["sample", trained, "-n", "5", "--prime", "hZllo", "--unknown", "skip"]).stdout.startswith("hllo")
 
 
+def test_a_priming_file_is_read_as_train_reads_a_text(invoke: Any, trained: Path, tmp_path: Path) -> None:
+    """A byte order mark is no symbol, and line ends stay what they are."""
+    (tmp_path / "crlf.txt").write_bytes(b"one\r\ntwo\r\n" * 60)
+    (tmp_path / "prime.txt").write_bytes(b"\xef\xbb\xbfone\r\n")
+    small = "--hidden 8 --layers 1 --batch 4 --seq-len 10".split()
+    for tokens in ("chars", "bytes"):
+        made = invoke(["train", "crlf.txt", *small, "--tokens", tokens, "--steps", "1", "--out", tokens])
+        assert made.exit_code == 0, made.output
+    done = invoke("sample chars -n 1 --prime-file prime.txt")
+    assert done.exit_code == 0, done.output
+    assert done.stdout_bytes.startswith(b"one\r\n")
+    (tmp_path / "prime.txt").write_bytes(b"\xef\xbb\xbfa\xff")
+    assert "0xff at offset 4" in invoke("sample chars --prime-file prime.txt").stderr
+    assert invoke("sample bytes -n 1 --prime-file prime.txt").exit_code == 0  # every byte is a symbol
+
+
 def test_eval_parts_and_symbols(invoke: Any, trained: Path) -> None:
     facts = json.loads(invoke(["eval", trained, "--by-char", "--json"]).stdout)
     assert sum(row["count"] for row in facts["by_char"]) == facts["symbols"]
