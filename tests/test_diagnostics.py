@@ -342,3 +342,16 @@ def test_a_curve_that_climbs_and_ends_below_its_start_has_not_exploded() -> None
     assert horizon is None
     assert back[-1] < back[0]
     assert verdict == "healthy"
+
+
+def test_what_float32_cannot_round_has_no_say_in_the_slope() -> None:
+    """With a forget gate above 1/2 the least float32 number rounds to itself: the curve ends in a plateau."""
+    slopes = {}
+    for dtype in (np.float32, np.float64):
+        series = only(gradnorm(*model_and_data("lstm", 1500, hidden=16, dtype=dtype), losses=("last",)), state="c")
+        slopes[dtype] = series.slope
+        if dtype is np.float32:
+            norm = np.array(series.norm)
+            assert series.numbers["fitted_steps"] == np.count_nonzero(norm >= np.finfo(dtype).tiny)
+            assert np.count_nonzero((norm > 0) & (norm < 1e-43)) > 300  # the plateau is there
+    assert slopes[np.float32] == pytest.approx(slopes[np.float64], rel=0.02)

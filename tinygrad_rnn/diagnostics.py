@@ -180,11 +180,11 @@ def _checked(norm: Sequence[float], horizon_eps: float) -> Array:
 
 
 def _judge(
-    norm: Array, horizon_eps: float, every_step: bool
+    norm: Array, horizon_eps: float, every_step: bool, tiny: float = 0.0
 ) -> tuple[float, int | None, Verdict, str, dict[str, float | int | None]]:
-    """What `describe` gives, and the numbers behind it by name."""
+    """What `describe` gives, and the numbers behind it by name; no slope is fitted to norms below `tiny`."""
     back = norm[::-1]  # back[n] is the norm n steps back from the loss
-    usable = np.isfinite(back) & (back > 0)
+    usable = np.isfinite(back) & (back > 0) & (back >= tiny)
     slope = _slope(back, usable)
     start = int(np.argmax(back != 0))  # 0 unless the state has no path to the loss at its own step
     reference = float(back[start])
@@ -373,7 +373,8 @@ def gradnorm_over(
         raise InputError("gradnorm: expected at least one batch, got none; the text is shorter than one batch")
     mean = {key: _root_mean_square([norms[key] for norms in measured]) for key in measured[0]}
     means = {name: float(_root_mean_square([total[name] for total in totals])) for name in totals[0]}
-    series = tuple(_series(key, norm, steps[key[0]], horizon_eps) for key, norm in mean.items())
+    tiny = _tiny(forward)
+    series = tuple(_series(key, norm, steps[key[0]], horizon_eps, tiny) for key, norm in mean.items())
     return GradNormReport(model.config.cell, len(model.cells), model.config.hidden, T, series, means)
 
 
@@ -390,7 +391,7 @@ def watch_gradients(
     norms: dict[_Key, Array] = {}
     for name, value in (("last", _loss(forward, y, "last", -1)), ("train", loss)):
         norms.update(_norms(forward, value, name, ("states",), {})[0])
-    series = tuple(_series(key, norm, T - 1, horizon_eps) for key, norm in norms.items())
+    series = tuple(_series(key, norm, T - 1, horizon_eps, _tiny(forward)) for key, norm in norms.items())
     return GradNormReport(cell, len(forward.layers), int(forward.layers[0].outputs.shape[-1]), T, series)
 
 
@@ -484,8 +485,17 @@ def _root_mean_square(values: Sequence[Array]) -> Any:
     return np.hypot.reduce(np.stack([np.asarray(value) for value in values]), axis=0) / math.sqrt(len(values))
 
 
-def _series(key: _Key, norm: Array, at: int, horizon_eps: float) -> GradNormSeries:
+def _tiny(forward: Forward) -> float:
+    """The smallest number of the gradients' type with all its digits.
+
+    Below it rounding takes over: half of the least number rounds to itself, so that a fading float32 gradient may stay
+    at 1e-45 for a thousand steps.
+    """
+    return float(np.finfo(forward.logits.dtype).tiny)
+
+
+def _series(key: _Key, norm: Array, at: int, horizon_eps: float, tiny: float) -> GradNormSeries:
     loss, layer, state = key
     # behind the step of the loss every gradient is exactly 0, and no part of the way back
-    slope, horizon, verdict, reason, numbers = _judge(norm[: at + 1], horizon_eps, loss == "train")
+    slope, horizon, verdict, reason, numbers = _judge(norm[: at + 1], horizon_eps, loss == "train", tiny)
     return GradNormSeries(loss, layer, state, tuple(norm.tolist()), slope, horizon, verdict, reason, at, numbers)
