@@ -86,8 +86,11 @@ def jvp(f: Function, xs: Sequence[Any], vs: Sequence[Any], *, create_graph: bool
     return y, Tensor(np.zeros_like(y.data)) if total is None else grad(total, u, create_graph=create_graph)
 
 
-def jacobian(f: Function, x: Any) -> Tensor:
-    """All first derivatives of f at x: shape (*y.shape, *x.shape). Raises InputError when f returns no tensor."""
+def jacobian(f: Function, x: Any, *, create_graph: bool = False) -> Tensor:
+    """All first derivatives of f at x: shape (*y.shape, *x.shape); zeros where f(x) is a constant to the tape.
+
+    So an f that differentiates itself does it with ``create_graph=True``. Raises InputError when f returns no tensor.
+    """
     x = x if hasattr(x, "shape") else Tensor(x)
     y, pullback = vjp(f, x)
     _one_output("jacobian", y)
@@ -97,12 +100,13 @@ def jacobian(f: Function, x: Any) -> Tensor:
     for i in range(y.size):
         unit = np.zeros_like(y.data).reshape(-1)
         unit[i] = 1
-        rows.append(pullback(unit.reshape(y.shape))[0].data)
-    stacked = np.stack(rows) if rows else np.zeros_like(y.data, shape=(0, *x.shape))
-    return Tensor(stacked.reshape((*y.shape, *x.shape)))
+        rows.append(pullback(unit.reshape(y.shape), create_graph=create_graph)[0])
+    with engine.recording(create_graph):
+        stacked = ops.stack(rows) if rows else Tensor(np.zeros_like(y.data, shape=(0, *x.shape)))
+        return ops.reshape(stacked, (*y.shape, *x.shape))  # type: ignore[no-any-return]
 
 
-def hvp(f: Function, xs: Sequence[Any], vs: Sequence[Any]) -> tuple[Tensor, ...]:
+def hvp(f: Function, xs: Sequence[Any], vs: Sequence[Any], *, create_graph: bool = False) -> tuple[Tensor, ...]:
     """The Hessian of the scalar f at `xs`, times `vs`: one tensor per x.
 
     Raises GradientError when f has more than one output, InputError or ShapeError when `vs` are not like `xs`.
@@ -112,7 +116,9 @@ def hvp(f: Function, xs: Sequence[Any], vs: Sequence[Any]) -> tuple[Tensor, ...]
         inputs = [_fresh(x) for x in xs]
         first = grad(f(*inputs), inputs, create_graph=True)
     total = _inner(first, vs)
-    return tuple(grad(total, inputs)) if total is not None else tuple(Tensor(np.zeros_like(x.data)) for x in inputs)
+    if total is None:
+        return tuple(Tensor(np.zeros_like(x.data)) for x in inputs)
+    return tuple(grad(total, inputs, create_graph=create_graph))
 
 
 # ------------------------------------------------------------------------------------ recompute
@@ -153,15 +159,22 @@ def recompute(f: Function, *xs: Any) -> Any:
 
     f must be a pure function of its arguments, all of them tensors or arrays of one floating dtype, and returns a
     tensor or a tuple of tensors. Source: Chen et al. 2016, arXiv 1604.06174.
-    Raises GradientError in the backward pass when f uses a tensor with requires_grad that is not an argument.
+    Raises InputError without an argument or when f returns anything else, and GradientError in the backward pass when
+    f uses a tensor with requires_grad that is not an argument.
     """
+    if not xs:
+        raise InputError("recompute: expected at least one argument, got none")
     shapes: list[tuple[int, ...]] = []
     single: list[bool] = []
 
     def packed(*inputs: Any) -> Any:
         out = f(*inputs)
         single[:] = [isinstance(out, Tensor)]
-        parts = [out] if isinstance(out, Tensor) else list(out)
+        parts = [out] if isinstance(out, Tensor) else out
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, Tensor) for part in parts):
+            raise InputError(
+                f"recompute: expected f to return a tensor or a tuple of tensors, got {type(out).__name__}"
+            )
         shapes[:] = [tuple(part.shape) for part in parts]
         return ops.concatenate([ops.reshape(part, (-1,)) for part in parts])
 

@@ -82,6 +82,8 @@ class Tensor(Variable):
     def grad(self, value: Tensor | None) -> None:
         if self.node is None:
             raise GradientError("grad: expected a tensor that requires a gradient, got a constant")
+        if value is not None and not isinstance(value, Tensor):
+            raise GradientError(f"grad: expected a tensor or None, got {type(value).__name__}")
         if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
             raise ShapeError(f"grad: expected shape {self.shape} {self.dtype}, got {value.shape} {value.dtype}")
         self.node.rare = {**(self.node.rare or {}), "grad": value}
@@ -163,6 +165,7 @@ class Tensor(Variable):
         """Add the gradient of this tensor to `.grad` of every leaf below it, and of every `retain_grad` tensor.
 
         `g` is the gradient of something else with respect to this tensor: needed unless this tensor has one element.
+        With `create_graph` a leaf's gradient holds the graph that holds the leaf; `grad` makes no such cycle.
         Raises GradientError when there is nothing to differentiate.
         """
         root = _root(self)

@@ -62,6 +62,14 @@ def test_they_nest_and_pass_on_to_the_tape_outside() -> None:
         np.testing.assert_allclose(hvp(lambda z: ops.sum(ops.sin(z)), [x], [np.ones(2)])[0].data, -np.sin(x.data))
 
 
+def test_hvp_and_jacobian_can_be_differentiated_again() -> None:
+    x = Tensor(np.array([0.3, 0.7]), requires_grad=True)
+    (twice,) = hvp(lambda z: (z**3).sum(), [x], [np.ones(2)], create_graph=True)
+    np.testing.assert_allclose(grad(twice.sum(), x).data, [6.0, 6.0])
+    hessian = jacobian(lambda z: jacobian(lambda u: (u**3).sum(), z, create_graph=True), x)
+    np.testing.assert_allclose(hessian.data, np.diag(6.0 * x.data))
+
+
 def test_wrong_directions() -> None:
     with pytest.raises(InputError, match="one direction for each of 1 inputs, got 2"):
         jvp(ops.sin, [np.ones(2)], [np.ones(2), np.ones(2)])
@@ -145,6 +153,14 @@ def test_recompute_runs_again_in_the_backward_pass_and_keeps_less() -> None:
     assert runs == 10
     assert peak(lambda x: recompute(counted, x)) < plain / 3
     assert runs == 30
+
+
+def test_recompute_says_what_it_takes() -> None:
+    with pytest.raises(InputError, match="at least one argument"):
+        recompute(lambda: Tensor(1.0))
+    for wrong in ({"a": 1}, np.ones(2), (1.0,)):
+        with pytest.raises(InputError, match="expected f to return a tensor or a tuple of tensors"):
+            recompute(lambda x, wrong=wrong: wrong, np.ones(2))
 
 
 def test_recompute_refuses_what_it_cannot_see() -> None:

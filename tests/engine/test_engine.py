@@ -81,6 +81,8 @@ def test_what_is_no_tensor_has_no_gradient() -> None:
         grad(wrong, leaf(1.0))
     with pytest.raises(GradientError, match="expected tensors as targets, got float at position 1"):
         grad(leaf(1.0).sum(), [leaf(1.0), wrong])
+    with pytest.raises(GradientError, match="expected a tensor or None, got float"):
+        leaf(1.0).grad = wrong
 
 
 def test_constants_have_no_gradient() -> None:
@@ -245,6 +247,15 @@ def test_tensors_of_one_memory_are_watched_together() -> None:
     z = (other * other).sum()
     outside.assign(1.0)
     np.testing.assert_array_equal(grad(z, other).data, [18.0, 18.0])
+
+
+def test_ids_that_are_written_later_are_those_of_the_forward_pass() -> None:
+    table, ids = leaf([1.0, 2.0], [3.0, 4.0]), Tensor(np.array([0, 0]))
+    outputs = [table[ids], ops.embedding(table, ids), ops.cross_entropy(table, ids)]
+    expected = [grad(y.sum(), table).data for y in outputs]
+    ids.assign(1)
+    for y, before in zip(outputs, expected, strict=True):
+        np.testing.assert_array_equal(grad(y.sum(), table).data, before)
 
 
 def test_a_write_between_first_and_second_order() -> None:

@@ -21,6 +21,11 @@ def getitem(x: Any, index: Any) -> Any:
     return (_view if _is_basic(index) else _getitem)(x, index=index, shape=tuple(x.shape))
 
 
+def frozen(ids: Variable) -> Any:
+    """The values of `ids` for the tape to keep: a copy where they can be written in place, which no guard would see."""
+    return ids.data if ids.version is None else ids.data.copy()
+
+
 def _is_basic(index: Any) -> bool:
     """Whether NumPy answers `index` with a view: integers, slices, None and Ellipsis alone."""
     parts = index if isinstance(index, tuple) else (index,)
@@ -35,7 +40,7 @@ def _plain(index: Any, x: Any, name: str) -> Any:
     if isinstance(index, tuple):
         return tuple([_plain(list(part) if isinstance(part, tuple) else part, x, name) for part in index])
     if isinstance(index, Variable):
-        index = index.data
+        index = frozen(index)
     elif isinstance(index, list):
         array = np.asarray(index, dtype=None if index else np.intp)
         return backend.from_host(array, backend.namespace(x.data if isinstance(x, Variable) else x))

@@ -10,6 +10,7 @@ from tinygrad_rnn import backend
 from tinygrad_rnn.engine import Variable, primitive
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.ops.elementwise import where
+from tinygrad_rnn.ops.index import frozen
 from tinygrad_rnn.ops.reduce import softmax, sum
 from tinygrad_rnn.ops.shape import expand_dims
 
@@ -46,7 +47,7 @@ def cross_entropy(
     logits (..., V) floating, targets (...) integers in [0, V), mask (...) boolean: False counts for nothing.
     ``mean`` divides by the number of targets that count. Raises ShapeError, DtypeError, InputError.
     """
-    targets = targets.data if isinstance(targets, Variable) else targets
+    targets = frozen(targets) if isinstance(targets, Variable) else targets
     if not backend.is_array(targets):
         raise DtypeError(f"cross_entropy: expected an array of targets, got {type(targets).__name__}")
     backend.check_device("cross_entropy", logits, targets)
