@@ -304,6 +304,18 @@ def test_a_spoilt_input_is_told_at_its_own_timestep() -> None:
         unroll(cell, params, Tensor(xs, requires_grad=True), layer=7)
 
 
+def test_after_a_caught_error_the_place_is_forgotten() -> None:
+    cell, params = make("lstm")
+    xs = inputs(4, 2)
+    xs[3, 0, 0] = np.nan
+    with anomaly():
+        with pytest.raises(NonFiniteError, match="timestep 3"):
+            unroll(cell, params, Tensor(xs, requires_grad=True))
+        with pytest.raises(NonFiniteError) as caught:
+            ops.log(Tensor([np.inf]))
+    assert caught.value.where == {"op": "log"}
+
+
 def test_behind_the_last_gate_no_gate_is_told() -> None:
     cell, params = make("lstm")
     state = {"h": np.zeros((1, H)), "c": np.full((1, H), np.inf)}

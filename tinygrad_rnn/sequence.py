@@ -85,23 +85,26 @@ def unroll(
     p = SimpleNamespace(**{name: params[name] for name in declared})
     states: dict[str, list[Any]] = {name: [] for name in shapes}
     place = engine.MODE.anomaly
-    for t in range(T):
-        if place is None:
-            new = take_step(cell, p, xs[t], current, shapes)
-        else:
-            place.update(layer=layer, timestep=t)
-            new = _watched_step(cell, p, xs[t], current, shapes)
-        if mask is not None:
-            alive = mask[t]
-            new = {
-                name: ops.where(ops.reshape(alive, (B,) + (1,) * (value.ndim - 1)), value, current[name])
-                for name, value in new.items()
-            }
-        current = new
-        for name, value in current.items():
-            states[name].append(value)
-    if place is not None:
-        del place["layer"], place["timestep"]
+    try:
+        for t in range(T):
+            if place is None:
+                new = take_step(cell, p, xs[t], current, shapes)
+            else:
+                place.update(layer=layer, timestep=t)
+                new = _watched_step(cell, p, xs[t], current, shapes)
+            if mask is not None:
+                alive = mask[t]
+                new = {
+                    name: ops.where(ops.reshape(alive, (B,) + (1,) * (value.ndim - 1)), value, current[name])
+                    for name, value in new.items()
+                }
+            current = new
+            for name, value in current.items():
+                states[name].append(value)
+    finally:
+        if place is not None:  # also after an error: what comes next in this anomaly() is no part of the sequence
+            place.pop("layer", None)
+            place.pop("timestep", None)
     output = next(iter(shapes))
     return Unrolled(ops.stack(states[output]), current, states)
 
