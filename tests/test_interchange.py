@@ -143,3 +143,9 @@ def test_missing_unknown_and_misshaped_arrays_are_named() -> None:
     del params["layers.1.W_hf"]
     with pytest.raises(InputError, match=r"to_torch: expected every parameter .*, got none for layers\.1\.W_hf"):
         to_torch(model, params)
+
+
+def test_a_parameter_of_another_size_is_named() -> None:
+    model = make("rnn", {})
+    with pytest.raises(ShapeError, match=r"^to_torch: expected layers\.0\.W_xh of shape \(3, 4\), got \(2, 2\)"):
+        to_torch(model, {**numbered(model), "layers.0.W_xh": np.ones((2, 2))})

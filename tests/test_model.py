@@ -284,6 +284,7 @@ def test_dropout_is_seeded_scaled_and_between_layers_only() -> None:
         ({"embed": "0"}, 5, r"--embed '0': expected"),
         ({"embed": "-3"}, 5, r"--embed '-3': expected"),
         ({}, 1, r"expected at least 2 different symbols, got 1"),
+        ({"layers": 0}, 5, r"--layers: expected at least 1, got 0"),
         ({"dropout": 1.0}, 5, r"--dropout: expected a rate in \[0, 1\), got 1.0"),
         ({"init": "unifrom"}, 5, r"no initialiser 'unifrom'; did you mean uniform"),
         ({"init_bias": "constant"}, 5, r"initialiser constant: expected a number"),

@@ -40,13 +40,17 @@ def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> di
     `params` are tensors or arrays by our names. `prefix` stands before the names of the recurrent module: with
     ``prefix="rnn."`` the result, converted by torch.from_numpy, is the state_dict of a module with the attributes
     embed, rnn and readout.
-    Raises InputError for a cell or option that PyTorch has no module for, or a missing parameter.
+    Raises InputError for a cell or option that PyTorch has no module for, or a missing parameter; ShapeError for one
+    of another size than the model's.
     """
     wanted = model.params()
     missing = sorted(wanted.keys() - params.keys())
     if missing:
         raise InputError(f"to_torch: expected every parameter of the model, got none for {', '.join(missing)}")
     ours = {name: backend.to_host(value.data if isinstance(value, Tensor) else value) for name, value in params.items()}
+    for name, spec in wanted.items():
+        if ours[name].shape != spec.shape:
+            raise ShapeError(f"to_torch: expected {name} of shape {spec.shape}, got {ours[name].shape}")
     theirs: dict[str, HostArray] = {}
     if "embed.W" in wanted:
         theirs["embed.weight"] = ours["embed.W"].copy()

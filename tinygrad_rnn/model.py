@@ -163,6 +163,8 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
         raise InputError(f"model: expected the cell {config.cell!r} of the configuration, got {entry.identity.name!r}")
     if V < 2:
         raise InputError(f"model: expected at least 2 different symbols, got {V}")
+    if config.layers < 1:
+        raise InputError(f"--layers: expected at least 1, got {config.layers}")
     if not 0.0 <= config.dropout < 1.0:
         raise InputError(f"--dropout: expected a rate in [0, 1), got {config.dropout}")
     for text in (config.init, config.init_bias):
