@@ -127,6 +127,10 @@ class GradNormReport:
             if loss in (None, series.loss) and layer in (None, series.layer) and state in (None, series.state)
         )
 
+    def topmost(self, series: GradNormSeries) -> bool:
+        """Whether no layer above has that state: the one to show beside other models. The inputs have layer 0 alone."""
+        return all(other.layer <= series.layer for other in self.select(state=series.state))
+
 
 def _json(number: float | int | None) -> float | int | None:
     return number if number is None or math.isfinite(number) else None

@@ -58,8 +58,9 @@ def gradnorm_figure(
     chosen: list[tuple[int, GradNormReport, GradNormSeries]] = []
     for name in (loss, "train") if training and loss != "train" else (loss,):
         for i, report in enumerate(reports):
-            top = layer if layer is not None or len(reports) == 1 else report.layers - 1
-            chosen += [(i, report, series) for series in report.select(loss=name, layer=top, state=state)]
+            found = report.select(loss=name, layer=layer, state=state)
+            every = layer is not None or len(reports) == 1
+            chosen += [(i, report, series) for series in found if every or report.topmost(series)]
     if not any(series.loss == loss for _, _, series in chosen):
         known = sorted({f"{s.loss}, layer {s.layer}, state {s.state}" for report in reports for s in report.series})
         raise InputError(

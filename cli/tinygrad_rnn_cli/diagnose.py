@@ -401,7 +401,7 @@ def show(reports: Sequence[GradNormReport]) -> None:
 
 def _worth_words(report: GradNormReport, several: bool) -> list[GradNormSeries]:
     chosen = list(report.select(loss=judged(report)))
-    return [s for s in chosen if not several or s.layer == report.layers - 1]
+    return [s for s in chosen if not several or report.topmost(s)]
 
 
 def draw(reports: Sequence[GradNormReport], height: int = 16, training: bool = True) -> None:
@@ -429,11 +429,11 @@ def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> lis
     for report in reports:
         loss = judged(report)
         for s in report.select(loss=loss):
-            if len(reports) > 1 and s.layer != report.layers - 1:
+            if len(reports) > 1 and not report.topmost(s):
                 continue
             name = f"{report.cell} {s.state}" + (f" layer {s.layer}" if report.layers > 1 and len(reports) == 1 else "")
             curves.append((name, s.norm[: s.at + 1]))
-        trained = report.select(loss="train", layer=report.layers - 1)
+        trained = [s for s in report.select(loss="train") if report.topmost(s)]
         first = report is reports[0]  # one curve shows the trap; one for each of several cells would hide the others
         if training and first and loss != "train" and trained:
             curves.append((f"{report.cell} {trained[0].state}, training loss", trained[0].norm))

@@ -69,6 +69,16 @@ def test_a_curve_ends_where_its_loss_stands(invoke: Any) -> None:
     assert max(line.rfind("●") for line in plot.split("\n")) < 30  # a quarter of 80 columns and the margin
 
 
+def test_inputs_of_several_cells_of_several_layers(invoke: Any, tmp_path: Path) -> None:
+    done = invoke(
+        "diagnose gradnorm --cell rnn --cell gru --layers 2 --hidden 4 --batch 2 --steps 5 --wrt inputs --plot x.svg"
+    )
+    assert done.exit_code == 0, done.output
+    for word in ("rnn x", "gru x", "gru, layer 0, state x"):
+        assert word in done.stdout
+    assert (tmp_path / "x.svg").exists()
+
+
 def test_no_slope_without_two_norms(invoke: Any) -> None:
     page = invoke("diagnose gradnorm --cell rnn --hidden 4 --layers 1 --batch 2 --steps 1 --loss last").stdout
     assert next(line for line in page.split("\n") if line.startswith("rnn ")).split()[4] == "-"
