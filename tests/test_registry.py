@@ -23,6 +23,7 @@ from tinygrad_rnn import (
     available_cells,
     bias,
     buffer,
+    init_cell,
     input_matrix,
     load_cell,
     load_plugin_file,
@@ -161,7 +162,7 @@ def test_a_broken_plugin_is_a_row_and_not_a_crash(
         load_cell("broken")
     for text in (rows["broken"] or "", str(caught.value)):
         assert "\n" not in text
-        for part in ["'broken'" if "subclass" not in parts[0] else "cell", *parts]:
+        for part in ["'broken' of acme-broken", *parts]:
             assert part in text
     monkeypatch.delitem(sys.modules, "acme_broken", raising=False)
 
@@ -414,6 +415,11 @@ def entry_of(**changes: Any) -> CellEntry:
         ({"params": lambda self: {"h": bias(self.H)}}, r"different names for states and parameters, got \['h'\]"),
         ({"params": lambda self: {"W": Param((0, 2), "zeros", "bias")}}, r"cell mine, W: expected a shape .* \(0, 2\)"),
         ({"state": lambda self: {"h": State((2.5,))}}, r"cell mine, h: expected a shape"),
+        ({"state": lambda self: {"h": State((self.H,), "zero")}}, r"state h: expected a number as start, got 'zero'"),
+        (
+            {"params": lambda self: {"W": Param((2,), None, "bias")}},
+            r"W: expected the name of an initialiser, got None",
+        ),
         ({"params": lambda self: {"W": Param((2,), "zeros", "biass")}}, r"W: no role 'biass'; did you mean bias"),
     ],
 )
@@ -447,6 +453,17 @@ def test_what_a_stranger_declares_with() -> None:
     assert (bias(3), bias(3, 0.1)) == (Param((3,), "zeros", "bias"), Param((3,), "constant:0.1", "bias"))
     assert bias(3, np.float64(0.1)) == bias(3, 0.1)
     assert buffer((2, 2), "signs") == Param((2, 2), "signs", "buffer")
+
+
+def test_an_initialiser_that_cannot_fill_a_shape_names_the_parameter() -> None:
+    cell = entry_of(params=lambda self: {"v": Param((3,), "orthogonal", "input")}).cls(2, 3)
+    with pytest.raises(InputError, match=r"^parameter v: initialiser orthogonal: expected a matrix, got shape \(3,\)"):
+        init_cell(cell, np.random.default_rng(0))
+
+
+def test_sizes_may_be_numpys() -> None:
+    cell = entry_of().cls(np.int64(2), np.int32(3))
+    assert (cell.I, cell.H) == (2, 3) and type(cell.I) is type(cell.H) is int
 
 
 def test_a_plugin_of_two_states_and_a_start_value() -> None:

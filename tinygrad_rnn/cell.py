@@ -86,10 +86,10 @@ class Cell(ABC):
         """A cell for I inputs and H units. Raises InputError for sizes or options that cannot work."""
         sizes: dict[str, Any] = {"I": I, "H": H}
         for letter, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
+            if not isinstance(size, int | np.integer) or size < 1:
                 raise InputError(f"cell {self.name}: expected {letter} to be a whole number from 1, got {size!r}")
-        self.I = I
-        self.H = H
+        self.I = int(I)
+        self.H = int(H)
         self.options: Any = parse_options(type(self).Options, dict(options or {}), f"cell {self.name}")
         self.check()
 
@@ -157,7 +157,14 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
                 )
     if not states:
         raise PluginError(f"cell {cell.name}: expected at least one state, got none")
+    for name, spec in states.items():
+        if not isinstance(spec.start, int | float | np.number):
+            raise PluginError(f"cell {cell.name}, state {name}: expected a number as start, got {spec.start!r}")
     for name, spec in params.items():
+        if not isinstance(spec.init, str):
+            raise PluginError(
+                f"cell {cell.name}, parameter {name}: expected the name of an initialiser, got {spec.init!r}"
+            )
         if spec.role not in get_args(Role):
             raise PluginError(
                 f"cell {cell.name}, parameter {name}: no role {spec.role!r}{nearest(str(spec.role), get_args(Role))}"
@@ -215,13 +222,18 @@ def init_cell(cell: Cell, rng: np.random.Generator, dtype: Any = np.float64, xp:
 def init_params(
     specs: Mapping[str, Param], rng: np.random.Generator, dtype: Any = np.float64, xp: Any = np
 ) -> dict[str, Tensor]:
-    """Tensors for declared parameters, in the order of `specs`, on the device whose module is `xp`."""
-    return {
-        name: Tensor(
-            backend.from_host(initialise(spec.init, spec.shape, rng, dtype), xp), requires_grad=spec.role != "buffer"
-        )
-        for name, spec in specs.items()
-    }
+    """Tensors for declared parameters, in the order of `specs`, on the device whose module is `xp`.
+
+    Raises InputError, with the parameter's name, where an initialiser cannot fill a shape.
+    """
+    tensors = {}
+    for name, spec in specs.items():
+        try:
+            values = initialise(spec.init, spec.shape, rng, dtype)
+        except InputError as error:
+            raise InputError(f"parameter {name}: {error}") from error
+        tensors[name] = Tensor(backend.from_host(values, xp), requires_grad=spec.role != "buffer")
+    return tensors
 
 
 def take_step(

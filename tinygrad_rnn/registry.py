@@ -200,7 +200,10 @@ def load_cell(name: str, *, third_party: bool = True) -> CellEntry:
         raise PluginError(
             f"cell {name!r} of {distribution} {version} cannot be imported from {point.value}: {_one_line(error)}"
         ) from error
-    check_declaration(cls)
+    try:
+        check_declaration(cls)
+    except PluginError as error:
+        raise PluginError(f"cell {name!r} of {distribution} {version}, {point.value}: {error}") from error
     if cls.name != name:
         raise PluginError(
             f"cell {name!r} of {distribution}: expected the class to be named like its entry point, got {cls.name!r}"
