@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.cells import complete_cell
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 V = 65  # symbols of a cell at initialisation, as many as tinyshakespeare has
 VERDICTS = {"vanish": "vanishing", "explode": "exploding"}
+TITLE = "Gradient norms per timestep"
 TRAP = (
     "Mind the trap: the training loss has a term at every step, which feeds gradient into every state directly. Its\n"
     "curve looks healthy even where nothing flows back through time. Judge by the loss at the last step."
@@ -150,6 +152,12 @@ def gradnorm(
             "expected a RUN folder or --cell NAME, "
             + ("got none of them" if run is None else "got both; give one of them")
         )
+    if run is None:
+        for name in ("which", "allow_changed_cell"):
+            if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')}: a new cell has no checkpoint; name a RUN to choose one"
+                )
     forbidden = _wanted_verdicts(fail_on)
     for flag, value in (("--loss", losses), ("--wrt", wrt)):
         if value is not None and not _words(value):
@@ -187,6 +195,9 @@ def gradnorm(
         emit_json(reports[0].to_json() if len(reports) == 1 else {"reports": [report.to_json() for report in reports]})
     else:
         show(reports)
+    others = dict.fromkeys(s.loss for s in reports[0].series if s.loss not in ("train", judged(reports[0])))
+    if others and (picture is not None or not as_json):
+        note(f"note: the curves are those of the loss {judged(reports[0])}, not of {', '.join(others)}")
     for path in (picture, numbers):
         if path is not None:
             note(f"wrote {path}")
@@ -343,9 +354,10 @@ def show(reports: Sequence[GradNormReport]) -> None:
     first = reports[0]
     several = len(reports) > 1
     emit(
-        paint("Gradient norms per timestep", sys.stdout, bold=True)
-        + f": {', '.join(report.cell for report in reports)}; {first.layers} {_plural(first.layers, 'layer')} of "
-        f"{number(first.hidden)} units, {first.steps} {_plural(first.steps, 'step')}"
+        wrapped(
+            f"{TITLE}: {', '.join(report.cell for report in reports)}; {first.layers} {_plural(first.layers, 'layer')} "
+            f"of {number(first.hidden)} units, {first.steps} {_plural(first.steps, 'step')}"
+        ).replace(TITLE, paint(TITLE, sys.stdout, bold=True))
     )
     if any(report.series for report in reports):
         emit()

@@ -59,7 +59,8 @@ def test_a_check_that_could_never_fail_is_refused(invoke: Any, args: str, word: 
 
 def test_a_check_looks_at_every_loss(invoke: Any) -> None:
     done = invoke(f"{LINEAR} --cell-opt recurrent_init=orthogonal:0.5 --loss step:0,last,train --fail-on vanish")
-    assert done.exit_code == 3 and "loss last" in done.stderr
+    assert done.exit_code == 3 and "--fail-on: rnn layer 0 h, loss last" in done.stderr
+    assert "the curves are those of the loss last, not of step:0" in done.stderr
 
 
 def test_a_curve_ends_where_its_loss_stands(invoke: Any) -> None:
@@ -190,6 +191,7 @@ def test_a_run_on_another_text(invoke: Any, trained: Path, tmp_path: Path) -> No
         ("--cell rnn --cell-opt activatoin=tanh", ["activatoin", "activation"]),
         ("--cell rnn --horizon-eps 2", ["--horizon-eps", "2"]),
         ("--cell rnn --text a.txt", ["--text"]),
+        ("--cell rnn --which best", ["--which", "RUN"]),
         ("--cell rnn --hidden 0", ["--hidden", "at least 1"]),
     ],
 )
