@@ -64,6 +64,21 @@ def test_the_state_is_carried_from_batch_to_batch(rng: np.random.Generator) -> N
     assert many == pytest.approx(one, rel=1e-12)
 
 
+@pytest.mark.parametrize(("size", "batch", "streams"), [(250, 1, 1), (499, 20, 4), (48, 20, 1)])
+def test_the_rest_of_a_text_is_scored_too(rng: np.random.Generator, size: int, batch: int, streams: int) -> None:
+    model = build_model(ModelConfig(cell="gru", hidden=4, layers=1), 5, load_cell("gru"))
+    params = model.init(rng, np.float64)
+    ids = rng.integers(0, 5, size)
+    n = (size - 1) // streams
+    x, y = (ids[i : i + streams * n].reshape(streams, n).T for i in (0, 1))
+    logits = model.forward(params, x).logits.data
+    p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    expected = -np.log(np.take_along_axis(p, y[..., None], axis=-1)).mean()
+    result = score(model, params, ids, rng, batch=batch)
+    assert result.symbols == streams * n
+    assert result.nats == pytest.approx(expected, rel=1e-12)
+
+
 def test_too_short_a_text(known, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(DataError, match="at least 2"):
         score(*known, np.array([1]), rng)

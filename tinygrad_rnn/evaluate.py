@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,15 @@ def score(
     seq_len: int = 100,
     block: int = 100,
 ) -> Score:
-    """Score the text `ids` (N,), read as `batch` contiguous streams with a carried state.
+    """Score the text `ids` (N,), read as up to `batch` contiguous streams with a carried state.
+
+    A short text makes fewer streams, of at least `seq_len` symbols where it has them. Of the N - 1 symbols that can be
+    predicted, fewer than `batch` at the end are left out.
 
     The interval comes from resampling blocks of `block` neighbouring symbols, because neighbours are not independent
     (Kuensch 1989). Raises DataError for fewer than two symbols.
     """
-    streams = fitted_streams(ids, batch, seq_len)
+    streams = list(_whole(ids, batch, seq_len))
     losses = np.concatenate(list(_batches(model, params, streams))).T.reshape(-1)  # stream after stream
     targets = np.concatenate([y for _, y in streams]).T.reshape(-1)
     low, high = _interval(losses, block, rng)
@@ -70,12 +73,25 @@ def score(
     return Score(float(losses.mean()), low, high, int(losses.size), by_symbol)
 
 
-def _batches(model: Model, params: Params, streams: Streams) -> Any:
+def _whole(ids: np.ndarray[Any, Any], batch: int, seq_len: int) -> Iterator[tuple[Any, Any]]:
+    """Batches (x, y) of fitted streams, and a shorter last one with what whole batches leave of every stream."""
+    streams = fitted_streams(ids, batch, seq_len)
+    yield from streams
+    B, n = streams.batch, streams.stream_length
+    done = len(streams) * streams.seq_len
+    if done < n:
+        x, y = (ids[shift : shift + B * n].reshape(B, n)[:, done:].T.astype(np.intp, order="C") for shift in (0, 1))
+        yield x, y
+
+
+def _batches(model: Model, params: Params, batches: Iterable[tuple[Any, Any]]) -> Any:
     """The losses (T, B) of each batch, float64 on the host."""
     xp = backend.namespace(params["readout.W"].data)
-    state: State = model.start(streams.batch, params)
+    state: State | None = None
     with engine.no_grad():
-        for x, y in streams:
+        for x, y in batches:
+            if state is None:
+                state = model.start(x.shape[1], params)
             out = model.forward(params, backend.from_host(x, xp), state)
             losses = ops.cross_entropy(out.logits, backend.from_host(y, xp), reduction="none")
             state = detach(out.state)
