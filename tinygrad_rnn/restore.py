@@ -54,10 +54,10 @@ def find_cell(
 ) -> CellEntry:
     """The cell `name`, after running the plugin files; held against the identity that a run stored.
 
-    Raises PluginError when the code is not the one the run was made with (unless `allow_changed`), InputError for an
+    Without `third_party` no plugin file is run. Raises PluginError when the code is not the one the run was made with (unless `allow_changed`), InputError for an
     unknown name.
     """
-    for path in plugins:
+    for path in plugins if third_party else ():
         load_plugin_file(path)
     entry = load_cell(name, third_party=third_party)
     if stored is not None and not allow_changed:

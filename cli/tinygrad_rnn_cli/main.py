@@ -16,7 +16,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli import console
-from tinygrad_rnn_cli.options import COMMON, HELP, screen_options
+from tinygrad_rnn_cli.options import COMMON, GIVEN, HELP, screen_options
 
 PROGRAM = "tinygrad-rnn"
 
@@ -144,7 +144,9 @@ def _usage(error: click.ClickException, arguments: Sequence[str]) -> str:
         return f"missing {what}{page}"
     if isinstance(error, click.BadParameter) and error.param is not None:
         names = error.param.opts if isinstance(error.param, click.Option) else [error.param.human_readable_name]
-        return f"{names[0]}: {error.message}"
+        found = error.ctx.meta.get(GIVEN) if error.ctx is not None else None
+        name = str(error.param.envvar) if found and error.param.name in found.from_environment else names[0]
+        return f"{name}: {error.message}"
     text = error.format_message()
     if isinstance(error, click.BadOptionUsage) or text.startswith(("Missing ", "Got unexpected ")):  # click's own words
         return f"{text[:1].lower()}{text[1:]}".removesuffix(".") + page

@@ -32,6 +32,7 @@ else:
     _ParamType = click.ParamType  # not generic yet in click 8.2
 
 PREFIX = "TINYGRAD_RNN_"
+GIVEN = "tinygrad_rnn_cli.given"  # where a click context keeps what was written
 TITLES = {
     "model": "Model",
     "data": "Text and batches",
@@ -77,7 +78,7 @@ class Settings:
 
 def given() -> Given:
     """What the running command was given."""
-    found: Given = click.get_current_context().meta.setdefault("tinygrad_rnn_cli.given", Given())
+    found: Given = click.get_current_context().meta.setdefault(GIVEN, Given())
     return found
 
 

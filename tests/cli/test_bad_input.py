@@ -293,6 +293,23 @@ def test_a_long_name_with_one_dash_is_named_whole(invoke: Any, run: Path) -> Non
     refused(invoke(["sample", run, "-verbos", "3"]), 2, "-verbos")
 
 
+def test_without_plugins_the_file_of_a_run_is_not_executed(invoke: Any, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "trap.py").write_text("raise SystemExit('executed')")
+    described = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**described, "plugins": [str(tmp_path / "trap.py")]}))
+    for command in ("sample", "resume", "inspect", "eval"):
+        done = invoke([command, run, "--no-plugins"])
+        assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TINYGRAD_RNN_ANOMALY", "maybe"), ("TINYGRAD_RNN_COLOR", "red"), ("TINYGRAD_RNN_NO_PLUGINS", "perhaps")],
+)
+def test_a_wrong_word_in_the_environment_is_looked_for_there(invoke: Any, name: str, value: str) -> None:
+    refused(invoke(["train", *TINY, "--corpus", "hello"], **{name: value}), 2, name, value)
+
+
 def test_a_cell_that_is_gone(invoke: Any, run: Path) -> None:
     described = json.loads((run / "run.json").read_text())
     described["config"]["model"]["cell"] = described["cell"]["name"] = "gone_cell"
