@@ -11,12 +11,16 @@ from tinygrad_rnn import backend
 from tinygrad_rnn.engine import Op, Scatter, Variable, primitive
 from tinygrad_rnn.errors import DtypeError, ShapeError
 
+BASIC = (int, slice, EllipsisType, np.integer)  # with None, what NumPy answers with a view; but True is a mask
+
 
 def getitem(x: Any, index: Any) -> Any:
     """``x[index]``: integers, slices, None, Ellipsis, boolean masks and integer arrays, as in NumPy.
 
     Its gradient is a `Scatter`: added in place at `index`, so that T slices of a sequence cost T, not T squared.
     """
+    if type(index) is int:  # a step of a sequence, by the shortest way
+        return _view(x, index=index, shape=tuple(x.shape))
     index = _plain(index, x, "getitem")
     return (_view if _is_basic(index) else _getitem)(x, index=index, shape=tuple(x.shape))
 
@@ -29,10 +33,7 @@ def frozen(ids: Variable) -> Any:
 def _is_basic(index: Any) -> bool:
     """Whether NumPy answers `index` with a view: integers, slices, None and Ellipsis alone."""
     parts = index if isinstance(index, tuple) else (index,)
-    return all(
-        part is None or (isinstance(part, int | slice | EllipsisType | np.integer) and not isinstance(part, bool))
-        for part in parts
-    )
+    return all(part is None or (isinstance(part, BASIC) and not isinstance(part, bool)) for part in parts)
 
 
 def _plain(index: Any, x: Any, name: str) -> Any:
