@@ -54,8 +54,8 @@ def find_cell(
 ) -> CellEntry:
     """The cell `name`, after running the plugin files; held against the identity that a run stored.
 
-    Without `third_party` no plugin file is run. Raises PluginError when the code is not the one the run was made with (unless `allow_changed`), InputError for an
-    unknown name.
+    Without `third_party` no plugin file is run. Raises PluginError when the code is not the one the run was made with
+    (unless `allow_changed`), InputError for an unknown name.
     """
     for path in plugins if third_party else ():
         load_plugin_file(path)
