@@ -20,7 +20,17 @@ from tinygrad_rnn_cli.cells import complete_cell
 from tinygrad_rnn_cli.console import emit, emit_json, fail, is_terminal, note, number, paint, table, wrapped
 from tinygrad_rnn_cli.drawing import draw_curves
 from tinygrad_rnn_cli.main import CHECK_FAILED, Group
-from tinygrad_rnn_cli.options import Command, Flag, Settings, common, given, resolve, settings, which_checkpoint
+from tinygrad_rnn_cli.options import (
+    Command,
+    Flag,
+    Settings,
+    common,
+    given,
+    load_run,
+    resolve,
+    settings,
+    which_checkpoint,
+)
 from tinygrad_rnn_cli.texts import own_text, whole_text
 
 if TYPE_CHECKING:
@@ -244,14 +254,7 @@ def _of_run(
     changed = [key for key in found.origins if key.startswith("model.") and found.origins[key] != f"run {run}"]
     if changed:
         raise click.UsageError(f"{found.origins[changed[0]]}: the RUN has settled it; use --cell NAME for a new cell")
-    loaded = tr.load_run_model(
-        run,
-        which="latest" if which == "latest" else "best",
-        device=found.run.train.device,
-        allow_changed_cell=allow_changed_cell,
-        plugins=found.plugins,
-        third_party=found.third_party,
-    )
+    loaded = load_run(run, which, allow_changed_cell, found)
     ids = _symbols_of(loaded, run, text)
     streams = tr.fitted_streams(ids, found.run.data.batch, steps or base.data.seq_len)
     if steps and streams.seq_len < steps:

@@ -10,7 +10,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, emit_json, number, table
-from tinygrad_rnn_cli.options import Command, common, resolve, settings, which_checkpoint
+from tinygrad_rnn_cli.options import Command, common, load_run, resolve, settings, which_checkpoint
 from tinygrad_rnn_cli.texts import own_text, whole_text
 
 
@@ -56,14 +56,7 @@ def evaluate(
     import numpy as np
 
     found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
-    loaded = tr.load_run_model(
-        run,
-        which="latest" if which == "latest" else "best",
-        device=found.run.train.device,
-        allow_changed_cell=allow_changed_cell,
-        plugins=found.plugins,
-        third_party=found.third_party,
-    )
+    loaded = load_run(run, which, allow_changed_cell, found)
     if text:
         dataset = whole_text(loaded.config.data, text, loaded.vocabulary, unknown)
         source, ids = dataset.source, dataset.train

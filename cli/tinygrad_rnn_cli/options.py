@@ -27,6 +27,8 @@ from tinygrad_rnn_cli.console import emit, emit_json, note, screen
 if TYPE_CHECKING:
     from click.types import OptionHelpExtra
 
+    from tinygrad_rnn import LoadedModel
+
     _ParamType = click.ParamType[Any]
 else:
     _ParamType = click.ParamType  # not generic yet in click 8.2
@@ -485,6 +487,18 @@ def load_plugins() -> None:
 
 
 # ----------------------------------------------------------------------------------- where a value comes from
+
+
+def load_run(run: Path, which: str, allow_changed_cell: bool, found: Settings) -> LoadedModel:
+    """The trained model of RUN, as `which_checkpoint` and the common options say."""
+    return tr.load_run_model(
+        run,
+        which="latest" if which == "latest" else "best",
+        device=found.run.train.device,
+        allow_changed_cell=allow_changed_cell,
+        plugins=found.plugins,
+        third_party=found.third_party,
+    )
 
 
 def resolve(

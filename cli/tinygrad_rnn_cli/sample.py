@@ -11,7 +11,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import detail, emit_json, is_terminal
-from tinygrad_rnn_cli.options import Command, Flag, common, old_names, resolve, settings, which_checkpoint
+from tinygrad_rnn_cli.options import Command, Flag, common, load_run, old_names, resolve, settings, which_checkpoint
 
 
 @click.command("sample", cls=Command)
@@ -53,14 +53,7 @@ def sample(
     options = found.sample
     if prime_file is not None and options.prime:
         raise click.UsageError("--prime-file and --prime exclude each other; give one of them")
-    loaded = tr.load_run_model(
-        run,
-        which="latest" if which == "latest" else "best",
-        device=found.run.train.device,
-        allow_changed_cell=allow_changed_cell,
-        plugins=found.plugins,
-        third_party=found.third_party,
-    )
+    loaded = load_run(run, which, allow_changed_cell, found)
     if prime_file is not None:
         options = dataclasses.replace(options, prime=_read(prime_file, loaded.vocabulary.kind))
     detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {found.run.train.seed}")
