@@ -84,7 +84,7 @@ def _whole(ids: np.ndarray[Any, Any], batch: int, seq_len: int) -> Iterator[tupl
         yield x, y
 
 
-def _batches(model: Model, params: Params, batches: Iterable[tuple[Any, Any]]) -> Any:
+def _batches(model: Model, params: Params, batches: Iterable[tuple[Any, Any]]) -> Iterator[np.ndarray[Any, Any]]:
     """The losses (T, B) of each batch, float64 on the host."""
     xp = backend.namespace(params["readout.W"].data)
     state: State | None = None

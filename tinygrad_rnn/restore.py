@@ -99,7 +99,6 @@ class OpenedRun:
     """A run folder with what its run.json means in this process."""
 
     run: Run
-    described: Mapping[str, Any]
     config: RunConfig
     entry: CellEntry
     vocabulary: Vocabulary
@@ -110,16 +109,15 @@ def open_with_cell(
 ) -> OpenedRun:
     """The run folder `path` and its cell. A run remembers its plugin files; `plugins` stand in for them."""
     run = open_run(path)
-    description = describe(run)
     config = run_config(run)
     entry = find_cell(
         config.model.cell,
         described(run, "cell"),
-        plugins=tuple(plugins) or tuple(description.get("plugins", ())),
+        plugins=tuple(plugins) or tuple(describe(run).get("plugins", ())),
         third_party=third_party,
         allow_changed=allow_changed_cell,
     )
-    return OpenedRun(run, description, config, entry, run_vocabulary(run))
+    return OpenedRun(run, config, entry, run_vocabulary(run))
 
 
 def run_vocabulary(run: Run) -> Vocabulary:

@@ -237,25 +237,20 @@ class Trainer:
                 append_metrics(self.run, {"kind": "watch", "step": now.step, **report.to_json()})
                 yield Watched(now.step, report)
             last = now.step >= self.total
-            loss = None
+            validated = None
             if self._due(self.config.train.eval_every) or last:
                 validated = self._validate(counts=self._due(self.config.train.eval_every))
                 if validated is not None:
-                    loss = validated.loss
                     yield validated
             if self._due(self.config.train.sample_every):
                 yield self._sample()
             patience = self.config.train.patience
             if patience and now.since_best >= patience:
                 reason = "patience"
-            if (
-                self._due(self.config.train.save_every)
-                or last
-                or reason == "patience"
-                or loss == now.best_loss is not None
-            ):
+            best = validated is not None and validated.best
+            if self._due(self.config.train.save_every) or last or reason == "patience" or best:
                 saved_at = now.step
-                yield self._save(loss)
+                yield self._save(None if validated is None else validated.loss)
             if reason == "patience":
                 break
         if now.step != saved_at:
