@@ -207,11 +207,14 @@ class Op:
         return self.general(args, static)
 
     def general(self, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
-        """The call, by the way that suits every op and every operand."""
+        """The call, by the way that suits every op and every operand: a symbol beside a tensor is what decides."""
+        chosen: Operand | None = None
         for arg in args:
             if isinstance(arg, Operand):
-                return arg.apply(self, args, static)
-        return self.value(*args, **static)
+                chosen = arg
+                if not isinstance(arg, Variable):
+                    break
+        return self.value(*args, **static) if chosen is None else chosen.apply(self, args, static)
 
 
 def _reads(rule: Callable[..., Any] | None, count: int) -> tuple[bool, ...]:

@@ -3,17 +3,157 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 
 from tinygrad_rnn import backend, engine, ops
-from tinygrad_rnn.engine import Variable, record_two, wrap
+from tinygrad_rnn.engine import Operand, Variable, record_two, wrap
 from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, ShapeError
 from tinygrad_rnn.ops.reduce import Axis
 
 
-class Tensor(Variable):
+class Algebra(Operand):
+    """Abstract: operators and methods, all of them functions of `tinygrad_rnn.ops`, for whatever intercepts ops."""
+
+    __slots__ = ()
+
+    __array_ufunc__ = None  # so that ndarray * Tensor comes to Tensor.__rmul__, with CuPy too
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def T(self) -> Self:
+        return ops.transpose(self)  # type: ignore[no-any-return]
+
+    def __pos__(self) -> Self:
+        return self
+
+    __hash__ = object.__hash__
+
+    # --------------------------------------------------------------------------------- operators
+
+    def __add__(self, other: Any) -> Self:
+        return record_two(ops.add, self, other)  # type: ignore[no-any-return]
+
+    def __radd__(self, other: Any) -> Self:
+        return record_two(ops.add, self, other)  # type: ignore[no-any-return]
+
+    def __sub__(self, other: Any) -> Self:
+        return record_two(ops.sub, self, other)  # type: ignore[no-any-return]
+
+    def __rsub__(self, other: Any) -> Self:
+        return record_two(ops.sub, other, self)  # type: ignore[no-any-return]
+
+    def __mul__(self, other: Any) -> Self:
+        return record_two(ops.mul, self, other)  # type: ignore[no-any-return]
+
+    def __rmul__(self, other: Any) -> Self:
+        return record_two(ops.mul, self, other)  # type: ignore[no-any-return]
+
+    def __truediv__(self, other: Any) -> Self:
+        return record_two(ops.div, self, other)  # type: ignore[no-any-return]
+
+    def __rtruediv__(self, other: Any) -> Self:
+        return record_two(ops.div, other, self)  # type: ignore[no-any-return]
+
+    def __pow__(self, other: Any) -> Self:
+        return record_two(ops.pow, self, other)  # type: ignore[no-any-return]
+
+    def __rpow__(self, other: Any) -> Self:
+        return record_two(ops.pow, other, self)  # type: ignore[no-any-return]
+
+    def __matmul__(self, other: Any) -> Self:
+        return ops.matmul(self, other)  # type: ignore[no-any-return]
+
+    def __rmatmul__(self, other: Any) -> Self:
+        return ops.matmul(other, self)  # type: ignore[no-any-return]
+
+    def __neg__(self) -> Self:
+        return ops.neg(self)  # type: ignore[no-any-return]
+
+    def __abs__(self) -> Self:
+        return ops.abs(self)  # type: ignore[no-any-return]
+
+    def __eq__(self, other: object) -> Any:
+        return ops.equal(self, other)
+
+    def __ne__(self, other: object) -> Any:
+        return ops.not_equal(self, other)
+
+    def __gt__(self, other: Any) -> Self:
+        return ops.greater(self, other)  # type: ignore[no-any-return]
+
+    def __ge__(self, other: Any) -> Self:
+        return ops.greater_equal(self, other)  # type: ignore[no-any-return]
+
+    def __lt__(self, other: Any) -> Self:
+        return ops.less(self, other)  # type: ignore[no-any-return]
+
+    def __le__(self, other: Any) -> Self:
+        return ops.less_equal(self, other)  # type: ignore[no-any-return]
+
+    def __getitem__(self, index: Any) -> Self:
+        return ops.getitem(self, index)  # type: ignore[no-any-return]
+
+    # ----------------------------------------------------------------------------------- methods
+
+    def exp(self) -> Self:
+        return ops.exp(self)  # type: ignore[no-any-return]
+
+    def log(self) -> Self:
+        return ops.log(self)  # type: ignore[no-any-return]
+
+    def sqrt(self) -> Self:
+        return ops.sqrt(self)  # type: ignore[no-any-return]
+
+    def tanh(self) -> Self:
+        return ops.tanh(self)  # type: ignore[no-any-return]
+
+    def sigmoid(self) -> Self:
+        return ops.sigmoid(self)  # type: ignore[no-any-return]
+
+    def relu(self) -> Self:
+        return ops.relu(self)  # type: ignore[no-any-return]
+
+    def astype(self, dtype: Any) -> Self:
+        return ops.astype(self, dtype)  # type: ignore[no-any-return]
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Self:
+        return ops.sum(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Self:
+        return ops.mean(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Self:
+        return ops.max(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Self:
+        return ops.min(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def norm(self, axis: Axis = None, keepdims: bool = False) -> Self:
+        return ops.norm(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def reshape(self, *shape: Any) -> Self:
+        """The sizes given one by one or as a sequence."""
+        return ops.reshape(self, shape[0] if len(shape) == 1 else shape)  # type: ignore[no-any-return]
+
+    def transpose(self, *axes: Any) -> Self:
+        """The axes in another order, given one by one or as a sequence; reversed when not given."""
+        order = None if not axes else axes[0] if len(axes) == 1 else axes
+        return ops.transpose(self, order)  # type: ignore[no-any-return]
+
+    def swapaxes(self, a: int, b: int) -> Self:
+        return ops.swapaxes(self, a, b)  # type: ignore[no-any-return]
+
+
+class Tensor(Algebra, Variable):
     """An array (`data`, a plain numpy.ndarray or cupy.ndarray) that remembers how it was computed.
 
     ``Tensor(value, requires_grad=True)`` is a leaf: `grad` and `backward` find its gradient. `value` is not copied when
@@ -54,10 +194,6 @@ class Tensor(Variable):
         return self.data.dtype
 
     @property
-    def ndim(self) -> int:
-        return len(self.data.shape)
-
-    @property
     def size(self) -> int:
         return int(self.data.size)
 
@@ -88,10 +224,6 @@ class Tensor(Variable):
             raise ShapeError(f"grad: expected shape {self.shape} {self.dtype}, got {value.shape} {value.dtype}")
         self.node.rare = {**(self.node.rare or {}), "grad": value}
 
-    @property
-    def T(self) -> Tensor:
-        return ops.transpose(self)  # type: ignore[no-any-return]
-
     def __repr__(self) -> str:
         op = None if self.node is None else self.node.op
         made = f", by {op.__name__}" if op is not None else ", requires_grad" if self.requires_grad else ""
@@ -119,8 +251,6 @@ class Tensor(Variable):
     def __int__(self) -> int:
         return int(self.item())
 
-    __hash__ = object.__hash__
-
     # --------------------------------------------------------------------------------- exchange
 
     def item(self) -> Any:
@@ -143,8 +273,6 @@ class Tensor(Variable):
 
     def __dlpack_device__(self) -> Any:
         return self.data.__dlpack_device__()
-
-    __array_ufunc__ = None  # so that ndarray * Tensor comes to Tensor.__rmul__, with CuPy too
 
     def detach(self) -> Tensor:
         """The same values, cut off from the tape; the memory is shared."""
@@ -210,124 +338,6 @@ class Tensor(Variable):
         """Say that `data` was written in place from outside (an optimiser does), so that the graph notices."""
         if self.version is not None:
             self.version[0] += 1
-
-    # --------------------------------------------------------------------------------- operators
-
-    def __add__(self, other: Any) -> Tensor:
-        return record_two(ops.add, self, other)  # type: ignore[no-any-return]
-
-    def __radd__(self, other: Any) -> Tensor:
-        return record_two(ops.add, self, other)  # type: ignore[no-any-return]
-
-    def __sub__(self, other: Any) -> Tensor:
-        return record_two(ops.sub, self, other)  # type: ignore[no-any-return]
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return record_two(ops.sub, other, self)  # type: ignore[no-any-return]
-
-    def __mul__(self, other: Any) -> Tensor:
-        return record_two(ops.mul, self, other)  # type: ignore[no-any-return]
-
-    def __rmul__(self, other: Any) -> Tensor:
-        return record_two(ops.mul, self, other)  # type: ignore[no-any-return]
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return record_two(ops.div, self, other)  # type: ignore[no-any-return]
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return record_two(ops.div, other, self)  # type: ignore[no-any-return]
-
-    def __pow__(self, other: Any) -> Tensor:
-        return record_two(ops.pow, self, other)  # type: ignore[no-any-return]
-
-    def __rpow__(self, other: Any) -> Tensor:
-        return record_two(ops.pow, other, self)  # type: ignore[no-any-return]
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return ops.matmul(self, other)  # type: ignore[no-any-return]
-
-    def __rmatmul__(self, other: Any) -> Tensor:
-        return ops.matmul(other, self)  # type: ignore[no-any-return]
-
-    def __pos__(self) -> Tensor:
-        return self
-
-    def __neg__(self) -> Tensor:
-        return ops.neg(self)  # type: ignore[no-any-return]
-
-    def __abs__(self) -> Tensor:
-        return ops.abs(self)  # type: ignore[no-any-return]
-
-    def __eq__(self, other: object) -> Any:
-        return ops.equal(self, other)
-
-    def __ne__(self, other: object) -> Any:
-        return ops.not_equal(self, other)
-
-    def __gt__(self, other: Any) -> Tensor:
-        return ops.greater(self, other)  # type: ignore[no-any-return]
-
-    def __ge__(self, other: Any) -> Tensor:
-        return ops.greater_equal(self, other)  # type: ignore[no-any-return]
-
-    def __lt__(self, other: Any) -> Tensor:
-        return ops.less(self, other)  # type: ignore[no-any-return]
-
-    def __le__(self, other: Any) -> Tensor:
-        return ops.less_equal(self, other)  # type: ignore[no-any-return]
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return ops.getitem(self, index)  # type: ignore[no-any-return]
-
-    # ----------------------------------------------------------------------------------- methods
-
-    def exp(self) -> Tensor:
-        return ops.exp(self)  # type: ignore[no-any-return]
-
-    def log(self) -> Tensor:
-        return ops.log(self)  # type: ignore[no-any-return]
-
-    def sqrt(self) -> Tensor:
-        return ops.sqrt(self)  # type: ignore[no-any-return]
-
-    def tanh(self) -> Tensor:
-        return ops.tanh(self)  # type: ignore[no-any-return]
-
-    def sigmoid(self) -> Tensor:
-        return ops.sigmoid(self)  # type: ignore[no-any-return]
-
-    def relu(self) -> Tensor:
-        return ops.relu(self)  # type: ignore[no-any-return]
-
-    def astype(self, dtype: Any) -> Tensor:
-        return ops.astype(self, dtype)  # type: ignore[no-any-return]
-
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        return ops.sum(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        return ops.mean(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        return ops.max(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        return ops.min(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def norm(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        return ops.norm(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def reshape(self, *shape: Any) -> Tensor:
-        """The sizes given one by one or as a sequence."""
-        return ops.reshape(self, shape[0] if len(shape) == 1 else shape)  # type: ignore[no-any-return]
-
-    def transpose(self, *axes: Any) -> Tensor:
-        """The axes in another order, given one by one or as a sequence; reversed when not given."""
-        order = None if not axes else axes[0] if len(axes) == 1 else axes
-        return ops.transpose(self, order)  # type: ignore[no-any-return]
-
-    def swapaxes(self, a: int, b: int) -> Tensor:
-        return ops.swapaxes(self, a, b)  # type: ignore[no-any-return]
 
 
 def _from_python(value: Any) -> np.ndarray[Any, Any]:
