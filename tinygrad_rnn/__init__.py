@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from tinygrad_rnn.backend import from_host as from_host
     from tinygrad_rnn.backend import select as select_device
     from tinygrad_rnn.backend import to_host as to_host
+    from tinygrad_rnn.bench import BENCH_SHAPES as BENCH_SHAPES
+    from tinygrad_rnn.bench import TrainedStep as TrainedStep
+    from tinygrad_rnn.bench import bench as bench_cell
+    from tinygrad_rnn.bench import training_step as training_step
     from tinygrad_rnn.cell import Cell as Cell
     from tinygrad_rnn.cell import Param as Param
     from tinygrad_rnn.cell import State as State
@@ -137,6 +141,7 @@ if TYPE_CHECKING:
 
     # To a type checker an import under another name is private unless it stands here.
     __all__ = [
+        "bench_cell",
         "config_as_dict",
         "config_from_dict",
         "describe_run",
@@ -150,6 +155,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "autodiff": "gradcheck hvp jacobian jvp recompute vjp",
     "backend": "Device from_host select:select_device to_host",
+    "bench": "BENCH_SHAPES TrainedStep bench:bench_cell training_step",
     "cell": "Cell Param State bias buffer init_cell input_matrix recurrent_matrix specification",
     "checkpoint": "load:load_checkpoint save:save_checkpoint",
     "config": (

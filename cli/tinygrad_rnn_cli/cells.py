@@ -1,18 +1,20 @@
-"""``cells``: which recurrent cells there are, and what each of them is."""
+"""``cells``: which recurrent cells there are, what each of them is, and how fast."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit, emit_json, note, paint, table
-from tinygrad_rnn_cli.main import Group
+from tinygrad_rnn_cli import peers
+from tinygrad_rnn_cli.console import detail, emit, emit_json, note, paint, table
+from tinygrad_rnn_cli.main import USAGE, Group
 from tinygrad_rnn_cli.options import Command, common, given, load_plugins, spell
 
 if TYPE_CHECKING:
@@ -176,3 +178,162 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _shape(letters: list[str]) -> str:
     return "(" + ", ".join(letters) + (",)" if len(letters) == 1 else ")")
+
+
+# ----------------------------------------------------------------------------------------------- bench
+
+ROUNDS = 3
+OURS = "ours"
+KEYS = ("cell", "shape", "executor", "ms", "min_ms", "first_s", "error")  # of a printed row
+
+
+def _shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    try:
+        return tuple(peers.parse_shape(text) for text in value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+@cells.command("bench", cls=Command)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_cell)
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="V,H,L,B,T",
+    callback=_shapes,
+    help="symbols, hidden units, layers, streams, timesteps; repeatable  [default: three from small to large]",
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["auto", "llvm", "numpy", "unroll"]),
+    default="auto",
+    show_default=True,
+    help="what runs our side; auto is the fastest that can do it",
+)
+@click.option("--peers", "with_peers", is_flag=True, help="time PyTorch and JAX too, where they are installed")
+@click.option("--compile", "compiled", is_flag=True, help="with --peers: torch.compile too, which takes minutes")
+@click.option(
+    "--runs", type=click.IntRange(min=1), metavar="N", default=10, show_default=True, help="timed steps of a process"
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"processes per row, all sides in turn  [default: {ROUNDS} with --peers, else 1]",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="threads of every side  [default: one per processor]"
+)
+@click.option("--here", is_flag=True, hidden=True, help="time our side in this process")
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@common("plugin")
+def bench(
+    names: tuple[str, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    executor: str,
+    with_peers: bool,
+    compiled: bool,
+    runs: int,
+    rounds: int | None,
+    threads: int | None,
+    here: bool,
+    as_json: bool,
+) -> None:
+    """Time one training step of a character model of each cell NAME: forward, loss, backward, in milliseconds.
+
+    Embedding, L layers of the cell, linear readout, mean cross-entropy, float32, on the CPU; nobody updates the
+    parameters. Every side runs in processes of its own, one after the other. "first" is the first step in a new
+    process, in seconds: what has to be compiled is compiled there. A ratio above 1 means faster than the best peer.
+    """
+    if compiled and not with_peers:
+        raise click.UsageError("--compile: torch.compile is a peer; expected --peers beside it")
+    with contextlib.redirect_stdout(sys.stderr):
+        load_plugins()
+        entries = {name: tr.load_cell(name, third_party=given().third_party) for name in names}
+    wanted = [(name, shape) for name in entries for shape in dict.fromkeys(shapes or tr.BENCH_SHAPES)]
+    if here:
+        chosen = None if executor == "auto" else executor
+        emit_json({"rows": [tr.bench_cell(entries[n], s, executor=chosen, runs=runs) for n, s in wanted]})
+        return
+    rivals = [peer for peer in peers.PEERS if with_peers and (compiled or peer != "torch-compile")]
+    found: list[dict[str, peers.Row]] = []
+    for name, shape in wanted:
+        size = ",".join(map(str, shape))
+        sides = {
+            OURS: _our_side(name, size, executor, runs, threads),
+            **{peer: _peer_side(peer, name, shape, runs, threads) for peer in rivals},
+        }
+        note(f"{name} {size} ...", dim=True)
+        rows = peers.alternate(sides, rounds or (ROUNDS if with_peers else 1), lambda text: detail(f"  {text}"))
+        _check_ours(rows[OURS], name, size)
+        found.append(rows)
+    if as_json:
+        printed = [{key: row[key] for key in KEYS if key in row} for rows in found for row in rows.values()]
+        emit_json({"rows": printed})
+        return
+    _print_times(found, rivals)
+
+
+def _our_side(name: str, shape: str, executor: str, runs: int, threads: int | None) -> Callable[[], peers.Row]:
+    """Time our step by this very command in a process of its own, before whose NumPy the threads are set."""
+    asked = given()
+    words = ["--shape", shape, "--executor", executor, "--runs", str(runs), "--here", "--json"]
+    for path in asked.plugins:
+        words += ["--plugin", path]
+    if not asked.third_party:
+        words += ["--no-plugins"]
+    command = [sys.executable, "-P", "-m", "tinygrad_rnn_cli", "cells", "bench", name, *words]
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    environment = dict.fromkeys(names, str(threads)) if threads else {}
+
+    def side() -> peers.Row:
+        done = peers.measure(command, environment)
+        row: peers.Row = done if "error" in done else done["rows"][0]
+        return row
+
+    return side
+
+
+def _peer_side(peer: str, name: str, shape: Sequence[int], runs: int, threads: int | None) -> Callable[[], peers.Row]:
+    command = peers.peer_command(peer, name, shape, runs=runs, threads=threads or peers.cores())
+    empty: peers.Row = {"cell": name, "shape": list(shape), "executor": peer, "ms": None, "min_ms": None}
+    return lambda: {**empty, "first_s": None, **peers.measure(command)}
+
+
+def _check_ours(row: peers.Row, name: str, shape: str) -> None:
+    if "error" not in row:
+        return
+    if "Traceback" in row["stderr"]:
+        click.echo(row["stderr"], err=True)
+    error = f"{name} {shape}: {row['error']}"
+    raise tr.InputError(error) if row["code"] == USAGE else click.ClickException(error)
+
+
+def _print_times(found: Sequence[Mapping[str, peers.Row]], rivals: Sequence[str]) -> None:
+    headers = ["cell", "V,H,L,B,T", "executor", "ms", "least", "first, s", *(peers.TITLES[peer] for peer in rivals)]
+    lines = []
+    for rows in found:
+        ours = rows[OURS]
+        line = [
+            ours["cell"], ",".join(map(str, ours["shape"])), ours["executor"],
+            _ms(ours["ms"]), _ms(ours["min_ms"]), f"{ours['first_s']:.2f}", *(_ms(rows[peer]["ms"]) for peer in rivals),
+        ]  # fmt: skip
+        times = {peer: rows[peer]["ms"] for peer in rivals if rows[peer]["ms"] is not None}
+        if rivals:
+            best = min(times, key=lambda peer: times[peer]) if times else None
+            line += [peers.TITLES[best], f"{times[best] / ours['ms']:.2f}"] if best else ["-", "-"]
+        lines.append(line)
+    table(
+        headers + (["best peer", "ratio"] if rivals else []),
+        lines,
+        numbers=[*range(3, 6 + len(rivals)), *([7 + len(rivals)] if rivals else [])],
+    )
+    for text in dict.fromkeys(row["error"] for rows in found for row in rows.values() if "error" in row):
+        note(text)
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
