@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 import tinygrad_rnn as tr
+from tinygrad_rnn_cli import blas
 from tinygrad_rnn_cli.console import emit, emit_json, note, paint
 from tinygrad_rnn_cli.main import CHECK_FAILED
 from tinygrad_rnn_cli.options import Command, common, given, load_plugins
 
 GRADCHECK_SECONDS = 2.0
-SIZE = 1024
 # Kernels of OpenBLAS that leave half of an AVX-512 machine idle; it takes them for processors it does not know.
 NARROW_KERNELS = ("haswell", "zen", "sandybridge", "nehalem", "prescott", "core2", "generic")
-WIDE_KERNEL = "SkylakeX"
-# The same measurement in a process of its own, because OpenBLAS chooses its kernel when it is loaded.
+NARROW_KERNEL = "Haswell"
+FASTER = 1.15  # another kernel has to gain this much to be advised
+# What a step of a small, a middle and a large model multiplies: (M, K) x (K, N).
+PRODUCTS = ((1, 128, 512), (50, 128, 512), (64, 512, 2048))
+# The speed in a process of its own, because OpenBLAS chooses its kernels when it is loaded.
 MEASURE = """
-import time
-import numpy as np
-a = np.ones(({size}, {size}), np.float32)
-a @ a
-best = 1e9
-for _ in range(5):
-    began = time.perf_counter()
-    a @ a
-    best = min(best, time.perf_counter() - began)
-print(2 * {size} ** 3 / best / 1e9)
+from tinygrad_rnn_cli.blas import gflops, openblas
+speed = gflops()
+print(speed, getattr(openblas(), "kernel", ""))
 """
 
 
@@ -64,7 +60,6 @@ def doctor(as_json: bool) -> None:
 
 def examine(third_party: bool = True) -> dict[str, Any]:
     """All findings, as JSON values."""
-    blas = _blas()
     facts: dict[str, Any] = {
         "tinygrad_rnn": tr.__version__,
         "python": {
@@ -73,7 +68,8 @@ def examine(third_party: bool = True) -> dict[str, Any]:
             "platform": platform.platform(),
         },
         "packages": {name: _version(name) for name in ("numpy", "click", "rich", "matplotlib", "safetensors")},
-        "blas": blas,
+        "blas": _blas(),
+        "executor": _executor(third_party),
         "gpu": _gpu(),
         "cells": [
             {"name": row.name, "distribution": row.distribution, "version": row.version, "error": row.error}
@@ -105,86 +101,81 @@ def _blas() -> dict[str, Any]:
     except (KeyError, TypeError):
         built = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    speed = _gflops()
-    kernel, threads = _openblas()
+    speed = blas.gflops()
+    loaded = blas.openblas()
+    kernel = loaded.kernel if loaded else None
+    other = _other_kernel(kernel)
+    if other:
+        speed = max(speed, blas.gflops())  # what slowed this machine down for a moment must not decide
     return {
         "name": built.get("name"),
         "version": built.get("version"),
         "kernel": kernel,
-        "threads": threads,
+        "threads": loaded.threads() if loaded else None,
         "cores": cores,
-        "avx512": _has_avx512(),
+        "avx512": blas.has_avx512(),
         "gflops": speed,
-        "gflops_wide": _gflops_elsewhere(kernel),
-        "coretype": os.environ.get("OPENBLAS_CORETYPE"),
+        "gflops_wide": other["gflops"] if other and _is_narrow(kernel) and not _is_narrow(other["kernel"]) else None,
+        "coretype": os.environ.get(blas.CORETYPE),
+        "coretype_set_by": blas.coretype_setter(),
+        "other": other,
+        "products": [_product_threads(product) for product in PRODUCTS],
     }
 
 
-def _gflops() -> float:
-    """Best of five float32 products of 1024 x 1024 matrices, in GFLOP/s."""
-    import numpy as np
-
-    a = np.ones((SIZE, SIZE), np.float32)
-    a @ a
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2 * SIZE**3 / best / 1e9
+def _is_narrow(kernel: str | None) -> bool:
+    return bool(kernel) and str(kernel).lower() in NARROW_KERNELS
 
 
-def _gflops_elsewhere(kernel: str | None) -> float | None:
-    """The same with OpenBLAS's AVX-512 kernel, where it chose another one on a machine that has AVX-512."""
-    if not (kernel and kernel.lower() in NARROW_KERNELS and _has_avx512()):
-        return None
+def _other_kernel(kernel: str | None) -> dict[str, Any] | None:
+    """Kernel and GFLOP/s of a process with other kernels: OpenBLAS's own choice where OPENBLAS_CORETYPE is set, the
+    wide or the narrow ones of an AVX-512 machine elsewhere; None where there is nothing to compare with.
+    """
+    environ = {**os.environ}
+    if environ.pop(blas.CORETYPE, None) is None:
+        if not (kernel and blas.has_avx512()):
+            return None
+        environ[blas.CORETYPE] = blas.WIDE_KERNEL if _is_narrow(kernel) else NARROW_KERNEL
     try:
         done = subprocess.run(
-            [sys.executable, "-c", MEASURE.format(size=SIZE)],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            env={**os.environ, "OPENBLAS_CORETYPE": WIDE_KERNEL},
-            check=True,
+            [sys.executable, "-c", MEASURE], capture_output=True, text=True, timeout=30, env=environ, check=True
         )
-        return float(done.stdout)
+        speed, _, other = done.stdout.strip().partition(" ")
+        return {"kernel": other, "gflops": float(speed)} if kernel and other and other != kernel else None
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
-def _openblas() -> tuple[str | None, int | None]:
-    """The kernel and the number of threads of the OpenBLAS that NumPy has loaded; None where it cannot be asked."""
-    for path in _loaded_libraries("openblas"):
-        try:
-            library = ctypes.CDLL(path)
-        except OSError:
-            continue
-        for prefix in ("scipy_", ""):
-            for suffix in ("64_", "_64_", "64", ""):
-                core = getattr(library, f"{prefix}openblas_get_corename{suffix}", None)
-                threads = getattr(library, f"{prefix}openblas_get_num_threads{suffix}", None)
-                if core is not None and threads is not None:
-                    core.restype = ctypes.c_char_p
-                    return core().decode("ascii", "replace"), int(threads())
-    return None, None
+def _product_threads(product: tuple[int, int, int]) -> dict[str, Any]:
+    choice = blas.choose_threads([product])
+    times = {str(threads): 1e6 * seconds for threads, seconds in choice.measured.get(product, {}).items()}
+    return {"product": list(product), "threads": choice.threads, "microseconds": times, "reason": choice.reason}
 
 
-def _loaded_libraries(word: str) -> list[str]:
-    """Paths of libraries with `word` in their name: loaded ones on Linux, those beside NumPy elsewhere."""
+# -------------------------------------------------------------------------------------------- executor
+
+
+def _executor(third_party: bool) -> dict[str, Any]:
+    """Which executor runs a cell's steps here and why; the version of llvmlite, or why it cannot be used."""
     import numpy as np
 
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        words = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text(errors="replace").splitlines()}
-        return sorted(path for path in words if path.startswith("/") and word in Path(path).name)
-    root = Path(np.__file__).parent
-    folders = [root.parent / "numpy.libs", root / ".dylibs"]
-    return sorted(str(path) for folder in folders if folder.is_dir() for path in folder.glob(f"*{word}*"))
-
-
-def _has_avx512() -> bool | None:
-    info = Path("/proc/cpuinfo")
-    return " avx512f" in info.read_text(errors="replace") if info.exists() else None
+    found: dict[str, Any] = {"name": None, "reason": None, "llvmlite": None, "error": None}
+    try:
+        importlib.import_module("llvmlite.binding")
+        found["llvmlite"] = _version("llvmlite")
+    except ModuleNotFoundError:
+        found["error"] = "llvmlite is not installed"
+    except Exception as error:  # a library of another machine or LLVM fails in many ways, and every one is a finding
+        found["error"] = f"llvmlite cannot be loaded: {' '.join(str(error).split())[:200]}"
+    try:
+        entry = tr.load_cell("gru", third_party=third_party)
+        model = tr.build_model(tr.ModelConfig(cell="gru", hidden=4, layers=1), 5, entry)
+        params = model.init(np.random.default_rng(0), np.float32)
+        layer = model.forward(params, np.zeros((2, 1), np.int64)).layers[0]
+        found["name"], found["reason"] = layer.executor, layer.reason
+    except tr.TinygradRNNError as error:
+        found["reason"] = str(error)  # told under the cells
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- GPU
@@ -255,24 +246,21 @@ def _gradcheck(third_party: bool) -> dict[str, Any]:
 
 def _advice(facts: dict[str, Any]) -> list[str]:
     advice = []
-    blas, gpu = facts["blas"], facts["gpu"]
-    wide = blas["gflops_wide"]
-    if wide is not None and wide > 1.15 * blas["gflops"]:
+    found, gpu = facts["blas"], facts["gpu"]
+    advice += _kernel_advice(found)
+    threads = found["threads"]
+    if threads is not None and threads < found["cores"] and (threads == 1 or threads * 2 <= found["cores"]):
         advice.append(
-            f"export OPENBLAS_CORETYPE={WIDE_KERNEL} (before Python starts): matrix products go from "
-            f"{blas['gflops']:.0f} to {wide:.0f} GFLOP/s, {wide / blas['gflops']:.1f} times as fast; OpenBLAS "
-            f"chose its {blas['kernel']} kernel although this processor has AVX-512"
+            f"BLAS uses {threads} of {found['cores']} cores: unset OPENBLAS_NUM_THREADS and OMP_NUM_THREADS, up "
+            f"to {found['cores'] / threads:.0f} times as fast for large models"
         )
-    threads = blas["threads"]
-    if threads is not None and threads < blas["cores"] and (threads == 1 or threads * 2 <= blas["cores"]):
+    if threads is not None and threads > found["cores"]:
         advice.append(
-            f"BLAS uses {threads} of {blas['cores']} cores: unset OPENBLAS_NUM_THREADS and OMP_NUM_THREADS, up "
-            f"to {blas['cores'] / threads:.0f} times as fast for large models"
+            f"BLAS uses {threads} threads on {found['cores']} cores: export OPENBLAS_NUM_THREADS={found['cores']}"
         )
-    if threads is not None and threads > blas["cores"]:
-        advice.append(
-            f"BLAS uses {threads} threads on {blas['cores']} cores: export OPENBLAS_NUM_THREADS={blas['cores']}"
-        )
+    error = facts["executor"]["error"]
+    if error:
+        advice.append(f"{error}: pip install 'tinygrad_rnn[fast]', and cells run as machine code")
     if facts["gpu"]["cupy"] and gpu["error"]:
         advice.append(f"CuPy is installed but no GPU can be used ({gpu['error']}): check the driver with nvidia-smi")
     elif gpu["error"] and Path("/dev/nvidia0").exists():
@@ -286,21 +274,37 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     return advice
 
 
+def _kernel_advice(found: dict[str, Any]) -> list[str]:
+    other = found["other"]
+    if other is None or other["gflops"] <= FASTER * found["gflops"]:
+        return []
+    gain = (
+        f"matrix products go from {found['gflops']:.0f} to {other['gflops']:.0f} GFLOP/s, "
+        f"{other['gflops'] / found['gflops']:.1f} times as fast"
+    )
+    if found["coretype_set_by"] == "user":
+        return [f"unset {blas.CORETYPE} (it is {found['coretype']}): {gain} with the {other['kernel']} kernel"]
+    why = "; OpenBLAS chose its {kernel} kernel although this processor has AVX-512" if found["gflops_wide"] else ""
+    return [f"export {blas.CORETYPE}={other['kernel']} (before Python starts): {gain}{why.format_map(found)}"]
+
+
 def _print(facts: dict[str, Any]) -> None:
     def line(good: bool | None, name: str, text: str) -> None:
         mark = {True: paint("ok", sys.stdout, fg="green"), False: paint("!!", sys.stdout, fg="red"), None: "--"}[good]
         emit(f"{mark}  {name:<12} {text}")
 
-    python, blas, gpu, check = facts["python"], facts["blas"], facts["gpu"], facts["gradcheck"]
+    python, gpu, check = facts["python"], facts["gpu"], facts["gradcheck"]
     emit(f"tinygrad-rnn {facts['tinygrad_rnn']}")
     line(True, "Python", f"{python['version']} ({python['implementation']}) on {python['platform']}")
     there = [f"{name} {version}" for name, version in facts["packages"].items() if version]
     line(True, "packages", ", ".join(there))
-    kernel = f", kernel {blas['kernel']}" if blas["kernel"] else ", kernel unknown"
-    threads = f", {blas['threads']} threads on {blas['cores']} cores" if blas["threads"] else f", {blas['cores']} cores"
-    line(True, "BLAS", f"{blas['name'] or 'unknown'} {blas['version'] or ''}{kernel}{threads}")
-    wide = f"; {blas['gflops_wide']:.0f} with the {WIDE_KERNEL} kernel" if blas["gflops_wide"] else ""
-    line(True, "speed", f"{blas['gflops']:.0f} GFLOP/s (float32 product of {SIZE} x {SIZE}){wide}")
+    _print_blas(line, facts["blas"])
+    executor = facts["executor"]
+    if executor["error"]:
+        line(None, "executor", f"{executor['name'] or 'none'}; llvm: {executor['error']}")
+    else:
+        why = f" ({executor['reason']})" if executor["reason"] else ""
+        line(True, "executor", f"{executor['name'] or 'none'}{why}; llvmlite {executor['llvmlite']}")
     if gpu["device"]:
         line(True, "GPU", f"{gpu['device']}, {gpu['cupy']}, CUDA {gpu['cuda']}, {gpu['memory'] / 2**30:.0f} GiB")
     else:
@@ -319,3 +323,18 @@ def _print(facts: dict[str, Any]) -> None:
         emit(f"{paint('->', sys.stdout, fg='yellow')} {text}")
     if not facts["advice"]:
         note("nothing to change")
+
+
+def _print_blas(line: Callable[[bool | None, str, str], None], found: dict[str, Any]) -> None:
+    kernel = f"kernel {found['kernel']}" if found["kernel"] else "kernel unknown"
+    cores = f"{found['cores']} cores"
+    threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)} on {cores}" if found["threads"] else cores
+    line(True, "BLAS", f"{found['name'] or 'unknown'} {found['version'] or ''}, {kernel}, {threads}")
+    if found["coretype"] is not None:
+        line(True, "", f"{blas.CORETYPE}={found['coretype']}, set by the {found['coretype_set_by']}")
+    other = found["other"]
+    compared = f"; {other['gflops']:.0f} with the {other['kernel']} kernel" if other else ""
+    size = blas.SPEED_SIZE
+    line(True, "speed", f"{found['gflops']:.0f} GFLOP/s (float32 product of {size} x {size}){compared}")
+    for reason in dict.fromkeys(row["reason"] for row in found["products"]):
+        line(True, "threads", reason.removeprefix("BLAS: "))

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli import console
+from tinygrad_rnn_cli import blas, console
 from tinygrad_rnn_cli.options import COMMON, GIVEN, HELP, screen_options
 
 PROGRAM = "tinygrad-rnn"
@@ -211,6 +211,7 @@ def _standard_streams() -> None:
 def main() -> None:
     """The entry point of the program."""
     _standard_streams()
+    blas.prepare()  # before a command imports NumPy
     if isinstance(sys.stdout, io.TextIOWrapper):  # a model may write what this terminal cannot
         sys.stdout.reconfigure(errors="backslashreplace")
     cli.main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,74 @@ def test_doctor(invoke: Any) -> None:
     assert facts["gradcheck"]["passed"] and facts["gradcheck"]["cells"]
     assert facts["gradcheck"]["seconds"] < 10
     assert all(cell["error"] is None for cell in facts["cells"])
+    assert facts["executor"]["name"] in ("llvm", "numpy", "unroll")
+    assert (facts["executor"]["llvmlite"] is None) == bool(facts["executor"]["error"])
+    assert [row["product"] for row in facts["blas"]["products"]] == [[1, 128, 512], [50, 128, 512], [64, 512, 2048]]
+    assert all(row["reason"] for row in facts["blas"]["products"])
 
 
 def test_doctor_for_people(invoke: Any) -> None:
     page = invoke("doctor").stdout
-    for word in ("Python", "numpy", "BLAS", "GFLOP/s", "GPU", "cells", "gradients"):
+    for word in ("Python", "numpy", "BLAS", "GFLOP/s", "threads", "executor", "GPU", "cells", "gradients"):
         assert word in page
 
 
 def test_advice_says_what_it_would_gain() -> None:
-    blas = {"kernel": "Haswell", "threads": 1, "cores": 8, "gflops": 200.0, "gflops_wide": 400.0}
-    facts = {"blas": blas, "gpu": {"cupy": None, "error": "CuPy is not installed"}, "cells": [], "packages": {}}
-    advice = "\n".join(doctor._advice(facts))
-    assert "OPENBLAS_CORETYPE=SkylakeX" in advice and "2.0 times" in advice
+    advice = "\n".join(doctor._advice(findings()))
+    assert "export OPENBLAS_CORETYPE=SkylakeX" in advice and "2.0 times" in advice and "Haswell" in advice
     assert "1 of 8 cores" in advice
+    assert "tinygrad_rnn[fast]" not in advice
+
+
+def test_advice_about_kernels_follows_who_set_them() -> None:
+    other = {"kernel": "SkylakeX", "gflops": 400.0}
+    theirs = findings(coretype="Haswell", coretype_set_by="user", gflops_wide=None, other=other)
+    assert any(line.startswith("unset OPENBLAS_CORETYPE (it is Haswell)") for line in doctor._advice(theirs))
+    ours = findings(
+        kernel="SkylakeX",
+        coretype="SkylakeX",
+        coretype_set_by="program",
+        gflops_wide=None,
+        other={"kernel": "Haswell", "gflops": 300.0},
+    )
+    assert any(line.startswith("export OPENBLAS_CORETYPE=Haswell") for line in doctor._advice(ours))
+    for close in ({"kernel": "Haswell", "gflops": 210.0}, None):
+        assert not any("CORETYPE" in line for line in doctor._advice(findings(other=close, gflops_wide=None)))
+
+
+def test_advice_names_the_extra_that_compiles() -> None:
+    facts = findings() | {"executor": {"name": "numpy", "error": "llvmlite is not installed"}}
+    assert any("pip install 'tinygrad_rnn[fast]'" in line for line in doctor._advice(facts))
+
+
+def test_doctor_without_llvmlite(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llvmlite.binding", None)  # which makes the import fail
+    done = invoke("doctor --json --no-plugins")
+    facts = json.loads(done.stdout)
+    assert facts["executor"]["llvmlite"] is None and "llvmlite" in facts["executor"]["error"]
+    assert any("tinygrad_rnn[fast]" in line for line in facts["advice"])
+    assert "llvm: llvmlite is not installed" in invoke("doctor").stdout
+
+
+def findings(**blas: Any) -> dict[str, Any]:
+    """Facts of a machine of 8 cores whose OpenBLAS took the Haswell kernels, one thread, with `blas` changed."""
+    plain = {
+        "kernel": "Haswell",
+        "threads": 1,
+        "cores": 8,
+        "gflops": 200.0,
+        "gflops_wide": 400.0,
+        "coretype": None,
+        "coretype_set_by": None,
+        "other": {"kernel": "SkylakeX", "gflops": 400.0},
+    }
+    return {
+        "blas": plain | blas,
+        "executor": {"name": "llvm", "error": None},
+        "gpu": {"cupy": None, "error": "CuPy is not installed"},
+        "cells": [],
+        "packages": {},
+    }
 
 
 def test_doctor_reports_a_wrong_gradient(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
