@@ -141,7 +141,7 @@ def _other_kernel(kernel: str | None) -> dict[str, Any] | None:
             [sys.executable, "-c", MEASURE], capture_output=True, text=True, timeout=30, env=environ, check=True
         )
         speed, _, other = done.stdout.strip().partition(" ")
-        return {"kernel": other, "gflops": float(speed)} if kernel and other and other != kernel else None
+        return {"kernel": other, "gflops": float(speed)} if kernel and other else None
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
@@ -276,7 +276,7 @@ def _advice(facts: dict[str, Any]) -> list[str]:
 
 def _kernel_advice(found: dict[str, Any]) -> list[str]:
     other = found["other"]
-    if other is None or other["gflops"] <= FASTER * found["gflops"]:
+    if other is None or other["kernel"] == found["kernel"] or other["gflops"] <= FASTER * found["gflops"]:
         return []
     gain = (
         f"matrix products go from {found['gflops']:.0f} to {other['gflops']:.0f} GFLOP/s, "
@@ -333,7 +333,8 @@ def _print_blas(line: Callable[[bool | None, str, str], None], found: dict[str, 
     if found["coretype"] is not None:
         line(True, "", f"{blas.CORETYPE}={found['coretype']}, set by the {found['coretype_set_by']}")
     other = found["other"]
-    compared = f"; {other['gflops']:.0f} with the {other['kernel']} kernel" if other else ""
+    own = ", OpenBLAS's own choice" if found["coretype"] is not None else ""
+    compared = f"; {other['gflops']:.0f} with the {other['kernel']} kernel{own}" if other else ""
     size = blas.SPEED_SIZE
     line(True, "speed", f"{found['gflops']:.0f} GFLOP/s (float32 product of {size} x {size}){compared}")
     for reason in dict.fromkeys(row["reason"] for row in found["products"]):

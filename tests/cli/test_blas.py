@@ -101,7 +101,7 @@ def test_the_users_setting_reaches_openblas(tmp_path: Path) -> None:
     assert (found["coretype"], found["coretype_set_by"]) == ("Haswell", "user")
     if openblas_has("Haswell"):
         assert found["kernel"] == "Haswell"
-        assert found["other"] is None or found["other"]["kernel"] != "Haswell"
+        assert found["other"]["gflops"] > 0  # what OpenBLAS would have chosen, Haswell or not
 
 
 def test_nothing_is_set_once_numpy_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
