@@ -84,7 +84,7 @@ def test_json_has_a_row_for_every_cell_and_shape(invoke: Any) -> None:
 def test_the_table(invoke: Any) -> None:
     done = invoke("cells bench rnn --shape 5,4,1,2,3 --runs 1 --executor unroll --threads 1")
     header, line = done.stdout.splitlines()
-    assert header.split() == ["cell", "V,H,L,B,T", "executor", "ms", "least", "first,", "s"]
+    assert header.split() == ["cell", "V,H,L,B,T", "executor", "ms", "first,", "s"]
     assert line.split()[:3] == ["rnn", "5,4,1,2,3", "unroll"]
     assert "rnn 5,4,1,2,3" in done.stderr
     assert invoke("cells bench rnn --shape 5,4,1,2,3 --runs 1 -q").stderr == ""
@@ -107,7 +107,8 @@ def test_an_absent_peer_is_a_row_that_says_so(invoke: Any, monkeypatch: pytest.M
     assert all(row["ms"] is None and "is not installed" in row["error"] for row in theirs)
     done = invoke(words)
     assert done.exit_code == 0
-    assert done.stdout.splitlines()[1].split()[-2:] == ["-", "-"]
+    assert done.stdout.splitlines()[0].split()[-3:] == ["PyTorch", "JAX", "ratio"]
+    assert done.stdout.splitlines()[1].split()[-3:] == ["-", "-", "-"]
     assert "PyTorch is not installed" in done.stderr and "JAX is not installed" in done.stderr
 
 
@@ -147,6 +148,35 @@ def test_an_error_of_the_process_that_measures_is_one_line(invoke: Any, tmp_path
     forget_cell("broken_of_bench")
     assert done.exit_code == 1
     assert "error: broken_of_bench 5,4,1,2,3: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_model_that_does_not_fit_is_one_line(invoke: Any) -> None:
+    done = invoke("cells bench rnn --shape 5,4,1,99999,999999999 --runs 1 -q")
+    assert done.exit_code == 1 and done.stderr.count("\n") == 1
+    assert "error: rnn 5,4,1,99999,999999999: not enough memory" in done.stderr and "a smaller --shape" in done.stderr
+
+
+def test_the_ratio_is_that_of_the_best_peer(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With known times on every side."""
+    times = {"torch": 8.0, "torch-compile": None, "jax": 4.0}
+
+    def measured(command: Any, environment: Any = None) -> dict[str, Any]:
+        if "--peer" not in command:
+            row = {"cell": "rnn", "shape": [5, 4, 1, 2, 3], "executor": "x", "ms": 2.0, "min_ms": 1.0, "first_s": 0.5}
+            return {"rows": [row]}
+        time = times[command[command.index("--peer") + 1]]
+        return {"error": "no compiler"} if time is None else {"ms": time, "min_ms": time, "first_s": 1.0}
+
+    monkeypatch.setattr(peers, "measure", measured)
+    done = invoke("cells bench rnn --shape 5,4,1,2,3 --peers --compile")
+    header, line = done.stdout.splitlines()
+    assert header.split()[-4:] == ["PyTorch", "torch.compile", "JAX", "ratio"]
+    assert line.split() == ["rnn", "5,4,1,2,3", "x", "2.00", "0.50", "8.00", "-", "4.00", "2.00"]
+    assert done.stderr.splitlines()[-1] == "no compiler"
+    rows = rows_of(invoke("cells bench rnn --shape 5,4,1,2,3 --peers --compile --json").stdout)
+    assert [(row["executor"], row["ms"]) for row in rows] == [
+        ("x", 2.0), ("torch", 8.0), ("torch-compile", None), ("jax", 4.0)
+    ]  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------- the alternation
