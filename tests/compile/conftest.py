@@ -1,0 +1,40 @@
+"""The executors that every test of the compiler runs on, and the modules that its tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXECUTORS = ("numpy", "llvm")
+
+
+def load(name: str, folder: Path = Path(__file__).parent) -> Any:
+    """A module of a test folder by its name: with --import-mode=importlib the folder is not on sys.path."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+for module in ("compare", "random_cells"):
+    load(module)
+
+
+@pytest.fixture(scope="session", params=EXECUTORS)
+def executor(request: pytest.FixtureRequest) -> str:
+    """Each compiled executor in turn."""
+    if request.param == "llvm" and importlib.util.find_spec("llvmlite") is None:
+        pytest.skip("needs llvmlite, of the extra fast")
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def guard() -> Any:
+    """Arrays that behave as those of another device: tests/guard.py."""
+    return load("guard", Path(__file__).parent.parent)

@@ -1,0 +1,132 @@
+"""Cells nobody wrote, run by `scan` and by `unroll`: the same values and gradients, and compiled, not handed back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from compare import LOSSES, compare, compare_float32, make_case
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from random_cells import RandomCell, random_cells
+
+from tinygrad_rnn import Unrolled
+
+# A random cell is compiled anew in every example, so the default run is short; the slow one is ten times as long.
+SHORT = settings.default.max_examples if settings.default is not None else 25
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
+# At least this share of random cells has to be compiled. The rest may say why not.
+SHARE = 0.9
+
+runs = st.fixed_dictionaries(
+    {
+        "T": st.sampled_from([4, 1, 2, 6]),
+        "B": st.sampled_from([3, 1, 2]),
+        "carried": st.booleans(),
+        "masked": st.booleans(),
+        "xs_grad": st.booleans(),
+        "state_grad": st.booleans(),
+        "seed": st.integers(0, 3),
+    }
+)
+
+
+def count(drawn: RandomCell, done: Unrolled, executor: str, counted: Counter[str]) -> None:
+    """Whether it was compiled; where not, a reason must be there."""
+    counted["all"] += 1
+    if done.executor == executor:
+        counted["compiled"] += 1
+    else:
+        assert done.executor == "unroll"
+        assert done.reason.strip() and done.reason != "asked for"
+        counted[done.reason] += 1
+
+
+def compiled_share(counted: Counter[str]) -> None:
+    share = counted["compiled"] / counted["all"]
+    assert share >= SHARE, f"{share:.0%} of random cells were compiled: {counted.most_common(9)}"
+
+
+def over_cells(examples: int, longest: int, check: Callable[..., None]) -> None:
+    """`check(drawn, facts, loss)` for so many random cells."""
+
+    @settings(max_examples=examples, suppress_health_check=QUIET)
+    @given(random_cells(longest), runs, st.sampled_from(list(LOSSES)))
+    def each(drawn: RandomCell, facts: dict[str, Any], loss: str) -> None:
+        note(drawn.source)
+        # the rows of a matrix that all start alike would leave it to the last bit which of them is the largest
+        facts["carried"] |= any(len(shape) > 1 for shape in drawn.states.values())
+        check(drawn, facts, loss)
+
+    each()
+
+
+def first_order(executor: str, examples: int, longest: int) -> None:
+    counted: Counter[str] = Counter()
+
+    def check(drawn: RandomCell, facts: dict[str, Any], loss: str) -> None:
+        done = compare(executor, make_case(drawn.build(), **facts), loss, seed=facts["seed"])
+        count(drawn, done, executor, counted)
+
+    over_cells(examples, longest, check)
+    compiled_share(counted)
+
+
+def second_order(executor: str, examples: int, longest: int) -> None:
+    def check(drawn: RandomCell, facts: dict[str, Any], loss: str) -> None:
+        case = make_case(drawn.build(), **{**facts, "T": min(facts["T"], 3), "xs_grad": True})
+        compare(executor, case, loss, second=True, bound=1e-9)
+
+    over_cells(examples, longest, check)
+
+
+def single_precision(executor: str, examples: int, longest: int) -> None:
+    counted: Counter[str] = Counter()
+
+    def check(drawn: RandomCell, facts: dict[str, Any], loss: str) -> None:
+        done = compare_float32(executor, make_case(drawn.build(), **facts), loss)
+        count(drawn, done, executor, counted)
+
+    over_cells(examples, longest, check)
+    compiled_share(counted)
+
+
+def test_values_and_gradients(executor: str) -> None:
+    first_order(executor, SHORT, 12)
+
+
+def test_second_gradients(executor: str) -> None:
+    second_order(executor, SHORT // 2, 6)
+
+
+def test_float32(executor: str) -> None:
+    single_precision(executor, SHORT // 2, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [first_order, second_order, single_precision])
+def test_many_more(executor: str, check: Callable[[str, int, int], None]) -> None:
+    check(executor, 10 * SHORT, 20)
+
+
+@pytest.mark.slow
+def test_the_strategy_reaches_what_it_promises() -> None:
+    """Among some hundred cells each op, state shape and way to end is met: a strategy may go poor unseen."""
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=600, database=None, derandomize=True, suppress_health_check=QUIET)
+    @given(random_cells(14))
+    def each(drawn: RandomCell) -> None:
+        for word in (
+            "tanh sigmoid relu softplus abs sin cos exp log sqrt maximum minimum clip where greater less_equal sum "
+            "mean max softmax concatenate split reshape expand_dims stack transpose swapaxes broadcast_to matmul"
+        ).split():
+            seen[word] += f"ops.{word}(" in drawn.source
+        for part in ("'buffer'", "tap(", ".T", "** 2", "[:, :1]", "unused", "'m': State", "State(()", "s.h + 1", ": x"):
+            seen[part] += part in drawn.source
+
+    each()
+    missing = [name for name, times in seen.items() if times < 3]
+    assert not missing, f"hardly ever drawn: {missing}"
