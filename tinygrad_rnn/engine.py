@@ -156,6 +156,8 @@ class Op:
         self.keep_both: tuple[bool, ...] = ()
         self.short: tuple[Callable[..., Any], ...] = ()  # the vjps, where there are one or two and all are there
         self.plain = not view  # whether `record_one` and `record_two` can do it
+        self.many: Callable[..., Any] | None = None  # the vjp of an op with several outputs
+        self.part = False  # whether it reads one of those outputs
 
     def __repr__(self) -> str:
         return f"<op {self.__name__}>"
@@ -183,6 +185,16 @@ class Op:
         self._joint = rule
         self.differentiable = True
         self.plain = False
+
+    def vjp_many(self, rule: Callable[..., Any]) -> None:
+        """Declare the vjp of an op with several outputs, each read through an op that is a `part`.
+
+        ``rule(gs, record, needed, wanted, *inputs, **static) -> (gradients of the inputs, {key: total gradient})``:
+        `gs` are the gradients that reached the outputs from outside, by key; the totals, of the keys in `wanted`, also
+        count what reached an output inside the op, as a state does through the next timestep.
+        """
+        self.many = rule
+        self.differentiable = True
 
     def keeps(self, wanted: tuple[bool, ...]) -> tuple[bool, ...]:
         """Which of (output, *inputs) must be kept when the inputs in `wanted` have a node."""
@@ -460,6 +472,16 @@ class Scatter:
         self.dense = dense
 
 
+class Part:
+    """The gradient of one output, `key`, of a node that has several: what the vjp of a `part` op returns."""
+
+    __slots__ = ("key", "values")
+
+    def __init__(self, key: Any, values: Any) -> None:
+        self.key = key
+        self.values = values
+
+
 def below(root: Node) -> dict[Node, None]:
     """`root` and every node it was computed from. Iterative: a chain may be longer than Python's stack.
 
@@ -504,7 +526,12 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
     The first gradient that reaches a node is kept as it came, since it may be shared; the second makes a buffer of
     our own (`owned`), into which later ones are added in place.
     """
-    order = _useful(root, targets)
+    # Outputs of a node with several: their total gradients are known to that node alone, see `Op.vjp_many`.
+    inner: dict[Any, list[Node]] = {}
+    for target in targets:
+        if target.op is not None and target.op.part:
+            inner.setdefault(target.parents[0], []).append(target)
+    order = _useful(root, {*targets, *inner} if inner else targets)
     grads: dict[Node, Any] = dict.fromkeys(order)
     owned: set[Node] = set()
     if root in grads:
@@ -516,7 +543,7 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
         g = grads.pop(node)
         if g is None:
             continue
-        if node in targets:  # memory of its own: what was kept as it came may be shared, or a broadcast view
+        if node in targets and not (node.op is not None and node.op.part):  # memory of its own: what was kept as it came may be shared, or a broadcast view
             found[node] = g if higher or node in owned else g.copy()
         op = node.op
         if op is None:
@@ -524,7 +551,14 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
         if node.guards is not None:
             _check_unchanged(op, node.guards)
         parents = node.parents
-        if higher or node.static or not op.short:
+        if op.many is not None:
+            wanted = inner.get(node, ())
+            needed = [parent is not None and parent in grads for parent in parents]
+            saved = _as_tensors(node, cls) if higher else node.saved
+            keys = {part.static["key"] for part in wanted}
+            pulled, totals = op.many(g, saved[0], needed, keys, *saved[1:], **node.static)
+            found.update((part, totals[part.static["key"]]) for part in wanted)
+        elif higher or node.static or not op.short:
             pulled = _pull(node, g, grads, cls, higher)
         elif len(parents) == 2:  # the same as _pull, written out for what a recurrent step is made of
             (left, right), (y, a, b), (p, q) = op.short, node.saved, parents
@@ -549,6 +583,12 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
                     owned.add(parent)
                     continue
                 gx = gx.dense()
+            elif type(gx) is Part:
+                if grads[parent] is None:
+                    grads[parent] = {}
+                old = grads[parent].get(gx.key)
+                grads[parent][gx.key] = gx.values if old is None else old + gx.values
+                continue
             if type(gx) is not kind or gx.dtype is not parent.dtype or gx.shape != parent.shape:
                 gx = _fit(op, i, gx, parent, kind)
             if checking:
@@ -571,25 +611,33 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
 def _pull(node: Node, g: Any, useful: dict[Node, Any], cls: type[Variable], higher: bool) -> Sequence[Any]:
     """The gradients of the inputs of `node`, None where none is useful."""
     op: Any = node.op
-    saved = node.saved
-    if higher:
-        versions = {i: version for i, version, _ in node.guards or ()}
-        owners = (node, *node.parents)
-        saved = tuple(
-            [
-                wrap(cls, x, owners[i], versions.get(i))
-                if x is not None and (owners[i] is not None or i in versions)
-                else x
-                for i, x in enumerate(saved)
-            ]
-        )
+    saved = _as_tensors(node, cls) if higher else node.saved
     needed = [parent is not None and parent in useful for parent in node.parents]
+    return pull(op, g, saved[0], saved[1:], needed, node.static)
+
+
+def _as_tensors(node: Node, cls: type[Variable]) -> tuple[Any, ...]:
+    """What `node` saved, with its place on the tape."""
+    versions = {i: version for i, version, _ in node.guards or ()}
+    owners = (None if node.op is not None and node.op.many else node, *node.parents)
+    return tuple(
+        [
+            wrap(cls, x, owners[i], versions.get(i))
+            if x is not None and (owners[i] is not None or i in versions)
+            else x
+            for i, x in enumerate(node.saved)
+        ]
+    )
+
+
+def pull(op: Any, g: Any, y: Any, inputs: Sequence[Any], needed: Sequence[bool], static: dict[str, Any]) -> Any:
+    """The gradients of the inputs that are needed, None for the others, before broadcasting is undone."""
     if op._joint is not None:
-        return op._joint(g, saved[0], needed, *saved[1:], **node.static)  # type: ignore[no-any-return]
+        return op._joint(g, y, needed, *inputs, **static)
     if op._each is not None:
-        return [op._each(i, g, **node.static) if need else None for i, need in enumerate(needed)]
+        return [op._each(i, g, **static) if need else None for i, need in enumerate(needed)]
     return [
-        rule(g, *saved, **node.static) if need and rule is not None else None
+        rule(g, y, *inputs, **static) if need and rule is not None else None
         for rule, need in zip(op._vjps, needed, strict=True)
     ]
 

@@ -1,13 +1,13 @@
 """Time: a cell's step applied along a sequence.
 
-`unroll` is the reference: one step after another on the tape. `scan` has the same signature and the same
-numbers, and is where a compiled executor takes over; without one it runs `unroll` and says so.
+`unroll` is the reference: one step after another on the tape. `scan` gives the same numbers by compiled code, see
+`tinygrad_rnn.compile`; what that cannot do it hands to `unroll`, and says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 
 from tinygrad_rnn import engine, ops
 from tinygrad_rnn.cell import Cell, State, specification, take_step
+from tinygrad_rnn.compile.program import NotCompiled, program
+from tinygrad_rnn.compile.program import run as run_program
 from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
 from tinygrad_rnn.tensor import Tensor
 
@@ -32,7 +34,7 @@ class Unrolled:
 
     outputs: Any
     state: dict[str, Any]
-    states: dict[str, list[Any]]
+    states: Mapping[str, Sequence[Any]]
     executor: str = "unroll"
     reason: str = "asked for"
 
@@ -49,17 +51,8 @@ def detach_state(state: LayerState) -> dict[str, Any]:
     return {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
-def unroll(
-    cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None, layer: int = 0
-) -> Unrolled:
-    """Apply `cell` to the sequence `xs` (T, B, I), one step after another on the tape.
-
-    `params` are the cell's arrays by name; `state` is where it starts (the declared start values when None). Where
-    `mask` (T, B) is False a row keeps its states: ragged batches; the padding may be anything finite. `layer` is only
-    told in errors.
-    Raises ShapeError for sizes that do not fit, PluginError when the step breaks its contract; inside `anomaly()`
-    NonFiniteError with op, layer, timestep and gate.
-    """
+def checked_state(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None, mask: Any) -> dict[str, Any]:
+    """The state to start from. Raises ShapeError where the sizes of anything do not fit."""
     shapes, declared = specification(cell)
     if len(xs.shape) != 3 or xs.shape[2] != cell.I:
         raise ShapeError(f"unroll of {cell.name}: expected a sequence (T, B, I={cell.I}), got {tuple(xs.shape)}")
@@ -81,6 +74,23 @@ def unroll(
                 f"unroll of {cell.name}: expected state {name} of shape {(B, *state_spec.shape)}, got "
                 f"{tuple(current[name].shape)}"
             )
+    return current
+
+
+def unroll(
+    cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None, layer: int = 0
+) -> Unrolled:
+    """Apply `cell` to the sequence `xs` (T, B, I), one step after another on the tape.
+
+    `params` are the cell's arrays by name; `state` is where it starts (the declared start values when None). Where
+    `mask` (T, B) is False a row keeps its states: ragged batches; the padding may be anything finite. `layer` is only
+    told in errors.
+    Raises ShapeError for sizes that do not fit, PluginError when the step breaks its contract; inside `anomaly()`
+    NonFiniteError with op, layer, timestep and gate.
+    """
+    shapes, declared = specification(cell)
+    current: dict[str, Any] = checked_state(cell, params, xs, state, mask)
+    T, B, _ = xs.shape
     current = {name: value if isinstance(value, Tensor) else Tensor(value) for name, value in current.items()}
     p = SimpleNamespace(**{name: params[name] for name in declared})
     states: dict[str, list[Any]] = {name: [] for name in shapes}
@@ -143,14 +153,59 @@ def _watched_step(
 
 
 def scan(
-    cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None, layer: int = 0
+    cell: Cell,
+    params: Mapping[str, Any],
+    xs: Any,
+    state: LayerState | None = None,
+    *,
+    mask: Any = None,
+    layer: int = 0,
+    executor: str | None = None,
 ) -> Unrolled:
-    """`unroll` by the fastest executor that can do it: same arguments, same numbers.
+    """`unroll` by the fastest executor that can do it: same arguments, same numbers to rounding.
 
-    No compiled executor exists yet, so this is `unroll`, and the result's `reason` says that.
+    The step is traced once and compiled; see docs/architecture.md. `executor` asks for one: "llvm" (machine code; needs
+    llvmlite), "numpy" or "unroll". What cannot do it hands over to the next, and the result's `executor` and `reason` say
+    what ran and why. Raises what `unroll` raises, and InputError for an executor that does not exist.
     """
-    done = unroll(cell, params, xs, state, mask=mask, layer=layer)
-    return dataclasses.replace(done, reason="no compiled executor is available")
+    if executor not in (None, *EXECUTORS):
+        raise InputError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
+    current = checked_state(cell, params, xs, state, mask)
+    try:
+        made = _program(cell, params, xs, current, mask, executor)
+    except NotCompiled as error:
+        done = unroll(cell, params, xs, state, mask=mask, layer=layer)
+        return dataclasses.replace(done, reason=str(error))
+    shapes, _ = specification(cell)
+    outputs, states = run_program(made, params, xs, {name: current[name] for name in shapes}, mask)
+    return Unrolled(
+        outputs, {name: sequence[-1] for name, sequence in states.items()}, states, made.name, made.reason
+    )
+
+
+EXECUTORS = ("llvm", "numpy", "unroll")
+
+
+def _program(
+    cell: Cell, params: Mapping[str, Any], xs: Any, state: Mapping[str, Any], mask: Any, executor: str | None
+) -> Any:
+    """The compiled cell. Raises NotCompiled where only `unroll` can do what is asked for."""
+    if executor == "unroll":
+        raise NotCompiled("asked for")
+    if engine.MODE.anomaly is not None:
+        raise NotCompiled("anomaly() looks at every value")
+    if engine.MODE.listener is not None:
+        raise NotCompiled("somebody listens to the taps of every step")
+    dtype = xs.dtype
+    for value in (xs, *state.values(), *params.values()):
+        data = value.data if isinstance(value, Tensor) else value
+        if type(data) is not np.ndarray:
+            raise NotCompiled("compiled cells run on the CPU, and the arrays are elsewhere")
+        if data.dtype != dtype or dtype not in (np.float32, np.float64):
+            raise NotCompiled(f"expected arrays of one floating dtype, got {dtype} and {data.dtype}")
+    if mask is not None and mask.dtype != bool:
+        raise NotCompiled(f"expected a boolean mask, got {mask.dtype}")
+    return program(cell, xs.shape[1], dtype, mask is not None, executor)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,537 @@
+"""Code that every compiled cell uses, as LLVM assembly: vector functions, and matrix products.
+
+A vector is one register of the machine: `lanes` numbers. What is written here is generated for a dtype and a `Target`;
+`llvm_executor` compiles it together with the code of a cell.
+
+Errors of the vector functions against float64 (measured in tests/compile/test_kernels.py, in units in the last place):
+float32 exp 1, sigmoid 2, tanh 2; float64 exp 1, sigmoid 2, tanh 2. Results below the smallest normal number are 0.
+Source of the coefficients: S. Moshier, Cephes mathematical library (expf, exp, tanhf, tanh).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+COLUMNS = 4  # vectors of a register tile
+ROWS = 6  # rows of a register tile: 24 accumulators of the 32 registers of AVX-512 and NEON
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the machine code is made for: the bytes of a vector register, and how many there are."""
+
+    bytes: int
+    registers: int
+
+    def columns(self) -> int:
+        """Vectors of a register tile."""
+        return COLUMNS if self.registers >= 32 else COLUMNS // 2
+
+
+class Typed:
+    """Final. The names that LLVM has for one dtype on one target."""
+
+    def __init__(self, dtype: Any, target: Target) -> None:
+        self.dtype = np.dtype(dtype)
+        self.target = target
+        self.lanes = target.bytes // self.dtype.itemsize
+        self.scalar = "float" if self.dtype.itemsize == 4 else "double"
+        self.suffix = f"v{self.lanes}f{8 * self.dtype.itemsize}"
+        self.vector = f"<{self.lanes} x {self.scalar}>"
+        self.integer = f"<{self.lanes} x i{8 * self.dtype.itemsize}>"
+        self.mask = f"<{self.lanes} x i1>"
+
+    def number(self, value: float) -> str:
+        """A scalar constant. LLVM writes a float as the double of the same value."""
+        rounded = float(self.dtype.type(value))
+        return "0x" + struct.pack(">d", rounded).hex().upper()
+
+    def splat(self, value: float) -> str:
+        """A vector constant."""
+        return f"<{', '.join([f'{self.scalar} {self.number(value)}'] * self.lanes)}>"
+
+    def tail(self, count: int) -> str:
+        """The mask of the first `count` lanes."""
+        return f"<{', '.join(f'i1 {int(i < count)}' for i in range(self.lanes))}>"
+
+
+# ---------------------------------------------------------------------------------------- vector functions
+
+
+def functions(t: Typed) -> str:
+    """exp, sigmoid and tanh of a vector, and the declarations of LLVM's own functions."""
+    v, f = t.vector, t.suffix
+    lines = [
+        f"declare {v} @llvm.{name}.{f}({', '.join([v] * count)})"
+        for name, count in (
+            ("fmuladd", 3), ("rint", 1), ("fabs", 1), ("copysign", 2), ("sqrt", 1), ("log", 1), ("sin", 1), ("cos", 1),
+            ("pow", 2),
+        )
+    ]  # fmt: skip
+    lines += [
+        f"declare {v} @llvm.masked.load.{f}.p0(ptr, i32, {t.mask}, {v})",
+        f"declare void @llvm.masked.store.{f}.p0({v}, ptr, i32, {t.mask})",
+        f"declare {t.scalar} @llvm.vector.reduce.fadd.{f}({t.scalar}, {v})",
+        f"declare {t.scalar} @llvm.vector.reduce.fmax.{f}({v})",
+    ]
+    return "\n".join([*lines, _exp(t), _sigmoid(t), _tanh(t)]) + "\n"
+
+
+class _Body:
+    """Final. Instructions of one straight piece of code, with fresh names for results."""
+
+    def __init__(self, t: Typed) -> None:
+        self.t = t
+        self.lines: list[str] = []
+
+    def name(self) -> str:
+        return f"%v{len(self.lines)}"
+
+    def do(self, text: str) -> str:
+        name = self.name()
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def op(self, what: str, a: str, b: str) -> str:
+        return self.do(f"{what} {self.t.vector} {a}, {b}")
+
+    def fma(self, a: str, b: str, c: str) -> str:
+        v = self.t.vector
+        return self.do(f"call {v} @llvm.fmuladd.{self.t.suffix}({v} {a}, {v} {b}, {v} {c})")
+
+    def call(self, name: str, *args: str) -> str:
+        v = self.t.vector
+        return self.do(f"call {v} @llvm.{name}.{self.t.suffix}({', '.join(f'{v} {a}' for a in args)})")
+
+    def select(self, condition: str, a: str, b: str) -> str:
+        t = self.t
+        return self.do(f"select {t.mask} {condition}, {t.vector} {a}, {t.vector} {b}")
+
+    def polynomial(self, x: str, *coefficients: float) -> str:
+        """Horner's rule, the highest power first."""
+        y = self.t.splat(coefficients[0])
+        for c in coefficients[1:]:
+            y = self.fma(y, x, self.t.splat(c))
+        return y
+
+
+def _function(t: Typed, name: str, body: _Body, result: str) -> str:
+    return (
+        f"define internal {t.vector} @{name}({t.vector} %x) alwaysinline {{\n"
+        + "\n".join(body.lines)
+        + f"\n  ret {t.vector} {result}\n}}"
+    )
+
+
+def _power_of_two(b: _Body, n: str) -> str:
+    """2 ** n for a vector of whole numbers, by writing the exponent."""
+    t = b.t
+    bias, shift, width = (127, 23, 32) if t.dtype.itemsize == 4 else (1023, 52, 64)
+    i = b.do(f"fptosi {t.vector} {n} to {t.integer}")
+    i = b.do(f"add {t.integer} {i}, splat (i{width} {bias})")
+    i = b.do(f"shl {t.integer} {i}, splat (i{width} {shift})")
+    return b.do(f"bitcast {t.integer} {i} to {t.vector}")
+
+
+def _exp(t: Typed) -> str:
+    """2^n e^r with |r| <= ln(2) / 2; in two factors 2^(n/2), so that neither overflows before the result does."""
+    b = _Body(t)
+    single = t.dtype.itemsize == 4
+    low, high = (-87.33654, 88.72283) if single else (-708.39641853226408, 709.782712893384)
+    below = b.do(f"fcmp olt {t.vector} %x, {t.splat(low)}")
+    above = b.do(f"fcmp ogt {t.vector} %x, {t.splat(high)}")
+    x = b.select(below, t.splat(low), "%x")
+    x = b.select(above, t.splat(high), x)
+    n = b.call("rint", b.op("fmul", x, t.splat(1.4426950408889634)))
+    r = b.fma(n, t.splat(-0.693359375 if single else -6.93145751953125e-1), x)
+    r = b.fma(n, t.splat(2.12194440e-4 if single else -1.42860682030941723212e-6), r)
+    square = b.op("fmul", r, r)
+    if single:
+        p = b.polynomial(
+            r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1
+        )
+        y = b.op("fadd", b.fma(p, square, r), t.splat(1.0))
+    else:
+        p = b.polynomial(square, 1.26177193074810590878e-4, 3.02994407707441961300e-2, 9.99999999999999999910e-1)
+        p = b.op("fmul", p, r)
+        q = b.polynomial(
+            square, 3.00198505138664455042e-6, 2.52448340349684104192e-3, 2.27265548208155028766e-1, 2.0
+        )
+        y = b.op("fdiv", p, b.op("fsub", q, p))
+        y = b.fma(y, t.splat(2.0), t.splat(1.0))
+    half = b.call("rint", b.op("fmul", n, t.splat(0.5)))
+    y = b.op("fmul", y, _power_of_two(b, half))
+    y = b.op("fmul", y, _power_of_two(b, b.op("fsub", n, half)))
+    y = b.select(below, t.splat(0.0), y)
+    return _function(t, "exp", b, b.select(above, t.splat(float("inf")), y))
+
+
+def _sigmoid(t: Typed) -> str:
+    b = _Body(t)
+    e = b.do(f"call {t.vector} @exp({t.vector} {b.op('fsub', t.splat(-0.0), '%x')})")
+    return _function(t, "sigmoid", b, b.op("fdiv", t.splat(1.0), b.op("fadd", e, t.splat(1.0))))
+
+
+def _tanh(t: Typed) -> str:
+    """x + x^3 P(x^2) below 0.625, where 1 - 2 / (e^2x + 1) would lose digits."""
+    b = _Body(t)
+    size = b.call("fabs", "%x")
+    z = b.op("fmul", "%x", "%x")
+    if t.dtype.itemsize == 4:
+        p = b.polynomial(
+            z, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1
+        )
+    else:
+        p = b.polynomial(z, -9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
+        q = b.polynomial(z, 1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3)
+        p = b.op("fdiv", p, q)
+    small = b.fma(b.op("fmul", p, z), "%x", "%x")
+    e = b.do(f"call {t.vector} @exp({t.vector} {b.op('fadd', size, size)})")
+    large = b.op("fsub", t.splat(1.0), b.op("fdiv", t.splat(2.0), b.op("fadd", e, t.splat(1.0))))
+    large = b.call("copysign", large, "%x")
+    near = b.do(f"fcmp olt {t.vector} {size}, {t.splat(0.625)}")
+    return _function(t, "tanh", b, b.select(near, small, large))
+
+
+# ----------------------------------------------------------------------------------------- matrix products
+
+
+def products(t: Typed) -> str:
+    """``@gemm(A, sm, sk, B, ldb, C, ldc, M, N, K, add)``: C (M, N) = A B, or C += A B where `add` is not 0.
+
+    A (M, K) has any strides `sm`, `sk` (so that a transposed A costs nothing); rows of B (K, N) and of C are contiguous.
+    Strides are in elements. A tile of the result is held in registers along the whole of K, cut into pieces that fit the
+    cache; every element is summed up in the order of K, whatever M, N and the tiling are.
+    """
+    columns = t.target.columns()
+    tiles = [_tile(t, rows, columns, False) for rows in range(1, ROWS + 1)]
+    tiles += [_tile(t, rows, count, True) for count in range(1, columns + 1) for rows in range(1, ROWS + 1)]
+    return "\n".join([*tiles, _strip(t, columns, False), *[_strip(t, c, True) for c in range(1, columns + 1)], _gemm(t)])
+
+
+TILE = "ptr noalias %A, i64 %sm, i64 %sk, ptr noalias %B, i64 %ldb, ptr noalias %C, i64 %ldc, i64 %K, i1 %add"
+
+
+def _tile(t: Typed, rows: int, columns: int, masked: bool) -> str:
+    """`rows` rows by `columns` vectors of C in registers; with `masked` the last vector is cut off by %mask."""
+    v, lanes, size = t.vector, t.lanes, t.dtype.itemsize
+    out: list[str] = []
+
+    def load(pointer: str, last: bool) -> str:
+        if last:
+            return f"call {v} @llvm.masked.load.{t.suffix}.p0(ptr {pointer}, i32 {size}, {t.mask} %mask, {v} zeroinitializer)"
+        return f"load {v}, ptr {pointer}, align {size}"
+
+    mask = f", {t.mask} %mask" if masked else ""
+    out.append(f"define internal void @tile{rows}x{columns}{'m' if masked else ''}({TILE}{mask}) {{")
+    out.append("entry:")
+    for m in range(rows):
+        out.append(f"  %ao{m} = mul i64 %sm, {m}")
+        out.append(f"  %a{m} = getelementptr {t.scalar}, ptr %A, i64 %ao{m}")
+        out.append(f"  %co{m} = mul i64 %ldc, {m}")
+        out.append(f"  %c{m} = getelementptr {t.scalar}, ptr %C, i64 %co{m}")
+        for n in range(columns):
+            out.append(f"  %cp{m}_{n} = getelementptr {t.scalar}, ptr %c{m}, i64 {n * lanes}")
+    out.append("  br i1 %add, label %old, label %start")
+    out.append("old:")
+    tile = [(m, n) for m in range(rows) for n in range(columns)]
+    for m, n in tile:
+        out.append(f"  %old{m}_{n} = {load(f'%cp{m}_{n}', masked and n == columns - 1)}")
+    out.append("  br label %start")
+    out.append("start:")
+    for m, n in tile:
+        out.append(f"  %first{m}_{n} = phi {v} [zeroinitializer, %entry], [%old{m}_{n}, %old]")
+    out.append("  br label %loop")
+    out.append("loop:")
+    out.append("  %k = phi i64 [0, %start], [%k1, %loop]")
+    for m, n in tile:
+        out.append(f"  %s{m}_{n} = phi {v} [%first{m}_{n}, %start], [%r{m}_{n}, %loop]")
+    out.append("  %bo = mul i64 %k, %ldb")
+    out.append(f"  %bk = getelementptr {t.scalar}, ptr %B, i64 %bo")
+    for n in range(columns):
+        out.append(f"  %bp{n} = getelementptr {t.scalar}, ptr %bk, i64 {n * lanes}")
+        out.append(f"  %b{n} = {load(f'%bp{n}', masked and n == columns - 1)}")
+    out.append("  %ko = mul i64 %k, %sk")
+    for m in range(rows):
+        out.append(f"  %ap{m} = getelementptr {t.scalar}, ptr %a{m}, i64 %ko")
+        out.append(f"  %as{m} = load {t.scalar}, ptr %ap{m}, align {size}")
+        out.append(f"  %ai{m} = insertelement {v} poison, {t.scalar} %as{m}, i32 0")
+        out.append(f"  %av{m} = shufflevector {v} %ai{m}, {v} poison, <{lanes} x i32> zeroinitializer")
+        for n in range(columns):
+            out.append(f"  %r{m}_{n} = call {v} @llvm.fmuladd.{t.suffix}({v} %av{m}, {v} %b{n}, {v} %s{m}_{n})")
+    out.append("  %k1 = add i64 %k, 1")
+    out.append("  %more = icmp slt i64 %k1, %K")
+    out.append("  br i1 %more, label %loop, label %done")
+    out.append("done:")
+    for m, n in tile:
+        if masked and n == columns - 1:
+            out.append(
+                f"  call void @llvm.masked.store.{t.suffix}.p0({v} %r{m}_{n}, ptr %cp{m}_{n}, i32 {size}, {t.mask} %mask)"
+            )
+        else:
+            out.append(f"  store {v} %r{m}_{n}, ptr %cp{m}_{n}, align {size}")
+    out.append("  ret void\n}")
+    return "\n".join(out)
+
+
+def _strip(t: Typed, columns: int, masked: bool) -> str:
+    """All M rows of a strip of `columns` vectors, in tiles of nearly equal height."""
+    suffix = f"{columns}{'m' if masked else ''}"
+    mask = f", {t.mask} %mask" if masked else ""
+    cases = " ".join(f"i64 {rows}, label %rows{rows}" for rows in range(1, ROWS))
+    lines = [
+        f"define internal void @strip{suffix}({TILE}, i64 %M{mask}) {{",
+        "entry:",
+        f"  %up = add i64 %M, {ROWS - 1}",
+        f"  %tiles = udiv i64 %up, {ROWS}",
+        "  %low = udiv i64 %M, %tiles",  # so many rows in each tile, and one more in the first %extra
+        "  %covered = mul i64 %low, %tiles",
+        "  %extra = sub i64 %M, %covered",
+        "  br label %next",
+        "next:",
+        "  %i = phi i64 [0, %entry], [%i1, %after]",
+        "  %m = phi i64 [0, %entry], [%m1, %after]",
+        "  %big = icmp slt i64 %i, %extra",
+        "  %one = zext i1 %big to i64",
+        "  %rows = add i64 %low, %one",
+        "  %ao = mul i64 %m, %sm",
+        f"  %a = getelementptr {t.scalar}, ptr %A, i64 %ao",
+        "  %co = mul i64 %m, %ldc",
+        f"  %c = getelementptr {t.scalar}, ptr %C, i64 %co",
+        f"  switch i64 %rows, label %rows{ROWS} [ {cases} ]",
+    ]
+    for rows in range(1, ROWS + 1):
+        lines += [
+            f"rows{rows}:",
+            f"  call void @tile{rows}x{suffix}(ptr %a, i64 %sm, i64 %sk, ptr %B, i64 %ldb, ptr %c, i64 %ldc, i64 %K, "
+            f"i1 %add{mask})",
+            "  br label %after",
+        ]
+    lines += [
+        "after:",
+        "  %m1 = add i64 %m, %rows",
+        "  %i1 = add i64 %i, 1",
+        "  %more = icmp slt i64 %i1, %tiles",
+        "  br i1 %more, label %next, label %done",
+        "done:",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+DEPTH = 512  # of K in one piece: a strip of B stays in the second cache
+HEIGHT = 240  # rows of A in one piece
+
+
+def _gemm(t: Typed) -> str:
+    columns = t.target.columns()
+    width = columns * t.lanes
+    tails = " ".join(f"i64 {c}, label %tail{c}" for c in range(1, columns))
+    call = "ptr %a, i64 %sm, i64 %sk, ptr %b, i64 %ldb, ptr %c, i64 %ldc, i64 %depth, i1 %adds, i64 %height"
+    lines = [
+        "define void @gemm(ptr %A, i64 %sm, i64 %sk, ptr %B, i64 %ldb, ptr %C, i64 %ldc, i64 %M, i64 %N, i64 %K, "
+        "i1 %add) noinline {",
+        "entry:",
+        "  %some = icmp sgt i64 %M, 0",
+        "  br i1 %some, label %deep, label %done",
+        "deep:",
+        "  %k = phi i64 [0, %entry], [%k1, %deeper]",
+        "  %kleft = sub i64 %K, %k",
+        f"  %kcut = icmp slt i64 %kleft, {DEPTH}",
+        f"  %depth = select i1 %kcut, i64 %kleft, i64 {DEPTH}",
+        "  %later = icmp sgt i64 %k, 0",
+        "  %adds = or i1 %add, %later",
+        "  br label %high",
+        "high:",
+        "  %m = phi i64 [0, %deep], [%m1, %higher]",
+        "  %mleft = sub i64 %M, %m",
+        f"  %mcut = icmp slt i64 %mleft, {HEIGHT}",
+        f"  %height = select i1 %mcut, i64 %mleft, i64 {HEIGHT}",
+        "  %am = mul i64 %m, %sm",
+        "  %ak = mul i64 %k, %sk",
+        "  %ao = add i64 %am, %ak",
+        f"  %a = getelementptr {t.scalar}, ptr %A, i64 %ao",
+        "  %bk = mul i64 %k, %ldb",
+        "  %cm = mul i64 %m, %ldc",
+        "  br label %wide",
+        "wide:",
+        "  %n = phi i64 [0, %high], [%n1, %wider]",
+        "  %bo = add i64 %bk, %n",
+        f"  %b = getelementptr {t.scalar}, ptr %B, i64 %bo",
+        "  %co = add i64 %cm, %n",
+        f"  %c = getelementptr {t.scalar}, ptr %C, i64 %co",
+        "  %nleft = sub i64 %N, %n",
+        f"  %whole = icmp sge i64 %nleft, {width}",
+        "  br i1 %whole, label %full, label %part",
+        "full:",
+        f"  call void @strip{columns}({call})",
+        "  br label %wider",
+        "part:",
+        f"  %nup = add i64 %nleft, {t.lanes - 1}",
+        f"  %vectors = udiv i64 %nup, {t.lanes}",
+        "  %before = sub i64 %vectors, 1",
+        f"  %beforen = mul i64 %before, {t.lanes}",
+        "  %rest = sub i64 %nleft, %beforen",
+        f"  %restv = insertelement <{t.lanes} x i64> poison, i64 %rest, i32 0",
+        f"  %rests = shufflevector <{t.lanes} x i64> %restv, <{t.lanes} x i64> poison, <{t.lanes} x i32> zeroinitializer",
+        f"  %mask = icmp slt <{t.lanes} x i64> <{', '.join(f'i64 {i}' for i in range(t.lanes))}>, %rests",
+        f"  switch i64 %vectors, label %tail{columns} [ {tails} ]",
+    ]
+    for c in range(1, columns + 1):
+        lines += [f"tail{c}:", f"  call void @strip{c}m({call}, {t.mask} %mask)", "  br label %wider"]
+    lines += [
+        "wider:",
+        f"  %n1 = add i64 %n, {width}",
+        "  %nmore = icmp slt i64 %n1, %N",
+        "  br i1 %nmore, label %wide, label %higher",
+        "higher:",
+        f"  %m1 = add i64 %m, {HEIGHT}",
+        "  %mmore = icmp slt i64 %m1, %M",
+        "  br i1 %mmore, label %high, label %deeper",
+        "deeper:",
+        f"  %k1 = add i64 %k, {DEPTH}",
+        "  %kmore = icmp slt i64 %k1, %K",
+        "  br i1 %kmore, label %deep, label %done",
+        "done:",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------------------------------- sums
+
+
+def sums(t: Typed) -> str:
+    """``@sum_rows(G, ldg, M, N, out, add)``: the sum of M rows of N numbers; ``@sum_all``: of all of them, in part 0."""
+    v, size = t.vector, t.dtype.itemsize
+
+    def reader(mask: str) -> str:
+        if mask:
+            return f"call {v} @llvm.masked.load.{t.suffix}.p0(ptr %p, i32 {size}, {t.mask} {mask}, {v} zeroinitializer)"
+        return f"load {v}, ptr %p, align {size}"
+
+    def column(name: str, masked: bool) -> list[str]:
+        mask = "%mask" if masked else ""
+        old = reader(mask).replace("%p,", "%o,")
+        store = (
+            f"call void @llvm.masked.store.{t.suffix}.p0({v} %sum, ptr %o, i32 {size}, {t.mask} %mask)"
+            if masked
+            else f"store {v} %sum, ptr %o, align {size}"
+        )
+        return [
+            f"define internal void @{name}(ptr %G, i64 %ldg, i64 %M, ptr %o, i1 %add{f', {t.mask} %mask' if masked else ''}) {{",
+            "entry:",
+            "  br i1 %add, label %more, label %start",
+            "more:",
+            f"  %had = {old}",
+            "  br label %start",
+            "start:",
+            f"  %first = phi {v} [zeroinitializer, %entry], [%had, %more]",
+            "  br label %loop",
+            "loop:",
+            "  %m = phi i64 [0, %start], [%m1, %loop]",
+            f"  %s = phi {v} [%first, %start], [%sum, %loop]",
+            "  %mo = mul i64 %m, %ldg",
+            f"  %p = getelementptr {t.scalar}, ptr %G, i64 %mo",
+            f"  %g = {reader(mask)}",
+            f"  %sum = fadd {v} %s, %g",
+            "  %m1 = add i64 %m, 1",
+            "  %left = icmp slt i64 %m1, %M",
+            "  br i1 %left, label %loop, label %done",
+            "done:",
+            f"  {store}",
+            "  ret void",
+            "}",
+        ]
+
+    lanes = ", ".join(f"i64 {i}" for i in range(t.lanes))
+    rows = [
+        "define void @sum_rows(ptr %G, i64 %ldg, i64 %M, i64 %N, ptr %out, i1 %add) noinline {",
+        "entry:",
+        "  %some = icmp sgt i64 %N, 0",
+        "  br i1 %some, label %next, label %done",
+        "next:",
+        "  %n = phi i64 [0, %entry], [%n1, %after]",
+        f"  %g = getelementptr {t.scalar}, ptr %G, i64 %n",
+        f"  %o = getelementptr {t.scalar}, ptr %out, i64 %n",
+        "  %left = sub i64 %N, %n",
+        f"  %whole = icmp sge i64 %left, {t.lanes}",
+        "  br i1 %whole, label %full, label %part",
+        "full:",
+        "  call void @column(ptr %g, i64 %ldg, i64 %M, ptr %o, i1 %add)",
+        "  br label %after",
+        "part:",
+        f"  %leftv = insertelement <{t.lanes} x i64> poison, i64 %left, i32 0",
+        f"  %lefts = shufflevector <{t.lanes} x i64> %leftv, <{t.lanes} x i64> poison, <{t.lanes} x i32> zeroinitializer",
+        f"  %mask = icmp slt <{t.lanes} x i64> <{lanes}>, %lefts",
+        f"  call void @columnm(ptr %g, i64 %ldg, i64 %M, ptr %o, i1 %add, {t.mask} %mask)",
+        "  br label %after",
+        "after:",
+        f"  %n1 = add i64 %n, {t.lanes}",
+        "  %more = icmp slt i64 %n1, %N",
+        "  br i1 %more, label %next, label %done",
+        "done:",
+        "  ret void",
+        "}",
+    ]
+    everything = [
+        "define void @sum_all(ptr %G, i64 %ldg, i64 %M, i64 %N, ptr %out, i64 %part, i1 %add) noinline {",
+        "entry:",
+        "  %mine = icmp eq i64 %part, 0",
+        "  br i1 %mine, label %begin, label %end",
+        "begin:",
+        f"  %had = load {t.scalar}, ptr %out, align {size}",
+        f"  %first = select i1 %add, {t.scalar} %had, {t.scalar} 0.0",
+        "  br label %row",
+        "row:",
+        "  %m = phi i64 [0, %begin], [%m1, %rowdone]",
+        f"  %rs = phi {t.scalar} [%first, %begin], [%sum, %rowdone]",
+        "  %mo = mul i64 %m, %ldg",
+        "  br label %col",
+        "col:",
+        "  %n = phi i64 [0, %row], [%n1, %col]",
+        f"  %s = phi {t.scalar} [%rs, %row], [%sum, %col]",
+        "  %i = add i64 %mo, %n",
+        f"  %p = getelementptr {t.scalar}, ptr %G, i64 %i",
+        f"  %g = load {t.scalar}, ptr %p, align {size}",
+        f"  %sum = fadd {t.scalar} %s, %g",
+        "  %n1 = add i64 %n, 1",
+        "  %nm = icmp slt i64 %n1, %N",
+        "  br i1 %nm, label %col, label %rowdone",
+        "rowdone:",
+        "  %m1 = add i64 %m, 1",
+        "  %mm = icmp slt i64 %m1, %M",
+        "  br i1 %mm, label %row, label %done",
+        "done:",
+        f"  store {t.scalar} %sum, ptr %out, align {size}",
+        "  br label %end",
+        "end:",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join([*column("column", False), *column("columnm", True), *rows, *everything]) + "\n"
+
+
+SHARED = ("gemm", "sum_rows", "sum_all")
+
+
+def named(text: str, t: Typed) -> str:
+    """`text` with the functions that all cells share under the names of their dtype and target."""
+    for name in SHARED:
+        text = text.replace(f"@{name}(", f"@tinygrad_{name}_{t.suffix}(")
+    return text
+
+
+def declarations(t: Typed) -> str:
+    """What the code of a cell needs to call the shared functions."""
+    return (
+        "declare void @gemm(ptr, i64, i64, ptr, i64, ptr, i64, i64, i64, i64, i1)\n"
+        "declare void @sum_rows(ptr, i64, i64, i64, ptr, i1)\n"
+        "declare void @sum_all(ptr, i64, i64, i64, ptr, i64, i1)\n"
+    )

@@ -1,0 +1,281 @@
+"""From a cell to a program that runs it, and to a node on the tape that knows its gradient."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn import engine, ops
+from tinygrad_rnn.cell import Cell
+from tinygrad_rnn.compile.layout import Unsupported
+from tinygrad_rnn.compile.schedule import Plan, make_plan
+from tinygrad_rnn.compile.trace import Symbol, Untraceable, _attributes, ancestors
+from tinygrad_rnn.engine import Node, Op, Part
+from tinygrad_rnn.tensor import Tensor
+
+Key = tuple[str, int | None]  # a state at timestep t, or (None) at all of them
+
+
+class NotCompiled(Exception):
+    """No executor can run this; the text says why."""
+
+
+def program(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None) -> Any:
+    """The program of `cell` for B rows by `executor` (None: the fastest), made once and kept with the cell.
+
+    Raises NotCompiled with the reason.
+    """
+    kept = cell.__dict__.get("_programs")
+    attributes = _attributes(cell)
+    if kept is None or kept[0] != attributes:  # an attribute was changed: what was traced may not hold any more
+        kept = cell.__dict__["_programs"] = (attributes, {})
+    key = (B, dtype, masked, executor)
+    found = kept[1].get(key)
+    if found is None:
+        try:
+            found = _make(cell, B, dtype, masked, executor)
+        except (Untraceable, Unsupported) as error:
+            found = NotCompiled(str(error))
+        kept[1][key] = found
+    if isinstance(found, NotCompiled):
+        raise NotCompiled(*found.args)
+    return found
+
+
+def _make(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None) -> Any:
+    from tinygrad_rnn.compile import machine
+    from tinygrad_rnn.compile.llvm_executor import LLVMProgram
+    from tinygrad_rnn.compile.numpy_executor import NumPyProgram
+
+    plan = make_plan(cell, B, dtype, masked)
+    reason = "asked for"
+    if executor in (None, "llvm"):
+        try:
+            made: Any = LLVMProgram(plan, dtype)
+            made.reason = "machine code made from the traced step"
+            return made
+        except Unsupported as error:
+            reason = f"the machine code has no {error}"
+        except machine.CompilerMissing as error:
+            reason = str(error)
+        except RuntimeError as error:  # LLVM refuses the code, or cannot be used here
+            reason = f"LLVM failed: {' '.join(str(error).split())[:200]}"
+            warnings.warn(f"cell {cell.name}: {reason}; the NumPy executor goes on", RuntimeWarning, stacklevel=2)
+    made = NumPyProgram(plan, dtype)
+    made.reason = reason
+    return made
+
+
+# ----------------------------------------------------------------------------------------------- the node
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the gradient of a scan needs beside its arrays."""
+
+    program: Any
+    names: tuple[str, ...]
+    leaves: tuple[Symbol, ...]
+
+
+class StateSequence(Sequence[Any]):
+    """Final. One state at every timestep: T tensors (B, ...), made when they are asked for."""
+
+    def __init__(self, name: str, values: Any, node: Node | None) -> None:
+        self.name = name
+        self.values = values
+        self.node = node
+        self.made: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[t] for t in range(*index.indices(len(self)))]
+        t = range(len(self))[index]
+        found = self.made.get(t)
+        if found is None:
+            found = self.made[t] = part(self.node, (self.name, t), self.values[t])
+        return found
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[t] for t in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} timesteps of state {self.name}>"
+
+
+def part(node: Node | None, key: Key, values: Any) -> Tensor:
+    """The tensor that is output `key` of a scan."""
+    made = None if node is None else Node(PART, (node,), (None, None), {"key": key}, None, values)
+    return engine.wrap(Tensor, values, made)
+
+
+@engine.primitive
+def _scan(*arrays: Any, context: Context) -> Any:
+    raise NotImplementedError
+
+
+@engine.primitive
+def _part(x: Any, *, key: Key) -> Any:
+    raise NotImplementedError
+
+
+SCAN: Op = _scan
+PART: Op = _part
+PART.part = True
+PART.vjp(lambda g, _y, _x, *, key: Part(key, g))
+
+
+def run(
+    made: Any,
+    params: Mapping[str, Any],
+    xs: Any,
+    state: Mapping[str, Any],
+    mask: Any,
+) -> tuple[Tensor, dict[str, StateSequence]]:
+    """The outputs (T, B, H) and every state at every timestep, on the tape where a gradient may be asked for."""
+    plan: Plan = made.plan
+    values = _weights(plan, params)
+    leaves = tuple(plan.weights)
+    inputs = [xs, *state.values(), *[values[leaf] for leaf in leaves]]
+    arrays = [a.data if isinstance(a, Tensor) else a for a in inputs]
+    names = tuple(state)
+    dtype = made.dtype
+    solid = [np.ascontiguousarray(a) for a in arrays]
+    weights = dict(zip(leaves, solid[1 + len(names) :], strict=True))
+    alive = None
+    if mask is not None:
+        alive = np.ascontiguousarray(mask.data if isinstance(mask, Tensor) else mask, dtype)
+    record = made.forward(solid[0], dict(zip(names, solid[1:], strict=False)), weights, alive)
+    node = None
+    nodes = tuple([a.node if isinstance(a, Tensor) else None for a in inputs])
+    first = record.states[names[0]][1:]
+    if engine.MODE.recording and any(n is not None for n in nodes):
+        guards = tuple(
+            [
+                (i, a.version, a.version[0])
+                for i, a in enumerate(inputs, 1)
+                if isinstance(a, Tensor) and a.version is not None
+            ]
+        )
+        context = Context(made, names, leaves)
+        node = Node(SCAN, nodes, (record, *arrays), {"context": context}, guards or None, first)
+    return part(node, (names[0], None), first), {
+        name: StateSequence(name, record.states[name][1:], node) for name in names
+    }
+
+
+def _weights(plan: Plan, params: Mapping[str, Any]) -> dict[Symbol, Any]:
+    """What stands for each leaf: a parameter, or what the step makes of parameters alone, computed on the tape."""
+    known: dict[Symbol, Any] = {}
+    for source in plan.weights.values():
+        if source.kind != "param":
+            for s in ancestors([source]):
+                if s not in known:
+                    known[s] = _apply(s, known) if s.op is not None else params[s.name]
+    return {
+        leaf: params[source.name] if source.kind == "param" else known[source]
+        for leaf, source in plan.weights.items()
+    }
+
+
+def _apply(s: Symbol, known: Mapping[Symbol, Any]) -> Any:
+    assert s.op is not None
+    args = tuple([known[a] if isinstance(a, Symbol) else a for a in s.args])
+    if not any(isinstance(a, Tensor) for a in args):
+        args = tuple([Tensor(a) if isinstance(a, np.ndarray) else a for a in args])
+    return s.op.general(args, s.static)
+
+
+def _scan_vjp(
+    gs: Mapping[Key, Any], record: Any, needed: Sequence[bool], wanted: set[Key], *inputs: Any, context: Context
+) -> tuple[list[Any], dict[Key, Any]]:
+    if any(isinstance(g, Tensor) for g in gs.values()) or any(isinstance(a, Tensor) for a in inputs):
+        return _recorded_vjp(gs, record, needed, wanted, inputs, context)
+    names, leaves, made = context.names, context.leaves, context.program
+    T = record.T
+    outside: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+    for name in names:
+        whole = gs.get((name, None))
+        single = {t: g for (n, t), g in gs.items() if n == name and t is not None}
+        end = single.pop(T - 1, None)
+        if single:
+            total = np.zeros_like(record.states[name][1:]) if whole is None else np.array(whole)
+            for t, g in single.items():
+                total[t] += g
+            whole = total
+        outside[name] = None if whole is None else np.ascontiguousarray(whole)
+        last[name] = end
+    wants = {leaf for leaf, need in zip(leaves, needed[1 + len(names) :], strict=True) if need}
+    grads = {leaf: np.empty(leaf.shape, made.dtype) for leaf in wants}
+    dx, start, totals = made.backward(record, outside, last, needed[0], wants, grads, False)
+    for leaf in wants - made.plan.sinks.keys() - made.plan.stepwise.keys():
+        grads[leaf][...] = 0.0
+    if needed[0] and dx is None:
+        dx = np.zeros_like(record.xs)
+    found = [
+        dx if needed[0] else None,
+        *[start[name] if need else None for name, need in zip(names, needed[1:], strict=False)],
+        *[grads.get(leaf) for leaf in leaves],
+    ]
+    return found, {key: totals[key[0]][key[1]] for key in wanted}
+
+
+SCAN.vjp_many(_scan_vjp)
+
+
+def _recorded_vjp(
+    gs: Mapping[Key, Any],
+    record: Any,
+    needed: Sequence[bool],
+    wanted: set[Key],
+    inputs: Sequence[Any],
+    context: Context,
+) -> tuple[list[Any], dict[Key, Any]]:
+    """The same on the tape, for higher orders: the traced step once more, one timestep after another."""
+    names, leaves = context.names, context.leaves
+    plan: Plan = context.program.plan
+    own = [(a if isinstance(a, Tensor) else Tensor(a)) * 1.0 if a is not None else a for a in inputs]
+    own = [
+        value if value.node is not None or not need else Tensor(value.data, requires_grad=True)
+        for value, need in zip(own, needed, strict=True)
+    ]
+    current = dict(zip(names, own[1:], strict=False))
+    known: dict[Symbol, Any] = dict(zip(leaves, own[1 + len(names) :], strict=True))
+    order = [s for s in ancestors(plan.step.new.values()) if s.op is not None]
+    steps: dict[str, list[Any]] = {name: [] for name in names}
+    for t in range(record.T):
+        values = dict(known)
+        values[plan.step.x] = own[0][t]
+        if plan.step.mask is not None:
+            values[plan.step.mask] = Tensor(record.mask[t] != 0)
+        values.update({s: current[name] for name, s in plan.step.states.items()})
+        for s in order:
+            values[s] = _apply(s, values)
+        current = {name: values[s] for name, s in plan.step.new.items()}
+        for name in names:
+            steps[name].append(current[name])
+    loss: Any = None
+    for (name, at), g in gs.items():
+        value = ops.stack(steps[name]) if at is None else steps[name][at]
+        term = ops.sum(value * g)
+        loss = term if loss is None else loss + term
+    targets = {key: steps[key[0]][key[1]].node for key in wanted if key[1] is not None}
+    chosen = [value.node if need else None for value, need in zip(own, needed, strict=True)]
+    goals = {n for n in [*targets.values(), *chosen] if n is not None}
+    found = engine.flow(loss.node, Tensor(np.ones_like(loss.data)), goals, Tensor, higher=True)
+
+    def gradient(node: Node | None, like: Any) -> Any:
+        if node is None:
+            return None
+        return found[node] if node in found else Tensor(np.zeros_like(like))
+
+    results = [gradient(n, value.data) for n, value in zip(chosen, own, strict=True)]
+    return results, {key: gradient(n, steps[key[0]][key[1] or 0].data) for key, n in targets.items()}

@@ -1,0 +1,381 @@
+"""When each part of a traced step is computed: before, inside or after the loop over time.
+
+1. What needs parameters alone is left to the tape: it is computed once, and the loop sees it as a weight.
+2. Sums are taken apart: what does not depend on the carried state is added up `before` the loop, for all timesteps at
+   once, and the products with the state are added to it, in place, inside.
+3. The backward graph comes from the same vjp rules. Inside its loop stays what the carried gradient needs; the gradient
+   of the input and everything else that has a row per timestep comes `after`, and the gradient of a weight is one
+   product, or one sum, over all T * B rows.
+4. A value of the forward graph that the backward one reads is kept for all timesteps, unless it is cheap to compute
+   again from what is kept anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn import ops
+from tinygrad_rnn.cell import Cell
+from tinygrad_rnn.compile.trace import (
+    MATMUL,
+    SUM_TO,
+    TRANSPOSE,
+    Graph,
+    Step,
+    Symbol,
+    Untraceable,
+    ancestors,
+    depends,
+    pullback,
+    total,
+    trace_step,
+)
+from tinygrad_rnn.engine import Op
+
+CHEAP = frozenset(
+    {
+        ops.add, ops.sub, ops.mul, ops.neg, ops.abs, ops.sign, ops.relu, ops.maximum, ops.minimum, ops.where,
+        ops.equal, ops.not_equal, ops.greater, ops.greater_equal, ops.less, ops.less_equal, total,
+    }
+)  # fmt: skip
+COSTLY = frozenset(
+    {ops.div, ops.pow, ops.exp, ops.log, ops.log1p, ops.sqrt, ops.sin, ops.cos, ops.tanh, ops.sigmoid, ops.softplus}
+)
+
+
+@dataclass(frozen=True)
+class Sink:
+    """A part of the gradient of a weight, summed up over all rows: a^T g, or the sum of g to the weight's shape."""
+
+    g: Symbol
+    a: Symbol | None = None
+
+
+@dataclass
+class Plan:
+    """Everything that is computed for a cell, and when. Symbols are in the order in which they can be computed.
+
+    `weights` maps a leaf of the loop to the symbol it stands for in the step as it was traced, whose value the tape
+    computes from the parameters. `seeds` are the gradients that reach the new states from outside and from the next
+    timestep, `totals` what that makes with the paths inside the step, `carried` what goes on to the step before.
+    `stepwise` are gradients of weights that are no sink: they are added up in the loop.
+    """
+
+    step: Step
+    traced: Step
+    weights: dict[Symbol, Symbol]
+    once: list[Symbol] = field(default_factory=list)
+    before: list[Symbol] = field(default_factory=list)
+    loop: list[Symbol] = field(default_factory=list)
+    seeds: dict[str, Symbol] = field(default_factory=dict)
+    totals: dict[str, Symbol] = field(default_factory=dict)
+    kept: set[Symbol] = field(default_factory=set)
+    back: list[Symbol] = field(default_factory=list)
+    after: list[Symbol] = field(default_factory=list)
+    carried: dict[str, Symbol | None] = field(default_factory=dict)
+    dx: Symbol | None = None
+    sinks: dict[Symbol, list[Sink]] = field(default_factory=dict)
+    stepwise: dict[Symbol, Symbol] = field(default_factory=dict)
+    rows: set[Symbol] = field(default_factory=set)
+
+
+def make_plan(cell: Cell, B: int, dtype: Any, masked: bool) -> Plan:
+    """The schedule of `cell` for B rows. Raises Untraceable when the step cannot be traced."""
+    traced = trace_step(cell, B, dtype, masked)
+    step, weights = _regrouped(traced)
+    plan = Plan(step, traced, weights)
+    leaves = [step.x, *([step.mask] if step.mask is not None else []), *step.states.values()]
+    order = [s for s in ancestors(step.new.values()) if s.op is not None]
+    plan.once = [s for s in order if _once(s, weights)]
+    order = [s for s in order if s not in set(plan.once)]
+    plan.rows = _rows(order, leaves)
+    of_state = depends(order, set(step.states.values()))
+    early = [s for s in order if s not in of_state and s in plan.rows]
+    ready = {*early, *leaves, *weights, *plan.once}
+    plan.before = _worth_hoisting([s for s in early if set(s.parents) <= ready])
+    hoisted = set(plan.before)
+    plan.loop = [s for s in order if s not in hoisted]
+    _derive(plan)
+    return plan
+
+
+# ------------------------------------------------------------------------------------- weights and sums
+
+
+def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol]]:
+    """The same step in a graph of its own: parameter-only values as leaves, sums taken apart by when they are known."""
+    order = ancestors(traced.new.values())
+    inputs = {traced.x, *traced.states.values(), *([traced.mask] if traced.mask is not None else [])}
+    varying = depends(order, inputs)
+    of_state = depends(order, set(traced.states.values()))
+    if not set(traced.new.values()) <= varying:
+        raise Untraceable("a state does not depend on the input or on a state")
+    uses: dict[Symbol, int] = {}
+    for s in [*[a for b in order for a in b.parents], *traced.new.values()]:
+        uses[s] = uses.get(s, 0) + 1
+
+    graph = Graph(None, traced.graph.B)
+    made: dict[Symbol, Symbol] = {}
+    weights: dict[Symbol, Symbol] = {}
+    x = made[traced.x] = graph.leaf("x", "x", traced.x.shape, traced.x.dtype)
+    states = {name: graph.leaf("state", name, s.shape, s.dtype) for name, s in traced.states.items()}
+    made.update({traced.states[name]: s for name, s in states.items()})
+    mask = None
+    if traced.mask is not None:
+        mask = made[traced.mask] = graph.leaf("mask", "mask", traced.mask.shape, traced.mask.dtype)
+
+    def known(arg: Any) -> Any:
+        """The counterpart of an argument: a leaf of its own for what needs parameters alone."""
+        if not isinstance(arg, Symbol) or arg in made:
+            return made.get(arg, arg) if isinstance(arg, Symbol) else arg
+        name = arg.name if arg.kind == "param" else f"w{len(weights)}"
+        leaf = made[arg] = graph.leaf("weight", name, arg.shape, arg.dtype)
+        weights[leaf] = arg
+        return leaf
+
+    def put(op: Op, args: Iterable[Any], like: Symbol, static: dict[str, Any] | None = None) -> Symbol:
+        new = graph.apply(op, tuple(args), static or {})
+        new.where = new.where or like.where
+        tap = traced.graph.taps.get(like.number)
+        if tap:
+            graph.taps.setdefault(new.number, tap)
+        return new
+
+    def terms(s: Symbol, sign: int) -> list[tuple[int, Any]]:
+        """The summands of a sum: additions inside it that nobody else reads are part of it."""
+        out: list[tuple[int, Any]] = []
+        for k, arg in enumerate(s.args):
+            own = -sign if k and s.op is ops.sub else sign
+            if isinstance(arg, Symbol) and arg in inside:
+                out += terms(arg, own)
+            else:
+                out.append((own, arg))
+        return out
+
+    sums = {s for s in order if s.op in (ops.add, ops.sub) and s in varying}
+    inside = {
+        a for s in sums for a in s.parents if a in sums and uses[a] == 1 and a.shape == s.shape and a.dtype == s.dtype
+    }
+    for s in order:
+        if s.op is None or s not in varying or s in inside:
+            continue
+        if s in sums:
+            parts = terms(s, 1)
+            if any(isinstance(a, Symbol) and a.op is MATMUL for _, a in parts):
+                early = [p for p in parts if isinstance(p[1], Symbol) and p[1] in varying and p[1] not in of_state]
+                late = [p for p in parts if isinstance(p[1], Symbol) and p[1] in of_state]
+                once = [p for p in parts if not (isinstance(p[1], Symbol) and p[1] in varying)]
+
+                def term(p: tuple[int, Any], s: Symbol = s) -> Any:
+                    value = known(p[1])
+                    return value if p[0] > 0 else put(ops.neg, (value,), s) if isinstance(value, Symbol) else -value
+
+                values = [term(p) for p in early + once]
+                if early and late and len(values) > 1 and np.broadcast_shapes(
+                    *[v.shape for v in values if isinstance(v, Symbol)]
+                ) == s.shape:
+                    values = [put(total, values, s)]
+                values += [term(p) for p in late]
+                made[s] = put(total, values, s) if len(values) > 1 else values[0]
+                continue
+        made[s] = put(s.op, [known(a) for a in s.args], s, s.static)
+        if s in inside:
+            continue
+    new: dict[str, Symbol] = {}
+    for name, value in traced.new.items():
+        result = known(value)
+        while not _own(result) or any(result is other for other in new.values()):
+            result = put(ops.mul, (result, 1.0), value)
+        new[name] = result
+    return Step(graph, x, mask, states, {}, new), weights
+
+
+def _apart(s: Symbol, taken: set[Symbol]) -> Symbol:
+    """`s`, or a copy of it where it cannot be written to a place of its own."""
+    while s in taken or not (_own(s) or s.op in (MATMUL, total)):
+        s = s.graph.apply(ops.mul, (s, 1.0), {})
+    return s
+
+
+def _own(s: Symbol) -> bool:
+    """Whether `s` is computed elementwise, so that it can be written anywhere; a copy of anything else can."""
+    return s.op in COSTLY or (s.op in CHEAP and s.op is not total)
+
+
+# ------------------------------------------------------------------------------------------------- rows
+
+
+def rowwise(s: Symbol, rows: set[Symbol]) -> bool:
+    """Whether row b of `s` is a function of row b of those of its arguments that have rows (axis 0 is the batch)."""
+    op, static, shape = s.op, s.static, s.shape
+    of_rows = [a for a in s.parents if a in rows]
+    if not of_rows or not shape or any(a.dtype.kind not in "fb" for a in s.parents):
+        return False
+    if op in CHEAP or op in COSTLY:
+        return all(len(a.shape) == len(shape) for a in of_rows) and all(
+            a in rows or len(a.shape) < len(shape) or a.shape[0] == 1 for a in s.parents
+        )
+    if op is MATMUL:
+        a, b = s.args
+        return a in rows and b not in rows and len(b.shape) == 2 and len(a.shape) == 2
+    name = getattr(op, "__name__", "")
+    B = s.graph.B
+    if name in ("sum", "max", "min", "softmax", "log_softmax", "logsumexp", "norm"):
+        return 0 not in static["axes"]
+    if name == "cumsum" or name == "flip" or name == "concatenate":
+        return static["axis"] != 0 and len(of_rows) == len(s.args)
+    if name == "stack":
+        return static["axis"] != 0 and len(of_rows) == len(s.args)
+    if name == "transpose":
+        return static["axes"][0] == 0
+    if name == "getitem" or name == "scatter":
+        index = static["index"]
+        first = index[0] if isinstance(index, tuple) and index else index
+        whole = first == slice(None) or first is Ellipsis if isinstance(first, slice) or first is Ellipsis else False
+        basic = isinstance(index, tuple) and all(isinstance(part, slice | int) for part in index[1:])
+        return bool(whole) and first is not Ellipsis and basic and len(index) <= len(static["shape"])
+    if name == "pad":
+        return static["widths"][0] == (0, 0)
+    if name == "reshape":
+        return shape[0] == B and s.args[0].shape[0] == B
+    if name == "broadcast_to":
+        return len(s.args[0].shape) == len(shape)
+    if name == "sum_to":  # for B = 1 the sum over all rows looks the same, and is
+        return len(shape) == len(s.args[0].shape) and shape[0] == B
+    return name in ("astype", "clip", "share")
+
+
+def _rows(order: Iterable[Symbol], leaves: Iterable[Symbol]) -> set[Symbol]:
+    rows = set(leaves)
+    for s in order:
+        if s.op is not None and rowwise(s, rows):
+            rows.add(s)
+    return rows
+
+
+def _worth_hoisting(early: list[Symbol]) -> list[Symbol]:
+    """Those that cost something, or that something costly is computed from; the rest is cheaper inside the loop."""
+    worth: set[Symbol] = set()
+    for s in reversed(early):
+        heavy = s.op not in CHEAP or (s.op is total and any(a.op is MATMUL for a in s.parents))
+        if heavy or s in worth:
+            worth.add(s)
+            worth.update(s.parents)
+    return [s for s in early if s in worth]
+
+
+# --------------------------------------------------------------------------------------------- backward
+
+
+def _derive(plan: Plan) -> None:
+    step = plan.step
+    graph = step.graph
+    fresh = len(graph.symbols)
+    plan.seeds = {name: graph.leaf("seed", f"d{name}", s.shape, s.dtype) for name, s in step.new.items()}
+    outputs: dict[Symbol, Symbol] = {}
+    for name, value in step.new.items():
+        seed = plan.seeds[name]
+        outputs[value] = graph.apply(total, (outputs[value], seed), {}) if value in outputs else seed
+    found = pullback(outputs, [step.x, *step.states.values(), *plan.weights, *step.new.values()])
+    plan.totals = {name: found[value] for name, value in step.new.items()}
+    new = [s for s in graph.symbols[fresh:] if s.op is not None]
+    taken: set[Symbol] = set(plan.totals.values())
+    for name, state in step.states.items():
+        gradient = found.get(state)
+        if gradient is not None:
+            gradient = _apart(gradient, taken)
+            taken.add(gradient)
+        plan.carried[name] = gradient
+    plan.dx = found.get(step.x)
+    if plan.dx is not None:
+        plan.dx = _apart(plan.dx, taken)
+    leaves = [step.x, *([step.mask] if step.mask is not None else []), *step.states.values(), *plan.seeds.values()]
+    known = set(plan.rows)
+    for s in [*leaves]:
+        known.add(s)
+    for s in new:
+        if rowwise(s, known):
+            known.add(s)
+    plan.rows = known
+
+    needed: list[Symbol] = []
+    for weight in plan.weights:
+        gradient = found.get(weight)
+        if gradient is None:
+            continue
+        parts = gradient.args if gradient.op is total and gradient not in known else (gradient,)
+        sinks = [_as_sink(part, known) for part in parts]
+        if all(sink is not None for sink in sinks):
+            plan.sinks[weight] = [sink for sink in sinks if sink is not None]
+            needed += [s for sink in plan.sinks[weight] for s in (sink.g, sink.a) if s is not None]
+        else:
+            plan.stepwise[weight] = gradient
+    plan.once += [s for s in new if _once(s, plan.weights)]
+    is_new = set(new) - set(plan.once)
+    inside = [s for s in [*plan.carried.values(), *plan.stepwise.values(), *plan.totals.values()] if s is not None]
+    if plan.dx is not None:
+        (needed if plan.dx in known else inside).append(plan.dx)
+    looped = {s for s in ancestors(inside) if s in is_new}
+    late = {s for s in ancestors(needed) if s in is_new}
+    plan.back = [s for s in new if s in looped]
+    plan.after = [s for s in new if s in late - looped]
+    _keep(plan, is_new, needed)
+
+
+def _once(s: Symbol, weights: Mapping[Symbol, Symbol]) -> bool:
+    """Whether `s` is computed from weights alone (a transposed matrix)."""
+    return all(leaf in weights for leaf in ancestors([s]) if leaf.op is None)
+
+
+def _as_sink(s: Symbol, rows: set[Symbol]) -> Sink | None:
+    """The gradient of a weight as a sum over rows; None where it is something else."""
+    if s.op is MATMUL:
+        a, g = s.args
+        if a.op is TRANSPOSE and a.static["axes"] == (1, 0) and a.args[0] in rows and g in rows:
+            return Sink(g, a.args[0])
+    if s.op is SUM_TO and s.args[0] in rows:
+        return Sink(s.args[0])
+    if s in rows and len(s.shape) >= 1 and s.shape[0] == 1 == s.graph.B:  # B = 1: nothing was left to sum
+        return Sink(s)
+    return None
+
+
+def _keep(plan: Plan, is_new: set[Symbol], operands: Iterable[Symbol]) -> None:
+    """Decide which forward values are kept for all timesteps; the cheap ones join the backward lists instead."""
+    done = {*is_new, *plan.once, *plan.step.new.values()}  # a new state is kept anyway
+    read = {a for s in [*plan.back, *plan.after] for a in s.parents if a not in done and a.op is not None}
+    read |= {s for s in operands if s not in done and s.op is not None}
+    in_memory = {a for s in plan.loop + plan.before if s.op is MATMUL for a in s.args[:1] if a.op is not None}
+    plan.kept = {s for s in read if s.op not in CHEAP or s in in_memory or s.op is total}
+
+    def available(s: Any) -> bool:
+        if not isinstance(s, Symbol) or s.op is None or s in plan.kept or s in done:
+            return True
+        return s.op in CHEAP and s.op is not total and all(available(a) for a in s.args)
+
+    again: set[Symbol] = set()
+    for s in sorted(read - plan.kept, key=lambda s: s.number):
+        if s in plan.rows and available(s):
+            again |= _recomputed(s, plan.kept | done)
+        else:
+            plan.kept.add(s)
+    again -= plan.kept
+    loop_reads = {a for s in plan.back for a in s.parents} | {a for s in plan.back for a in ancestors([s])}
+    plan.back = sorted({*plan.back, *(again & loop_reads)}, key=lambda s: s.number)
+    plan.after = sorted({*plan.after, *(again - loop_reads)}, key=lambda s: s.number)
+
+
+def _recomputed(s: Symbol, kept: set[Symbol]) -> set[Symbol]:
+    """`s` and what has to be computed again for it: everything below that is not kept."""
+    found = {s}
+    stack = [s]
+    while stack:
+        for parent in stack.pop().parents:
+            if parent not in kept and parent.op is not None and parent not in found:
+                found.add(parent)
+                stack.append(parent)
+    return found

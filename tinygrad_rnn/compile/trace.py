@@ -1,0 +1,357 @@
+"""The step of a cell as a graph: traced once with symbols in place of arrays, through the same ops.
+
+A `Symbol` has a shape and a dtype and no values. Whatever a step does that a graph cannot hold (it looks at a value, it
+depends on Python state, it uses an array of its own) raises `Untraceable`, with the author's file and line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn import backend, engine, ops
+from tinygrad_rnn.cell import Cell, specification
+from tinygrad_rnn.engine import Op, Scatter, Variable, pull, sum_to
+from tinygrad_rnn.tensor import Algebra
+
+
+class Untraceable(Exception):
+    """A step that no graph can stand for; the text says why and where."""
+
+
+class Symbol(Algebra):
+    """A value in a traced graph: an op applied to symbols and Python numbers, or a leaf with a name.
+
+    `kind` of a leaf is "x", "mask", "state", "param", "seed" (the gradient that reaches a new state) or "saved" (a value
+    of the forward graph, read by the backward one); of anything else it is "op".
+    """
+
+    __slots__ = ("_shape", "args", "dtype", "graph", "kind", "name", "number", "op", "static", "where")
+
+    def __init__(
+        self,
+        graph: Graph,
+        kind: str,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        op: Op | None = None,
+        args: tuple[Any, ...] = (),
+        static: dict[str, Any] | None = None,
+        where: str = "",
+    ) -> None:
+        self.graph = graph
+        self.kind = kind
+        self.name = name
+        self._shape = shape
+        self.dtype = dtype
+        self.op = op
+        self.args = args
+        self.static = static or {}
+        self.where = where
+        self.number = len(graph.symbols)
+        graph.symbols.append(self)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def parents(self) -> tuple[Symbol, ...]:
+        """The arguments that are symbols."""
+        return tuple(arg for arg in self.args if isinstance(arg, Symbol))
+
+    def apply(self, op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
+        return self.graph.apply(op, args, static)
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.shape}"
+
+    def _refused(self, what: str) -> Untraceable:
+        return Untraceable(f"the step {what} ({self.graph.place() or 'unknown place'})")
+
+    def __bool__(self) -> bool:
+        raise self._refused("depends on a value, through `if`, `while`, `and` or `or`")
+
+    def __float__(self) -> float:
+        raise self._refused("reads a value with float()")
+
+    def __int__(self) -> int:
+        raise self._refused("reads a value with int()")
+
+    def __index__(self) -> int:
+        raise self._refused("uses a value as an index")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        raise self._refused("reads values with NumPy")
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise self._refused("changes an array in place")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "size":
+            return int(np.prod(self._shape))
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self._refused(f"reads .{name} of a value")
+
+
+class Graph:
+    """Symbols in the order they were made. The same op on the same arguments is one symbol."""
+
+    def __init__(self, file: str | None, B: int) -> None:
+        self.symbols: list[Symbol] = []
+        self.file = file
+        self.B = B
+        self.known: dict[Any, Symbol] = {}
+        self.taps: dict[int, str] = {}
+
+    def leaf(self, kind: str, name: str, shape: tuple[int, ...], dtype: Any) -> Symbol:
+        return Symbol(self, kind, name, shape, np.dtype(dtype))
+
+    def apply(self, op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Symbol:
+        args = tuple([arg.item() if isinstance(arg, np.generic) else arg for arg in args])
+        for arg in args:
+            if isinstance(arg, Variable) or backend.is_array(arg):
+                raise Untraceable(
+                    f"the step uses an array that is neither its input, a state nor a parameter ({self.place()})"
+                )
+        _without_symbols(static, self)
+        key = (op, tuple([id(a) if isinstance(a, Symbol) else (type(a), a) for a in args]), _frozen(static))
+        found = self.known.get(key)
+        if found is None:
+            shape, dtype = _outcome(op, args, static)
+            name = f"t{len(self.symbols)}"
+            found = Symbol(self, "op", name, shape, dtype, op, args, static, self.place())
+            self.known[key] = found
+        return found
+
+    def place(self) -> str:
+        """``file.py:line`` of the author's code that is running, '' where there is none."""
+        frame: Any = sys._getframe(1) if self.file else None
+        while frame is not None:
+            if frame.f_code.co_filename == self.file:
+                return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            frame = frame.f_back
+        return ""
+
+
+def _frozen(value: Any) -> Any:
+    """A hashable stand-in for static configuration."""
+    if isinstance(value, dict):
+        return tuple([(key, _frozen(part)) for key, part in sorted(value.items())])
+    if isinstance(value, tuple | list):
+        return tuple([_frozen(part) for part in value])
+    if isinstance(value, slice):
+        return ("slice", value.start, value.stop, value.step)
+    if isinstance(value, np.ndarray):
+        return (value.shape, value.dtype.str, value.tobytes())
+    return (type(value), value)
+
+
+def _without_symbols(value: Any, graph: Graph) -> None:
+    if isinstance(value, Symbol):
+        raise Untraceable(f"the step uses a value as an index ({graph.place()})")
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for part in value:
+            _without_symbols(part, graph)
+
+
+def _outcome(op: Op, args: Sequence[Any], static: dict[str, Any]) -> tuple[tuple[int, ...], Any]:
+    """Shape and dtype of the result: what the op makes of ones."""
+    if op is MATMUL and all(isinstance(a, Symbol) and len(a.shape) == 2 for a in args):
+        a, b = args
+        if a.shape[1] == b.shape[0] and a.dtype == b.dtype:
+            return (a.shape[0], b.shape[1]), a.dtype
+    ones = [np.ones(arg.shape, arg.dtype) if isinstance(arg, Symbol) else arg for arg in args]
+    with engine.no_grad(), np.errstate(all="ignore"):
+        y = engine.record(op, (engine.wrap(_Probe, ones[0]), *ones[1:]), static).data
+    return tuple(y.shape), y.dtype
+
+
+class _Probe(Variable):
+    """Final: carries the ones through the checks of `engine.record`."""
+
+    __slots__ = ()
+
+
+def _internal(make: Callable[[Any, Any], Any], *shapes: tuple[int, ...]) -> Op:
+    """The primitive behind a public function of `ops`."""
+    graph = Graph(None, 1)
+    op = make(*[graph.leaf("x", "", shape, np.float32) for shape in shapes]).op
+    assert op is not None
+    return op  # type: ignore[no-any-return]
+
+
+@engine.primitive(broadcasts=True)
+def total(*terms: Any) -> Any:
+    """The sum of all terms."""
+    out = terms[0]
+    for term in terms[1:]:
+        out = np.add(out, term)
+    return out
+
+
+total.vjp_each(lambda i, g: g)
+MATMUL: Any = None
+MATMUL = _internal(lambda a, b: ops.matmul(a, b), (1, 1), (1, 1))
+TRANSPOSE = _internal(lambda a: ops.transpose(a), (1, 2))  # type: ignore[arg-type,misc]
+SUM_TO = _internal(lambda a: sum_to(a, (1, 1)), (1, 2))  # type: ignore[arg-type,misc]
+
+
+# --------------------------------------------------------------------------------------------- the step
+
+
+@dataclass(frozen=True)
+class Step:
+    """One timestep as a graph: leaves by name, and the symbol of every new state."""
+
+    graph: Graph
+    x: Symbol
+    mask: Symbol | None
+    states: dict[str, Symbol]
+    params: dict[str, Symbol]
+    new: dict[str, Symbol]
+
+
+def trace_step(cell: Cell, B: int, dtype: Any, masked: bool) -> Step:
+    """The step of `cell` for B rows. Raises Untraceable, also for a step that is not the same twice."""
+    first, second = (_trace(cell, B, dtype, masked) for _ in range(2))
+    one, two = (_signature(step) for step in (first, second))
+    if one != two:
+        where = next((a[-1] for a, b in zip(one, two, strict=False) if a != b and a[-1]), "")
+        raise Untraceable(
+            "the step is not the same twice: it depends on Python state or on chance" + (f" ({where})" if where else "")
+        )
+    return first
+
+
+def _signature(step: Step) -> list[tuple[Any, ...]]:
+    """What makes a graph this graph: one row a symbol, which ends with its place in the author's file."""
+    rows: list[tuple[Any, ...]] = []
+    for s in step.graph.symbols:
+        args = tuple([a.number if isinstance(a, Symbol) else ("constant", a) for a in s.args])
+        rows.append((s.kind, s.op, args, _frozen(s.static), s.where))
+    rows.append((*(value.number for value in step.new.values()), ""))
+    return rows
+
+
+def _trace(cell: Cell, B: int, dtype: Any, masked: bool) -> Step:
+    shapes, declared = specification(cell)
+    graph = Graph(getattr(sys.modules.get(type(cell).__module__), "__file__", None), B)
+    x = graph.leaf("x", "x", (B, cell.I), dtype)
+    states = {name: graph.leaf("state", name, (B, *spec.shape), dtype) for name, spec in shapes.items()}
+    params = {name: graph.leaf("param", name, spec.shape, dtype) for name, spec in declared.items()}
+    mask = graph.leaf("mask", "mask", (B,), bool) if masked else None
+
+    def heard(name: str, value: Any) -> None:
+        if isinstance(value, Symbol) and value.kind == "op":
+            graph.taps.setdefault(value.number, name)
+
+    before = {name: (value, _attributes(cell)) for name, value in (("cell", cell),)}
+    try:
+        with engine.listen(heard), engine.recording():
+            new = cell.step(SimpleNamespace(**params), x, SimpleNamespace(**states))
+    except Untraceable:
+        raise
+    except Exception as error:  # an author's slip, or a way to read values that is not foreseen: unroll will tell
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, Untraceable):
+            raise cause from error
+        raise Untraceable(f"the step could not be traced: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if before["cell"][1] != _attributes(cell):
+        raise Untraceable(f"the step changes an attribute of the cell ({_changed(cell, before['cell'][1])})")
+    if not isinstance(new, dict) or new.keys() != shapes.keys() or not all(isinstance(v, Symbol) for v in new.values()):
+        raise Untraceable("the step does not return a dict with its states")
+    for name, value in new.items():
+        if value.shape != states[name].shape or value.dtype != states[name].dtype:
+            raise Untraceable(f"state {name} has another shape or dtype after the step")
+        if mask is not None:
+            alive = ops.reshape(mask, (B,) + (1,) * (len(value.shape) - 1))
+            new[name] = ops.where(alive, value, states[name])
+    return Step(graph, x, mask, states, params, new)
+
+
+def _attributes(cell: Cell) -> dict[str, Any]:
+    """What a step may depend on beside its arguments: the public attributes of the cell, arrays by identity."""
+    return {
+        key: id(value) if backend.is_array(value) or isinstance(value, Variable) else value
+        for key, value in vars(cell).items()
+        if not key.startswith("_")
+    }
+
+
+def _changed(cell: Cell, before: dict[str, Any]) -> str:
+    after = _attributes(cell)
+    return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+
+
+# ------------------------------------------------------------------------------------- the backward graph
+
+
+def depends(symbols: Iterable[Symbol], on: set[Symbol]) -> set[Symbol]:
+    """Those of `symbols` (in order of creation) that depend on one of `on`, themselves included."""
+    found = set(on)
+    for symbol in symbols:
+        if symbol not in found and not found.isdisjoint(symbol.parents):
+            found.add(symbol)
+    return found
+
+
+def ancestors(outputs: Iterable[Symbol]) -> list[Symbol]:
+    """`outputs` and all they are computed from, in order of creation."""
+    seen = set(outputs)
+    stack = list(seen)
+    while stack:
+        for parent in stack.pop().parents:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return sorted(seen, key=lambda s: s.number)
+
+
+def pullback(outputs: Mapping[Symbol, Symbol], targets: Sequence[Symbol]) -> dict[Symbol, Symbol]:
+    """The gradient at every target that has one, by the vjp rules of the ops, for the gradients at the outputs.
+
+    The keys of `outputs` are values, its values what flows into them; both are in one graph, and so is the result.
+    """
+    order = ancestors(outputs)
+    goals = set(targets)
+    useful = depends(order, goals)
+    flowing: dict[Symbol, list[Symbol]] = {}
+    for value, seed in outputs.items():
+        flowing.setdefault(value, []).append(seed)
+    found: dict[Symbol, Symbol] = {}
+    for y in reversed(order):
+        if y not in useful or y not in flowing:
+            continue
+        terms = flowing.pop(y)
+        g = terms[0] if len(terms) == 1 else y.graph.apply(total, tuple(terms), {})
+        if y in goals:
+            found[y] = g
+        if y.op is None or not y.op.differentiable:
+            continue
+        needed = [isinstance(a, Symbol) and a in useful and a.dtype.kind == "f" for a in y.args]
+        for a, gx in zip(y.args, pull(y.op, g, y, y.args, needed, y.static), strict=True):
+            if gx is None:
+                continue
+            if type(gx) is Scatter:
+                gx = gx.dense()
+            if y.op.broadcasts and gx.shape != a.shape:
+                gx = sum_to(gx, a.shape)
+            flowing.setdefault(a, []).append(gx)
+    return found

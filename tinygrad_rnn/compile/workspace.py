@@ -1,0 +1,78 @@
+"""Memory that is used again: large arrays come from blocks that return here when the last array in them is gone.
+
+A fresh large array costs a page fault for every 4 KiB; a training step that reuses its memory has none.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+KEPT_BYTES = 1 << 29  # what waits to be used again at most, over all sizes
+LINE = 64  # bytes of a cache line; every array begins at one
+
+
+class _Lease:
+    """Final. The owner of a block that is in use: gives it back when no array refers to it any more."""
+
+    __slots__ = ("__array_interface__", "block", "pool")
+
+    def __init__(self, pool: Pool, block: np.ndarray[Any, Any]) -> None:
+        self.pool = pool
+        self.block = block
+        self.__array_interface__ = {**block.__array_interface__, "version": 3}
+
+    def __del__(self) -> None:
+        self.pool.give_back(self.block)
+
+
+class Pool:
+    """Final. Blocks by size. Safe to use from several threads."""
+
+    def __init__(self, limit: int = KEPT_BYTES) -> None:
+        self.limit = limit
+        self.free: dict[int, list[np.ndarray[Any, Any]]] = {}
+        self.bytes = 0
+        self.lock = threading.Lock()
+
+    def lease(self, count: int) -> np.ndarray[Any, Any]:
+        """`count` bytes, not initialised, from the start of a cache line."""
+        with self.lock:
+            waiting = self.free.get(count)
+            block = waiting.pop() if waiting else None
+            if block is not None:
+                self.bytes -= count
+        if block is None:
+            raw = np.empty(count + LINE, np.uint8)
+            start = -raw.__array_interface__["data"][0] % LINE
+            block = raw[start : start + count]
+        return np.asarray(_Lease(self, block))
+
+    def give_back(self, block: np.ndarray[Any, Any]) -> None:
+        """Keep `block` for the next lease of its size, or let it go where too much waits already."""
+        with self.lock:
+            if self.bytes + block.size <= self.limit:
+                self.bytes += block.size
+                self.free.setdefault(block.size, []).append(block)
+
+
+def carve(
+    pool: Pool, shapes: dict[str, tuple[int, ...]], dtype: Any
+) -> tuple[dict[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Arrays of these shapes side by side in one block, and the block; each begins at a cache line."""
+    item = np.dtype(dtype).itemsize
+    starts: dict[str, int] = {}
+    end = 0
+    for name, shape in shapes.items():
+        starts[name] = end
+        count = item
+        for n in shape:
+            count *= n
+        end += -(-count // LINE) * LINE
+    block = pool.lease(max(end, LINE))
+    arrays = {
+        name: np.ndarray(shape, dtype, block, starts[name]) for name, shape in shapes.items()
+    }
+    return arrays, block
