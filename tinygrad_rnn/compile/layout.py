@@ -66,7 +66,7 @@ class Section:
 
 @dataclass
 class Layout:
-    """The sections of a plan and the buffers they use: name -> numbers per row."""
+    """The sections of a plan, where each value is on the way forward and back, and the buffers: name -> numbers per row."""
 
     plan: Plan
     before: Section
@@ -74,6 +74,7 @@ class Layout:
     back: Section
     after: Section
     places: dict[Symbol, list[Place]]
+    back_places: dict[Symbol, list[Place]]
     rows: dict[str, int]
     back_rows: dict[str, int]
     scratch: dict[str, int]
@@ -251,6 +252,9 @@ class _Builder:
             self.places[plan.dx] = [Place("rows", "dx", size(plan.dx))]
         before = self.section("before", plan.before, self.rows)
         loop = self.section("loop", plan.loop, self.rows)
+        forward = dict(self.places)
+        for s in {*plan.back, *plan.after} & {*plan.before, *plan.loop}:
+            self.places.pop(s, None)  # computed again, and kept elsewhere if at all
         back = self.section("back", [*plan.seeds.values(), *plan.back], self.back_rows)
         after = self.section("after", plan.after, self.back_rows)
         sinks = [
@@ -259,7 +263,7 @@ class _Builder:
             for sink in parts
         ]
         return Layout(
-            plan, before, loop, back, after, self.places, self.rows, self.back_rows, self.scratch, carry, sinks, self.arguments
+            plan, before, loop, back, after, forward, self.places, self.rows, self.back_rows, self.scratch, carry, sinks, self.arguments
         )
 
     def label(self, s: Symbol, rows: dict[str, int]) -> str:

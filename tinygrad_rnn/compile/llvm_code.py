@@ -72,6 +72,7 @@ class _Writer:
             self.scratch += -(-width // t.lanes) * t.lanes
         self.entry: list[str] = []
         self.loaded: dict[str, str] = {}
+        self.places = layout.places
 
     # ------------------------------------------------------------------------------------ small tools
 
@@ -193,7 +194,7 @@ class _Writer:
             if value is None:
                 continue
             row.env[s] = value
-            for place in self.layout.places.get(s, []):
+            for place in self.places.get(s, []):
                 first = self.do(f"extractelement {self.t.vector} {value}, i32 0")
                 self.put(
                     f"store {self.t.scalar} {first}, ptr {self.row_pointer(place, row, r)}, align {self.t.dtype.itemsize}"
@@ -205,7 +206,7 @@ class _Writer:
         whole, rest = divmod(width, t.lanes)
         # Pointers, and values of one number, are taken before the columns begin, where all of them can be used.
         for s in nodes:
-            for place in [*self.layout.places.get(s, []), *self.read_places(s)]:
+            for place in [*self.places.get(s, []), *self.read_places(s)]:
                 self.row_pointer(place, row, r)
             if s.op is None:
                 self.seed_pointers(s, row, r)
@@ -243,7 +244,7 @@ class _Writer:
             flag = "" if name == "fmax" else "reassoc "
             one = self.do(f"call {flag}{t.scalar} @llvm.vector.reduce.{name}.{t.suffix}({start}{t.vector} {totals[s]})")
             row.env[s] = self.splat(one)
-            for place in self.layout.places.get(s, []):
+            for place in self.places.get(s, []):
                 self.put(f"store {t.scalar} {one}, ptr {self.row_pointer(place, row, r)}, align {t.dtype.itemsize}")
 
     def columns(
@@ -278,7 +279,7 @@ class _Writer:
             if result is None:
                 continue
             env[s] = result
-            for place in self.layout.places.get(s, []):
+            for place in self.places.get(s, []):
                 self.store(result, self.at(self.row_pointer(place, row, r), j), mask)
 
     def store(self, value: str, pointer: str, mask: str | None) -> None:
@@ -326,8 +327,8 @@ class _Writer:
 
     def place(self, s: Symbol) -> Place:
         s = self.base(s)
-        if s in self.layout.places:
-            return self.layout.places[s][0]
+        if s in self.places:
+            return self.places[s][0]
         found = cut(s)
         if found is None:
             raise Unsupported(f"{s.op.__name__ if s.op else s.kind} is read where it is not stored ({s.where})")
@@ -340,7 +341,7 @@ class _Writer:
         for a in s.args:
             if isinstance(a, Symbol) and not self.fixed(self.base(a)):
                 b = self.base(a)
-                if b in self.layout.places or (b.op is not None and cut(b) is not None and b.op.__name__ == "getitem"):
+                if b in self.places or (b.op is not None and cut(b) is not None and b.op.__name__ == "getitem"):
                     found.append(self.place(b))
         return found
 
@@ -497,7 +498,7 @@ class _Writer:
             parts = joined(s)
             if parts is None:
                 continue
-            whole = self.layout.places[s][0]
+            whole = self.places[s][0]
             end = 0
             for start, part in [*parts, (size(s), None)]:
                 if start > end:
@@ -544,6 +545,7 @@ class _Writer:
     def function(self, name: str, section: Section, *, over_time: int) -> str:
         """`over_time`: 1 forward and -1 backward along the sequence, 0 for rows in chunks."""
         self.lines, self.entry, self.loaded = [], [], {}
+        self.places = self.layout.places if name in ("before", "loop") else self.layout.back_places
         self.slot("scratch")
         if over_time:
             self.put("%rows = sub i64 %b1, %b0")
