@@ -79,11 +79,12 @@ class Model:
         mask: Any = None,
         rng: np.random.Generator | None = None,
         trace_inputs: bool = False,
+        executor: str | None = None,
     ) -> Forward:
         """Run symbols x (T, B), integers in [0, V), from `state`.
 
         `mask` (T, B): rows keep their state where it is False. `rng` turns dropout on. `trace_inputs` puts `inputs` on
-        the tape even when they are one-hot, so that a gradient can be asked for.
+        the tape even when they are one-hot, so that a gradient can be asked for. `executor` is that of `scan`.
         Raises InputError for a missing parameter, ShapeError for sizes or symbols that do not fit, DtypeError for
         symbols that are not integers.
         """
@@ -106,7 +107,7 @@ class Model:
         for i, (cell, start) in enumerate(zip(self.cells, state, strict=True)):
             if i and rng is not None:
                 h = nn.dropout(h, self.config.dropout, rng)
-            layers.append(scan(cell, layer_params(params, i), h, start, mask=mask, layer=i))
+            layers.append(scan(cell, layer_params(params, i), h, start, mask=mask, layer=i, executor=executor))
             h = layers[-1].outputs
         if rng is not None:
             h = nn.dropout(h, self.config.dropout, rng)

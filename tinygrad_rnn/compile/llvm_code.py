@@ -8,6 +8,7 @@ names. Rows are independent, so that threads share the work by rows and the resu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -634,6 +635,23 @@ class _Writer:
         head = "define void @sinks(ptr %args, i64 %b0, i64 %b1, i64 %thread) {\nentry:"
         return "\n".join([head, *self.entry, *self.lines, "}"])
 
+    def whole(self, name: str, calls: Sequence[tuple[str, str, str]]) -> str:
+        """A function that runs several sections in this thread: one call from Python instead of many."""
+        lines = [f"define void @{name}(ptr %args, i64 %rows, i64 %batch, i64 %which) {{"]
+        for section, low, high in calls:
+            if section == "after":  # left out where nobody wants the gradient of x
+                lines += [
+                    "  %skip = icmp eq i64 %which, 0",
+                    "  br i1 %skip, label %on, label %late",
+                    "late:",
+                    f"  call void @{section}(ptr %args, i64 {low}, i64 {high}, i64 0)",
+                    "  br label %on",
+                    "on:",
+                ]
+            else:
+                lines.append(f"  call void @{section}(ptr %args, i64 {low}, i64 {high}, i64 0)")
+        return "\n".join([*lines, "  ret void", "}"])
+
     def code(self) -> Code:
         layout = self.layout
         text = "\n\n".join(
@@ -643,6 +661,8 @@ class _Writer:
                 self.function("back", layout.back, over_time=-1),
                 self.function("after", layout.after, over_time=0),
                 self.sinks(),
+                self.whole("forward", [("before", "0", "%rows"), ("loop", "0", "%batch")]),
+                self.whole("backward", [("back", "0", "%batch"), ("after", "0", "%rows"), ("sinks", "0", "1")]),
             ]
         )
         return Code(text + "\n", self.slots, self.scratch)

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,26 +18,61 @@ from tinygrad_rnn.compile.layout import Layout, make_layout, size
 from tinygrad_rnn.compile.llvm_code import CHUNK, Code, generate
 from tinygrad_rnn.compile.schedule import Plan
 from tinygrad_rnn.compile.trace import Symbol, ancestors
-from tinygrad_rnn.compile.workspace import Pool, carve
+from tinygrad_rnn.compile.workspace import LINE, Pool
 
 Array = np.ndarray[Any, Any]
-SECTIONS = ("before", "loop", "back", "after", "sinks")
-WORK = 400_000  # multiplications below which a second thread costs more than it saves
+SECTIONS = ("before", "loop", "back", "after", "sinks", "forward", "backward")
+WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
 POOL = Pool()
 
 
 @dataclass
 class Record:
-    """What a forward pass leaves for the backward one."""
+    """What a forward pass leaves for the backward one. `states` are (T + 1, B, ...): before, and after every step."""
 
     T: int
     B: int
     xs: Array
     weights: dict[Symbol, Array]
     mask: Array | None
-    start: dict[str, Array]
     states: dict[str, Array]
-    rows: dict[str, Array]
+    numbers: Array
+    block: Array
+
+
+class Frame:
+    """Final. Where everything is for T timesteps of B rows: made once, and then only an address is added.
+
+    `template` is the table of addresses with offsets in place of what lives in the block, and `inside` has 1 there.
+    """
+
+    def __init__(self, slots: Mapping[str, int], arrays: Mapping[str, tuple[int, ...]], dtype: Any) -> None:
+        self.offsets: dict[str, int] = {}
+        self.shapes = dict(arrays)
+        end = 0
+        for name, shape in arrays.items():
+            self.offsets[name] = end
+            end += -(-math.prod(shape) * np.dtype(dtype).itemsize // LINE) * LINE
+        self.bytes = max(end, LINE)
+        self.template = np.zeros(max(len(slots), 1), np.int64)
+        self.inside = np.zeros(max(len(slots), 1), np.int64)
+        for name, offset in self.offsets.items():
+            if name in slots:
+                self.template[slots[name]] = offset
+                self.inside[slots[name]] = 1
+
+    def lease(self) -> tuple[Array, Array]:
+        """A block, and the table for it."""
+        block = POOL.lease(self.bytes)
+        return block, self.template + self.inside * address(block)
+
+    def array(self, name: str, block: Array, dtype: Any) -> Array:
+        return np.ndarray(self.shapes[name], dtype, block, self.offsets[name])
+
+
+def address(array: Array) -> int:
+    """Where the memory of `array` begins."""
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
 class LLVMProgram:
@@ -58,25 +93,73 @@ class LLVMProgram:
         forward = set(ancestors(plan.step.new.values()))
         self.once = [s for s in plan.once if s in forward]
         self.once_back = [s for s in plan.once if s not in forward]
+        self.frames: dict[tuple[int, int], tuple[Frame, Frame]] = {}
+        slots = self.code.slots
+        self.x_slot = slots.get("x")
+        self.mask_slot = slots.get("mask")
+        self.weight_slots = [(w, slots[f"weight {w.name}"]) for w in plan.weights if f"weight {w.name}" in slots]
+        self.once_slots = [(s, slots[f"weight {s.name}"]) for s in plan.once if f"weight {s.name}" in slots]
+        self.grad_slots = {w: slots[f"grad {w.name}"] for w in plan.weights if f"grad {w.name}" in slots}
+        self.sizes = {name: size(s) for name, s in plan.step.states.items()}
+
+    def frame(self, T: int, B: int) -> tuple[Frame, Frame]:
+        """The memory of a forward and of a backward pass."""
+        found = self.frames.get((T, B))
+        if found is None:
+            layout, slots = self.layout, self.code.slots
+            room = max(B, CHUNK)
+            scratch_size = self.code.scratch * room + LINE
+            scratch = {"scratch": (_threads() * scratch_size,)}
+            states = self.plan.step.states
+            forward = {f"rows {name}": (T * B, n) for name, n in layout.rows.items()}
+            backward = {f"rows {name}": (T * B, n) for name, n in layout.back_rows.items()}
+            backward.update({f"rows d {name}": (T, *s.shape) for name, s in states.items()})
+            if self.plan.dx is not None:
+                backward["rows dx"] = (T, *self.plan.step.x.shape)
+            found = (
+                Frame(slots, {**forward, **{f"state {n}": (T + 1, *s.shape) for n, s in states.items()}, **scratch}, self.dtype),
+                Frame(slots, {**backward, **{f"carry {n}": s.shape for n, s in states.items()}, "zeros": (max(self.sizes.values()),), **scratch}, self.dtype),
+            )
+            for made in found:
+                for name, number in (("T", T), ("B", B), ("scratch size", scratch_size)):
+                    if name in slots:
+                        made.template[slots[name]] = number
+            if len(self.frames) > 64:
+                self.frames.clear()
+            self.frames[T, B] = found
+        return found
 
     def forward(
         self, xs: Array, start: Mapping[str, Array], weights: Mapping[Symbol, Array], mask: Array | None
     ) -> Record:
         """Run xs (T, B, I) from `start`. Everything is C-contiguous and of the program's dtype; the mask too."""
         T, B, _ = xs.shape
-        shapes = {f"rows {name}": (T * B, n) for name, n in self.layout.rows.items()}
-        rows, _ = carve(POOL, shapes, self.dtype)
-        states: dict[str, Array] = {}
-        for name, s in self.plan.step.states.items():
-            held, _ = carve(POOL, {name: (T + 1, *s.shape)}, self.dtype)
-            states[name] = held[name]
-            states[name][0] = start[name]
-        record = Record(T, B, xs, _with(weights, self.once), mask, dict(start), states, rows)
-        table = self.table(record)
-        if self.layout.before.blocks:
-            self.run("before", table, T * B, T * B * self.step_work)
-        self.run("loop", table, B, T * B * self.step_work)
+        frame, _ = self.frame(T, B)
+        block, numbers = frame.lease()
+        states = {name: frame.array(f"state {name}", block, self.dtype) for name in self.sizes}
+        for name, held in states.items():
+            held[0] = start[name]
+        known = _with(weights, self.once) if self.once else dict(weights)
+        self.fill(numbers, xs, known, mask)
+        record = Record(T, B, xs, known, mask, states, numbers, block)
+        if not T * B * self.step_work > WORK:
+            self.functions["forward"](address(numbers), T * B, B, 0)
+        else:
+            self.run("before", numbers, T * B)
+            self.run("loop", numbers, B)
         return record
+
+    def fill(self, numbers: Array, xs: Array, weights: Mapping[Symbol, Array], mask: Array | None) -> None:
+        """Write the addresses of what is given into the table."""
+        if self.x_slot is not None:
+            numbers[self.x_slot] = address(xs)
+        if self.mask_slot is not None and mask is not None:
+            numbers[self.mask_slot] = address(mask)
+        for w, slot in self.weight_slots:
+            numbers[slot] = address(weights[w])
+        for s, slot in self.once_slots:
+            if s in weights:
+                numbers[slot] = address(weights[s])
 
     def backward(
         self,
@@ -94,95 +177,75 @@ class LLVMProgram:
         last one. Gradients of the weights in `wants` are written to `grads`, added to what is there with `again`.
         """
         T, B = record.T, record.B
-        shapes: dict[str, tuple[int, ...]] = {
-            f"rows {name}": (T * B, n) for name, n in self.layout.back_rows.items() if not name.startswith("d ") or
-            name[2:] not in self.plan.seeds
-        }
-        rows, _ = carve(POOL, shapes, self.dtype)
-        seeds, _ = carve(POOL, {f"rows d {n}": (T, *s.shape) for n, s in self.plan.step.states.items()}, self.dtype)
-        rows.update(seeds)
-        dx = None
-        if self.plan.dx is not None and (wants_x or self.late):
-            held, _ = carve(POOL, {"dx": (T, B, *self.plan.step.x.shape[1:])}, self.dtype)
-            dx = rows["rows dx"] = held["dx"]
-        carry = {f"carry {n}": np.zeros(s.shape, self.dtype) for n, s in self.plan.step.states.items()}
-        for name, value in last.items():
-            if value is not None:
-                carry[f"carry {name}"][...] = value
-        weights = {f"grad {w.name}": grads[w] for w in wants if w in self.plan.sinks}
-        record.weights = _with(record.weights, self.once_back)
-        table = self.table(record, {**rows, **carry, **weights})
+        ahead, frame = self.frame(T, B)
+        block, numbers = frame.lease()
+        numbers += record.numbers * (ahead.inside - ahead.inside * frame.inside)
+        weights = _with(record.weights, self.once_back) if self.once_back else record.weights
+        self.fill(numbers, record.xs, weights, record.mask)
+        carry = {name: frame.array(f"carry {name}", block, self.dtype) for name in self.sizes}
         slots = self.code.slots
-        for name, s in self.plan.step.states.items():
+        for name, held in carry.items():
+            end = last.get(name)
+            held[...] = 0.0 if end is None else end
             g = outside.get(name)
-            if g is None:
-                g = np.zeros(size(s), self.dtype)
-                self.hold(table, f"g {name}", g)
+            if f"g {name}" not in slots:
                 continue
-            self.hold(table, f"g {name}", g)
-            for key, stride in ((f"g row {name}", size(s)), (f"g step {name}", B * size(s))):
-                if key in slots:
-                    table.numbers[slots[key]] = stride
+            if g is None:
+                zeros = frame.array("zeros", block, self.dtype)
+                zeros[...] = 0.0
+                g = zeros
+            else:
+                for key, stride in ((f"g row {name}", self.sizes[name]), (f"g step {name}", B * self.sizes[name])):
+                    if key in slots:
+                        numbers[slots[key]] = stride
+            numbers[slots[f"g {name}"]] = address(g)
+        for w in wants:
+            if w in self.grad_slots:
+                numbers[self.grad_slots[w]] = address(grads[w])
         if "again" in slots:
-            table.numbers[slots["again"]] = int(again)
-        work = 2 * T * B * self.step_work
-        self.run("back", table, B, work)
-        if self.layout.after.blocks and (wants_x or self.late):
-            self.run("after", table, T * B, work)
-        if weights:
-            threads = _threads() if work > WORK else 1
-            self.share("sinks", table, [(k, threads) for k in range(threads)])
-        totals = {name: seeds[f"rows d {name}"] for name in self.plan.step.states}
-        return dx, {name: carry[f"carry {name}"] for name in self.plan.step.states}, totals
-
-    # -------------------------------------------------------------------------------------------- table
-
-    def table(self, record: Record, more: Mapping[str, Array] | None = None) -> _Table:
-        """The addresses that the code reads, and the arrays that keep them valid."""
-        table = _Table(np.zeros(max(len(self.code.slots), 1), np.int64))
-        room = -(-max(record.B, CHUNK) // 1)
-        scratch_size = max(self.code.scratch * room, 1) + 64
-        threads = _threads()
-        held, _ = carve(POOL, {"scratch": (threads * scratch_size,)}, self.dtype)
-        named: dict[str, Array] = {**record.rows, **(more or {}), "scratch": held["scratch"], "x": record.xs}
-        named.update({f"state {name}": array for name, array in record.states.items()})
-        named.update({f"weight {w.name}": array for w, array in record.weights.items()})
-        if record.mask is not None:
-            named["mask"] = record.mask
-        for name, array in named.items():
-            self.hold(table, name, array)
-        for name, number in (("T", record.T), ("B", record.B), ("scratch size", scratch_size)):
-            if name in self.code.slots:
-                table.numbers[self.code.slots[name]] = number
-        return table
-
-    def hold(self, table: _Table, name: str, array: Array) -> None:
-        index = self.code.slots.get(name)
-        if index is not None:
-            table.numbers[index] = array.__array_interface__["data"][0]
-            table.arrays.append(array)
+            numbers[slots["again"]] = int(again)
+        late = self.plan.dx is not None and wants_x or self.late
+        if not 2 * T * B * self.step_work > WORK:
+            self.functions["backward"](address(numbers), T * B, B, int(late))
+        else:
+            self.run("back", numbers, B)
+            if self.layout.after.blocks and late:
+                self.run("after", numbers, T * B)
+            if self.grad_slots:
+                self.share("sinks", numbers, [(k, _threads()) for k in range(_threads())])
+        dx = frame.array("rows dx", block, self.dtype) if self.plan.dx is not None and wants_x else None
+        return dx, carry, _Totals(frame, block, self.dtype)
 
     # -------------------------------------------------------------------------------------------- running
 
-    def run(self, name: str, table: _Table, rows: int, work: int) -> None:
-        """A section on all rows, cut into as many parts as there are threads when the work is worth it."""
-        threads = min(_threads() if work > WORK else 1, rows)
+    def run(self, name: str, numbers: Array, rows: int) -> None:
+        """A section on all rows, cut into as many parts as there are threads."""
+        threads = min(_threads(), rows)
         ends = [rows * k // threads for k in range(threads + 1)]
-        self.share(name, table, [(ends[k], ends[k + 1]) for k in range(threads)])
+        self.share(name, numbers, [(ends[k], ends[k + 1]) for k in range(threads)])
 
-    def share(self, name: str, table: _Table, parts: list[tuple[int, int]]) -> None:
+    def share(self, name: str, numbers: Array, parts: list[tuple[int, int]]) -> None:
         function = self.functions[name]
-        address = table.numbers.__array_interface__["data"][0]
-        if len(parts) == 1:
-            function(address, *parts[0], 0)
-            return
+        table = address(numbers)
         waits = [
-            _crew().start(functools.partial(function, address, low, high, k))
+            _crew().start(functools.partial(function, table, low, high, k))
             for k, (low, high) in enumerate(parts[1:], 1)
         ]
-        function(address, *parts[0], 0)
+        function(table, *parts[0], 0)
         for wait in waits:
             wait()
+
+
+class _Totals(dict[str, Any]):
+    """Final. The total gradient of every state at every timestep, (T, B, ...) by name, made when it is read."""
+
+    def __init__(self, frame: Frame, block: Array, dtype: Any) -> None:
+        super().__init__()
+        self.frame, self.block, self.dtype = frame, block, dtype
+
+    def __missing__(self, name: str) -> Array:
+        made = self[name] = self.frame.array(f"rows d {name}", self.block, self.dtype)
+        return made
 
 
 def _with(weights: Mapping[Symbol, Array], once: list[Symbol]) -> dict[Symbol, Array]:
@@ -194,14 +257,6 @@ def _with(weights: Mapping[Symbol, Array], once: list[Symbol]) -> dict[Symbol, A
             args = [values[a] if isinstance(a, Symbol) else a for a in s.args]
             values[s] = np.ascontiguousarray(s.op.value(*args, **s.static))
     return values
-
-
-@dataclass
-class _Table:
-    """The addresses that the code reads, and the arrays that have to live as long."""
-
-    numbers: Array
-    arrays: list[Array] = field(default_factory=list)
 
 
 def _needed_late(layout: Layout) -> bool:

@@ -147,7 +147,7 @@ def run(
     arrays = [a.data if isinstance(a, Tensor) else a for a in inputs]
     names = tuple(state)
     dtype = made.dtype
-    solid = [np.ascontiguousarray(a) for a in arrays]
+    solid = [a if a.flags.c_contiguous else np.ascontiguousarray(a) for a in arrays]
     weights = dict(zip(leaves, solid[1 + len(names) :], strict=True))
     alive = None
     if mask is not None:
