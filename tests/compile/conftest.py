@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ def load(name: str, folder: Path = Path(__file__).parent) -> Any:
 
 for module in ("compare", "random_cells"):
     load(module)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Machine code is kept in a folder of this run: nothing is left behind, nothing of an earlier run is believed."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINYGRAD_RNN_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session", params=EXECUTORS)

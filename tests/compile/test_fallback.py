@@ -52,7 +52,7 @@ for name in ("parse_assembly", "create_mcjit_compiler", "create_lljit_compiler")
 
 def run(text: str, cache: Path) -> tuple[list[Any], list[str]]:
     """What the program told, in a process of its own with an empty cache."""
-    env = {**os.environ, "XDG_CACHE_HOME": str(cache), "HOME": str(cache)}
+    env = {**os.environ, "TINYGRAD_RNN_CACHE": str(cache)}
     program = PROGRAM.replace("BREAK", text)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr

@@ -122,7 +122,7 @@ def test_second_gradients(executor: str, variant: str, masked: bool) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["lstm", "gru-after", "mut1", "mut2-fixed"])
+@pytest.mark.parametrize("name", ["lstm", "mut2-fixed"])
 def test_odd_shapes(executor: str, name: str, shape: tuple[int, int, int, int]) -> None:
     T, B, I, H = shape
     for masked in (False, True):
