@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-OPTIONAL = {"cupy", "numba", "matplotlib", "click", "rich"}
+OPTIONAL = {"cupy", "llvmlite", "matplotlib", "click", "rich"}
 
 
 def loaded_by(module: str, cwd: Path) -> set[str]:

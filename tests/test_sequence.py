@@ -410,8 +410,10 @@ def test_scan_gives_the_numbers_of_unroll_and_says_how(name: str) -> None:
     assert {key: len(values) for key, values in fast.states.items()} == {key: 3 for key in fast.state}
 
 
-def test_scan_has_the_signature_of_unroll() -> None:
-    assert inspect.signature(scan) == inspect.signature(unroll)
+def test_scan_has_the_signature_of_unroll_and_an_executor() -> None:
+    *same, last = inspect.signature(scan).parameters.values()
+    assert same == list(inspect.signature(unroll).parameters.values())
+    assert (last.name, last.default) == ("executor", None)
 
 
 # ------------------------------------------------------------------------------- length and memory

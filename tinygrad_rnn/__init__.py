@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     from tinygrad_rnn.cell import specification as specification
     from tinygrad_rnn.checkpoint import load as load_checkpoint
     from tinygrad_rnn.checkpoint import save as save_checkpoint
+    from tinygrad_rnn.compile.show import GraphPart as GraphPart
+    from tinygrad_rnn.compile.show import GraphValue as GraphValue
+    from tinygrad_rnn.compile.show import StepGraph as StepGraph
+    from tinygrad_rnn.compile.show import step_code as step_code
+    from tinygrad_rnn.compile.show import step_graph as step_graph
+    from tinygrad_rnn.compile.show import step_graph_dot as step_graph_dot
+    from tinygrad_rnn.compile.show import step_graph_text as step_graph_text
     from tinygrad_rnn.config import RECIPES as RECIPES
     from tinygrad_rnn.config import SECTIONS as SECTIONS
     from tinygrad_rnn.config import DataConfig as DataConfig
@@ -158,6 +165,7 @@ _PUBLIC = {
     "bench": "BENCH_SHAPES TrainedStep bench:bench_cell training_step",
     "cell": "Cell Param State bias buffer init_cell input_matrix recurrent_matrix specification",
     "checkpoint": "load:load_checkpoint save:save_checkpoint",
+    "compile.show": "GraphPart GraphValue StepGraph step_code step_graph step_graph_dot step_graph_text",
     "config": (
         "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS SampleConfig TrainConfig "
         "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config"

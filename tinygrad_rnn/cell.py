@@ -93,6 +93,11 @@ class Cell(ABC):
         self.options: Any = parse_options(type(self).Options, dict(options or {}), f"cell {self.name}")
         self.check()
 
+    @final
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets: not what the library keeps with a cell (names that start with an underscore)."""
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
     def check(self) -> None:  # noqa: B027  (to be overridden by the few cells that need it)
         """Raise InputError when sizes and options do not go together; called once, at construction."""
 

@@ -543,7 +543,9 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
         g = grads.pop(node)
         if g is None:
             continue
-        if node in targets and not (node.op is not None and node.op.part):  # memory of its own: what was kept as it came may be shared, or a broadcast view
+        if node in targets and not (
+            node.op is not None and node.op.part
+        ):  # memory of its own: what was kept as it came may be shared, or a broadcast view
             found[node] = g if higher or node in owned else g.copy()
         op = node.op
         if op is None:

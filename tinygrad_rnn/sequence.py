@@ -51,7 +51,9 @@ def detach_state(state: LayerState) -> dict[str, Any]:
     return {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
-def checked_state(cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None, mask: Any) -> dict[str, Any]:
+def checked_state(
+    cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None, mask: Any
+) -> dict[str, Any]:
     """The state to start from. Raises ShapeError where the sizes of anything do not fit."""
     shapes, declared = specification(cell)
     if len(xs.shape) != 3 or xs.shape[2] != cell.I:
@@ -178,9 +180,7 @@ def scan(
         return dataclasses.replace(done, reason=str(error))
     shapes, _ = specification(cell)
     outputs, states = run_program(made, params, xs, {name: current[name] for name in shapes}, mask)
-    return Unrolled(
-        outputs, {name: sequence[-1] for name, sequence in states.items()}, states, made.name, made.reason
-    )
+    return Unrolled(outputs, {name: sequence[-1] for name, sequence in states.items()}, states, made.name, made.reason)
 
 
 EXECUTORS = ("llvm", "numpy", "unroll")

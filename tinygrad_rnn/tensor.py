@@ -299,6 +299,9 @@ class Tensor(Algebra, Variable):
         root = _root(self)
         reached = engine.below(root)
         targets = {node for node in reached if node.op is None or (node.rare and node.rare.get("keep"))}
+        for node in reached:  # an output of a node with several may be kept although nothing was computed from it
+            if node.op is not None and node.op.many is not None and node.rare:
+                targets |= node.rare["kept parts"]
         found = engine.flow(root, _seed(self, g, create_graph), targets, Tensor, higher=create_graph)
         for node, value in found.items():
             value = value if create_graph else wrap(Tensor, value)
@@ -309,6 +312,9 @@ class Tensor(Algebra, Variable):
         """Ask `backward` to leave this tensor's gradient in `.grad`, although an op made it."""
         node = _root(self)
         node.rare = {**(node.rare or {}), "keep": True}
+        if node.op is not None and node.op.part:
+            whole: Any = node.parents[0]
+            whole.rare = {"kept parts": {node, *(whole.rare or {}).get("kept parts", ())}}
         return self
 
     # ----------------------------------------------------------------------------- in-place writes

@@ -158,9 +158,7 @@ def _exp(t: Typed) -> str:
     else:
         p = b.polynomial(square, 1.26177193074810590878e-4, 3.02994407707441961300e-2, 9.99999999999999999910e-1)
         p = b.op("fmul", p, r)
-        q = b.polynomial(
-            square, 3.00198505138664455042e-6, 2.52448340349684104192e-3, 2.27265548208155028766e-1, 2.0
-        )
+        q = b.polynomial(square, 3.00198505138664455042e-6, 2.52448340349684104192e-3, 2.27265548208155028766e-1, 2.0)
         y = b.op("fdiv", p, b.op("fsub", q, p))
         y = b.fma(y, t.splat(2.0), t.splat(1.0))
     half = b.call("rint", b.op("fmul", n, t.splat(0.5)))
@@ -182,9 +180,7 @@ def _tanh(t: Typed) -> str:
     size = b.call("fabs", "%x")
     z = b.op("fmul", "%x", "%x")
     if t.dtype.itemsize == 4:
-        p = b.polynomial(
-            z, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1
-        )
+        p = b.polynomial(z, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
     else:
         p = b.polynomial(z, -9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
         q = b.polynomial(z, 1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3)
@@ -210,7 +206,9 @@ def products(t: Typed) -> str:
     columns = t.target.columns()
     tiles = [_tile(t, rows, columns, False) for rows in range(1, ROWS + 1)]
     tiles += [_tile(t, rows, count, True) for count in range(1, columns + 1) for rows in range(1, ROWS + 1)]
-    return "\n".join([*tiles, _strip(t, columns, False), *[_strip(t, c, True) for c in range(1, columns + 1)], _gemm(t)])
+    return "\n".join(
+        [*tiles, _strip(t, columns, False), *[_strip(t, c, True) for c in range(1, columns + 1)], _gemm(t)]
+    )
 
 
 TILE = "ptr noalias %A, i64 %sm, i64 %sk, ptr noalias %B, i64 %ldb, ptr noalias %C, i64 %ldc, i64 %K, i1 %add"

@@ -121,7 +121,9 @@ def joined(s: Symbol) -> list[tuple[int, Symbol]] | None:
         starts = [sum(s.static["sizes"][:i]) for i in range(len(s.args))]
         return list(zip(starts, s.args, strict=True))
     scattered = s.args if s.op is total else (s,)
-    cuts = [cut(a) if isinstance(a, Symbol) and a.op is not None and a.op.__name__ == "scatter" else None for a in scattered]
+    cuts = [
+        cut(a) if isinstance(a, Symbol) and a.op is not None and a.op.__name__ == "scatter" else None for a in scattered
+    ]
     if any(c is None for c in cuts):
         return None
     parts = sorted([(c[1], c[0]) for c in cuts if c is not None], key=lambda p: p[0])
@@ -207,18 +209,25 @@ class _Builder:
         every = [*plan.before, *plan.loop, *plan.back, *plan.after]
         for s in every:
             for a in s.parents:
-                self.users.setdefault(self.base(a), []).append(s)
+                self.users.setdefault(self.root(a), []).append(s)
         self.outputs: set[Symbol] = {*plan.step.new.values(), *(s for s in plan.carried.values() if s is not None)}
         if plan.dx is not None:
             self.outputs.add(plan.dx)
         self.operands = {
-            self.base(s) for sinks in plan.sinks.values() for sink in sinks for s in (sink.g, sink.a) if s is not None
+            self.root(s) for sinks in plan.sinks.values() for sink in sinks for s in (sink.g, sink.a) if s is not None
         }
 
     def base(self, s: Symbol) -> Symbol:
         """The value that `s` is, under whatever shape."""
         while (other := renamed(s)) is not None:
             s = other
+        return s
+
+    def root(self, s: Symbol) -> Symbol:
+        """The value in whose memory `s` is: slices have none of their own."""
+        s = self.base(s)
+        while s.op is not None and s.op.__name__ == "getitem" and (found := cut(s)) is not None:
+            s = self.base(found[0])
         return s
 
     def place(self, s: Symbol) -> Place:
@@ -263,7 +272,19 @@ class _Builder:
             for sink in parts
         ]
         return Layout(
-            plan, before, loop, back, after, forward, self.places, self.rows, self.back_rows, self.scratch, carry, sinks, self.arguments
+            plan,
+            before,
+            loop,
+            back,
+            after,
+            forward,
+            self.places,
+            self.rows,
+            self.back_rows,
+            self.scratch,
+            carry,
+            sinks,
+            self.arguments,
         )
 
     def label(self, s: Symbol, rows: dict[str, int]) -> str:
@@ -455,7 +476,11 @@ class _Builder:
             if s in block_of and joined(s) is not None:
                 for start, part in joined(s) or []:
                     part = self.base(part)
-                    if part in block_of and block_of[part] == block_of[s] and not (cut(part) and part.op.__name__ == "getitem"):  # type: ignore[union-attr]
+                    if (
+                        part in block_of
+                        and block_of[part] == block_of[s]
+                        and not (cut(part) and part.op.__name__ == "getitem")
+                    ):  # type: ignore[union-attr]
                         whole = self.places[s][0]
                         self.places.setdefault(part, []).append(
                             Place(whole.kind, whole.name, whole.stride, whole.offset + start)
@@ -471,11 +496,16 @@ class _Builder:
             a = self.base(a)
             if a in inside and a not in block_of and a in self.places and size(a) == size(s) > 1:
                 place = self.places[a][0]
-                taken = any(place in held for other, held in self.places.items() if other is not a and other in block_of)
+                taken = any(
+                    place in held for other, held in self.places.items() if other is not a and other in block_of
+                )
                 if place.kind != "rows" or a in self.plan.kept or a in self.operands or taken or place.offset:
                     continue
                 home = out.blocks[block_of[s]]
                 readers = self.users[a]
-                if all(u in block_of and block_of[u] == block_of[s] and home.passes.get(u) == home.passes[s] for u in readers):
+                if all(
+                    u in block_of and block_of[u] == block_of[s] and home.passes.get(u) == home.passes[s]
+                    for u in readers
+                ):
                     return place
         return None

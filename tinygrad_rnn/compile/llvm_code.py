@@ -602,7 +602,9 @@ class _Writer:
             seen.add(weight)
             out = self.pointer(f"grad {weight.name}")
             total = weight.shape[0] if a is not None else width
-            self.put(f"; gradient of {weight.name}: " + (f"{a.name}^T {g.name}" if a is not None else f"sum of {g.name}"))
+            self.put(
+                f"; gradient of {weight.name}: " + (f"{a.name}^T {g.name}" if a is not None else f"sum of {g.name}")
+            )
             skip, work = self.label("skip"), self.label("work")
             wanted = self.do(f"icmp ne i64 {self.slot(f'grad {weight.name}')}, 0")
             self.put(f"br i1 {wanted}, label %{work}, label %{skip}")
@@ -623,7 +625,9 @@ class _Writer:
                     f"i64 {columns}, i64 {some}, i64 {columns}, i64 %depth, i1 {add})"
                 )
             elif math.prod(weight.shape) == 1 and width > 1:
-                self.put(f"call void @sum_all(ptr {gp}, i64 {g.stride}, i64 %depth, i64 {width}, ptr {out}, i64 %b0, i1 {add})")
+                self.put(
+                    f"call void @sum_all(ptr {gp}, i64 {g.stride}, i64 %depth, i64 {width}, ptr {out}, i64 %b0, i1 {add})"
+                )
             else:
                 self.put(
                     f"call void @sum_rows(ptr {self.at(gp, low)}, i64 {g.stride}, i64 %depth, i64 {some}, "

@@ -117,8 +117,21 @@ class LLVMProgram:
             if self.plan.dx is not None:
                 backward["rows dx"] = (T, *self.plan.step.x.shape)
             found = (
-                Frame(slots, {**forward, **{f"state {n}": (T + 1, *s.shape) for n, s in states.items()}, **scratch}, self.dtype),
-                Frame(slots, {**backward, **{f"carry {n}": s.shape for n, s in states.items()}, "zeros": (max(self.sizes.values()),), **scratch}, self.dtype),
+                Frame(
+                    slots,
+                    {**forward, **{f"state {n}": (T + 1, *s.shape) for n, s in states.items()}, **scratch},
+                    self.dtype,
+                ),
+                Frame(
+                    slots,
+                    {
+                        **backward,
+                        **{f"carry {n}": s.shape for n, s in states.items()},
+                        "zeros": (max(self.sizes.values()),),
+                        **scratch,
+                    },
+                    self.dtype,
+                ),
             )
             for made in found:
                 for name, number in (("T", T), ("B", B), ("scratch size", scratch_size)):
@@ -261,9 +274,7 @@ def _with(weights: Mapping[Symbol, Array], once: list[Symbol]) -> dict[Symbol, A
 
 def _needed_late(layout: Layout) -> bool:
     """Whether a gradient of a weight reads what is computed after the loop."""
-    after = {s for block in layout.after.blocks for s in block.nodes} | {
-        s for s in layout.plan.after
-    }
+    after = {s for block in layout.after.blocks for s in block.nodes} | {s for s in layout.plan.after}
     operands = [s for sinks in layout.plan.sinks.values() for sink in sinks for s in (sink.g, sink.a) if s is not None]
     return any(s in after for s in ancestors(operands))
 

@@ -49,9 +49,7 @@ def llvm() -> Any:
         raise CompilerMissing(f"llvmlite does not load: {error}") from error
     version = tuple(int(part) for part in llvmlite.__version__.split(".")[:2])
     if version < OLDEST:
-        raise CompilerMissing(
-            f"llvmlite {llvmlite.__version__} is too old; expected {OLDEST[0]}.{OLDEST[1]} or newer"
-        )
+        raise CompilerMissing(f"llvmlite {llvmlite.__version__} is too old; expected {OLDEST[0]}.{OLDEST[1]} or newer")
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     return binding
@@ -130,6 +128,7 @@ def _engine() -> Any:
     return binding.create_mcjit_compiler(empty, made)
 
 
+@functools.cache
 def load(text: str) -> Any:
     """Compile `text`, or take it from the cache, and return a function that gives the address of a name in it."""
     with LOCK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from tinygrad_rnn import engine, ops
 from tinygrad_rnn.cell import Cell
 from tinygrad_rnn.compile.layout import Unsupported
 from tinygrad_rnn.compile.schedule import Plan, make_plan
-from tinygrad_rnn.compile.trace import Symbol, Untraceable, _attributes, ancestors
-from tinygrad_rnn.engine import Node, Op, Part
+from tinygrad_rnn.compile.trace import Symbol, Untraceable, ancestors, public, same, surroundings
+from tinygrad_rnn.engine import Node, Part
 from tinygrad_rnn.tensor import Tensor
 
 Key = tuple[str, int | None]  # a state at timestep t, or (None) at all of them
@@ -29,10 +30,11 @@ def program(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None) 
 
     Raises NotCompiled with the reason.
     """
-    kept = cell.__dict__.get("_programs")
-    attributes = _attributes(cell)
-    if kept is None or kept[0] != attributes:  # an attribute was changed: what was traced may not hold any more
-        kept = cell.__dict__["_programs"] = (attributes, {})
+    kept: Any = cell.__dict__.get("_programs")
+    if kept is None or not same(kept[0], (public(cell), surroundings(cell) if kept[2] else {})):
+        # New, or an attribute or a number in the cell's module was changed: what was traced may not hold any more.
+        around = surroundings(cell)
+        kept = cell.__dict__["_programs"] = (copy.deepcopy((public(cell), around)), {}, bool(around))
     key = (B, dtype, masked, executor)
     found = kept[1].get(key)
     if found is None:
@@ -51,7 +53,8 @@ def _make(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None) ->
     from tinygrad_rnn.compile.llvm_executor import LLVMProgram
     from tinygrad_rnn.compile.numpy_executor import NumPyProgram
 
-    plan = make_plan(cell, B, dtype, masked)
+    with engine.recording():  # whatever the rule is outside
+        plan = make_plan(cell, B, dtype, masked)
     reason = "asked for"
     if executor in (None, "llvm"):
         try:
@@ -112,7 +115,8 @@ class StateSequence(Sequence[Any]):
 
 def part(node: Node | None, key: Key, values: Any) -> Tensor:
     """The tensor that is output `key` of a scan."""
-    made = None if node is None else Node(PART, (node,), (None, None), {"key": key}, None, values)
+    op = _whole if key[1] is None else _part
+    made = None if node is None else Node(op, (node,), (None, None), {"key": key}, None, values)
     return engine.wrap(Tensor, values, made)
 
 
@@ -126,10 +130,14 @@ def _part(x: Any, *, key: Key) -> Any:
     raise NotImplementedError
 
 
-SCAN: Op = _scan
-PART: Op = _part
-PART.part = True
-PART.vjp(lambda g, _y, _x, *, key: Part(key, g))
+@engine.primitive
+def _whole(x: Any, *, key: Key) -> Any:
+    raise NotImplementedError
+
+
+_part.part = True
+_part.vjp(lambda g, _y, _x, *, key: Part(key, g))
+_whole.vjp(lambda g, _y, _x, *, key: Part(key, g))
 
 
 def run(
@@ -165,7 +173,7 @@ def run(
             ]
         )
         context = Context(made, names, leaves)
-        node = Node(SCAN, nodes, (record, *arrays), {"context": context}, guards or None, first)
+        node = Node(_scan, nodes, (record, *arrays), {"context": context}, guards or None, first)
     return part(node, (names[0], None), first), {
         name: StateSequence(name, record.states[name][1:], node) for name in names
     }
@@ -180,8 +188,7 @@ def _weights(plan: Plan, params: Mapping[str, Any]) -> dict[Symbol, Any]:
                 if s not in known:
                     known[s] = _apply(s, known) if s.op is not None else params[s.name]
     return {
-        leaf: params[source.name] if source.kind == "param" else known[source]
-        for leaf, source in plan.weights.items()
+        leaf: params[source.name] if source.kind == "param" else known[source] for leaf, source in plan.weights.items()
     }
 
 
@@ -205,7 +212,9 @@ def _scan_vjp(
     for name in names:
         whole = gs.get((name, None))
         single = {t: g for (n, t), g in gs.items() if n == name and t is not None}
-        end = single.pop(T - 1, None)
+        end = None
+        if made.plan.carried[name] is not None:  # what is carried back begins with the gradient of the last step
+            end = single.pop(T - 1, None)
         if single:
             total = np.zeros_like(record.states[name][1:]) if whole is None else np.array(whole)
             for t, g in single.items():
@@ -215,20 +224,33 @@ def _scan_vjp(
         last[name] = end
     wants = {leaf for leaf, need in zip(leaves, needed[1 + len(names) :], strict=True) if need}
     grads = {leaf: np.empty(leaf.shape, made.dtype) for leaf in wants}
-    dx, start, totals = made.backward(record, outside, last, needed[0], wants, grads, False)
+    sources = {key: _source(made.plan, key) for key in wanted}
+    wants_x = needed[0] or any(name == "" for name, _ in sources.values())
+    dx, start, totals = made.backward(record, outside, last, wants_x, wants, grads, False)
     for leaf in wants - made.plan.sinks.keys() - made.plan.stepwise.keys():
         grads[leaf][...] = 0.0
-    if needed[0] and dx is None:
+    if wants_x and dx is None:
         dx = np.zeros_like(record.xs)
     found = [
         dx if needed[0] else None,
         *[start[name] if need else None for name, need in zip(names, needed[1:], strict=False)],
         *[grads.get(leaf) for leaf in leaves],
     ]
-    return found, {key: totals[key[0]][key[1]] for key in wanted}
+    return found, {
+        key: dx[t] if name == "" else start[name] if t < 0 else totals[name][t] for key, (name, t) in sources.items()
+    }
 
 
-SCAN.vjp_many(_scan_vjp)
+def _source(plan: Plan, key: Any) -> tuple[str, int]:
+    """The state and timestep whose tensor output `key` is: its own, or that of an alias; -1 is where it started."""
+    name, t = key
+    while t >= 0 and name in plan.step.aliases:
+        name, back = plan.step.aliases[name]
+        t -= back
+    return name, t
+
+
+_scan.vjp_many(_scan_vjp)
 
 
 def _recorded_vjp(
@@ -242,7 +264,7 @@ def _recorded_vjp(
     """The same on the tape, for higher orders: the traced step once more, one timestep after another."""
     names, leaves = context.names, context.leaves
     plan: Plan = context.program.plan
-    own = [(a if isinstance(a, Tensor) else Tensor(a)) * 1.0 if a is not None else a for a in inputs]
+    own: list[Tensor] = [(a if isinstance(a, Tensor) else Tensor(a)) * 1.0 for a in inputs]
     own = [
         value if value.node is not None or not need else Tensor(value.data, requires_grad=True)
         for value, need in zip(own, needed, strict=True)
@@ -251,9 +273,11 @@ def _recorded_vjp(
     known: dict[Symbol, Any] = dict(zip(leaves, own[1 + len(names) :], strict=True))
     order = [s for s in ancestors(plan.step.new.values()) if s.op is not None]
     steps: dict[str, list[Any]] = {name: [] for name in names}
+    inner_x = [own[0][t] for t in range(record.T)]
+    first = dict(current)
     for t in range(record.T):
         values = dict(known)
-        values[plan.step.x] = own[0][t]
+        values[plan.step.x] = inner_x[t]
         if plan.step.mask is not None:
             values[plan.step.mask] = Tensor(record.mask[t] != 0)
         values.update({s: current[name] for name, s in plan.step.states.items()})
@@ -267,10 +291,16 @@ def _recorded_vjp(
         value = ops.stack(steps[name]) if at is None else steps[name][at]
         term = ops.sum(value * g)
         loss = term if loss is None else loss + term
-    targets = {key: steps[key[0]][key[1]].node for key in wanted if key[1] is not None}
+    tensors: dict[Key, Any] = {}
+    for key in wanted:
+        name, t = _source(plan, key)
+        tensors[key] = inner_x[t] if name == "" else first[name] if t < 0 else steps[name][t]
+    targets = {key: value.node for key, value in tensors.items()}
     chosen = [value.node if need else None for value, need in zip(own, needed, strict=True)]
     goals = {n for n in [*targets.values(), *chosen] if n is not None}
-    found = engine.flow(loss.node, Tensor(np.ones_like(loss.data)), goals, Tensor, higher=True)
+    found: dict[Node, Any] = {}
+    if loss is not None and loss.node is not None:
+        found = engine.flow(loss.node, Tensor(np.ones_like(loss.data)), goals, Tensor, higher=True)
 
     def gradient(node: Node | None, like: Any) -> Any:
         if node is None:
@@ -278,4 +308,7 @@ def _recorded_vjp(
         return found[node] if node in found else Tensor(np.zeros_like(like))
 
     results = [gradient(n, value.data) for n, value in zip(chosen, own, strict=True)]
-    return results, {key: gradient(n, steps[key[0]][key[1] or 0].data) for key, n in targets.items()}
+    return results, {
+        key: gradient(value.node, value.data) if value.node is not None else Tensor(np.zeros_like(value.data))
+        for key, value in tensors.items()
+    }

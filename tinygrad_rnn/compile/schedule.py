@@ -137,11 +137,13 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol]]:
         weights[leaf] = arg
         return leaf
 
-    def put(op: Op, args: Iterable[Any], like: Symbol, static: dict[str, Any] | None = None) -> Symbol:
+    def put(
+        op: Op, args: Iterable[Any], like: Symbol, static: dict[str, Any] | None = None, whole: bool = True
+    ) -> Symbol:
         new = graph.apply(op, tuple(args), static or {})
         new.where = new.where or like.where
         tap = traced.graph.taps.get(like.number)
-        if tap:
+        if tap and whole:  # a part of a sum is not what was tapped
             graph.taps.setdefault(new.number, tap)
         return new
 
@@ -160,6 +162,9 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol]]:
     inside = {
         a for s in sums for a in s.parents if a in sums and uses[a] == 1 and a.shape == s.shape and a.dtype == s.dtype
     }
+    for s in reversed(order):  # a sum without a product stays as the author wrote it
+        if s in sums and s not in inside and not any(isinstance(a, Symbol) and a.op is MATMUL for _, a in terms(s, 1)):
+            inside -= set(s.parents)
     for s in order:
         if s.op is None or s not in varying or s in inside:
             continue
@@ -172,13 +177,22 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol]]:
 
                 def term(p: tuple[int, Any], s: Symbol = s) -> Any:
                     value = known(p[1])
-                    return value if p[0] > 0 else put(ops.neg, (value,), s) if isinstance(value, Symbol) else -value
+                    return (
+                        value
+                        if p[0] > 0
+                        else put(ops.neg, (value,), s, whole=False)
+                        if isinstance(value, Symbol)
+                        else -value
+                    )
 
                 values = [term(p) for p in early + once]
-                if early and late and len(values) > 1 and np.broadcast_shapes(
-                    *[v.shape for v in values if isinstance(v, Symbol)]
-                ) == s.shape:
-                    values = [put(total, values, s)]
+                if (
+                    early
+                    and late
+                    and len(values) > 1
+                    and np.broadcast_shapes(*[v.shape for v in values if isinstance(v, Symbol)]) == s.shape
+                ):
+                    values = [put(total, values, s, whole=False)]
                 values += [term(p) for p in late]
                 made[s] = put(total, values, s) if len(values) > 1 else values[0]
                 continue
@@ -191,7 +205,7 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol]]:
         while not _own(result) or any(result is other for other in new.values()):
             result = put(ops.mul, (result, 1.0), value)
         new[name] = result
-    return Step(graph, x, mask, states, {}, new), weights
+    return Step(graph, x, mask, states, {}, new, traced.aliases), weights
 
 
 def _apart(s: Symbol, taken: set[Symbol]) -> Symbol:
@@ -274,6 +288,7 @@ def _worth_hoisting(early: list[Symbol]) -> list[Symbol]:
 def _derive(plan: Plan) -> None:
     step = plan.step
     graph = step.graph
+    graph.merging = True
     fresh = len(graph.symbols)
     plan.seeds = {name: graph.leaf("seed", f"d{name}", s.shape, s.dtype) for name, s in step.new.items()}
     outputs: dict[Symbol, Symbol] = {}
@@ -282,8 +297,7 @@ def _derive(plan: Plan) -> None:
         outputs[value] = graph.apply(total, (outputs[value], seed), {}) if value in outputs else seed
     found = pullback(outputs, [step.x, *step.states.values(), *plan.weights, *step.new.values()])
     plan.totals = {name: found[value] for name, value in step.new.items()}
-    new = [s for s in graph.symbols[fresh:] if s.op is not None]
-    taken: set[Symbol] = set(plan.totals.values())
+    taken = {*plan.totals.values(), *(a for s in graph.symbols[fresh:] for a in s.parents)}
     for name, state in step.states.items():
         gradient = found.get(state)
         if gradient is not None:
@@ -293,10 +307,9 @@ def _derive(plan: Plan) -> None:
     plan.dx = found.get(step.x)
     if plan.dx is not None:
         plan.dx = _apart(plan.dx, taken)
+    new = [s for s in graph.symbols[fresh:] if s.op is not None]
     leaves = [step.x, *([step.mask] if step.mask is not None else []), *step.states.values(), *plan.seeds.values()]
-    known = set(plan.rows)
-    for s in [*leaves]:
-        known.add(s)
+    known = {*plan.rows, *leaves}
     for s in new:
         if rowwise(s, known):
             known.add(s)

@@ -6,11 +6,14 @@ depends on Python state, it uses an array of its own) raises `Untraceable`, with
 
 from __future__ import annotations
 
+import copy
+import inspect
+import random
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,7 +77,10 @@ class Symbol(Algebra):
         return f"{self.name} {self.shape}"
 
     def _refused(self, what: str) -> Untraceable:
-        return Untraceable(f"the step {what} ({self.graph.place() or 'unknown place'})")
+        return self.graph.refuse(what)
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return np
 
     def __bool__(self) -> bool:
         raise self._refused("depends on a value, through `if`, `while`, `and` or `or`")
@@ -109,14 +115,27 @@ class Symbol(Algebra):
 
 
 class Graph:
-    """Symbols in the order they were made. The same op on the same arguments is one symbol."""
+    """Symbols in the order they were made. While `merging`, the same op on the same arguments is one symbol.
+
+    A step is traced without that: a value computed twice has two gradients, as on the tape.
+    """
 
     def __init__(self, file: str | None, B: int) -> None:
         self.symbols: list[Symbol] = []
         self.file = file
         self.B = B
         self.known: dict[Any, Symbol] = {}
+        self.merging = False
+        self.refused: Untraceable | None = None
         self.taps: dict[int, str] = {}
+        self.gradient_at: dict[int, Symbol] = {}  # number of a gradient -> the value it is the gradient at
+
+    def refuse(self, what: str) -> Untraceable:
+        """The error for a step that does `what`, kept in case the step catches it."""
+        place = self.place()
+        error = Untraceable(f"the step {what}" + (f" ({place})" if place else ""))
+        self.refused = self.refused or error
+        return error
 
     def leaf(self, kind: str, name: str, shape: tuple[int, ...], dtype: Any) -> Symbol:
         return Symbol(self, kind, name, shape, np.dtype(dtype))
@@ -125,12 +144,12 @@ class Graph:
         args = tuple([arg.item() if isinstance(arg, np.generic) else arg for arg in args])
         for arg in args:
             if isinstance(arg, Variable) or backend.is_array(arg):
-                raise Untraceable(
-                    f"the step uses an array that is neither its input, a state nor a parameter ({self.place()})"
-                )
+                raise self.refuse("uses an array that is neither its input, a state nor a parameter")
+        if not engine.MODE.recording:
+            raise self.refuse("turns recording off with no_grad()")
         _without_symbols(static, self)
         key = (op, tuple([id(a) if isinstance(a, Symbol) else (type(a), a) for a in args]), _frozen(static))
-        found = self.known.get(key)
+        found = self.known.get(key) if self.merging else None
         if found is None:
             shape, dtype = _outcome(op, args, static)
             name = f"t{len(self.symbols)}"
@@ -163,7 +182,7 @@ def _frozen(value: Any) -> Any:
 
 def _without_symbols(value: Any, graph: Graph) -> None:
     if isinstance(value, Symbol):
-        raise Untraceable(f"the step uses a value as an index ({graph.place()})")
+        raise graph.refuse("uses a value as an index")
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, tuple | list):
@@ -218,7 +237,11 @@ SUM_TO = _internal(lambda a: sum_to(a, (1, 1)), (1, 2))  # type: ignore[arg-type
 
 @dataclass(frozen=True)
 class Step:
-    """One timestep as a graph: leaves by name, and the symbol of every new state."""
+    """One timestep as a graph: leaves by name, and the symbol of every new state.
+
+    `aliases` has the states that are no value of their own: the state whose tensor they share, and how many timesteps
+    before; "" is the input. Such a tensor has one gradient.
+    """
 
     graph: Graph
     x: Symbol
@@ -226,6 +249,7 @@ class Step:
     states: dict[str, Symbol]
     params: dict[str, Symbol]
     new: dict[str, Symbol]
+    aliases: dict[str, tuple[str, int]]
 
 
 def trace_step(cell: Cell, B: int, dtype: Any, masked: bool) -> Step:
@@ -262,42 +286,164 @@ def _trace(cell: Cell, B: int, dtype: Any, masked: bool) -> Step:
         if isinstance(value, Symbol) and value.kind == "op":
             graph.taps.setdefault(value.number, name)
 
-    before = {name: (value, _attributes(cell)) for name, value in (("cell", cell),)}
+    shadow = _shadow(cell, graph)
+    p = _Given(graph, params)
+    chance = random.getstate(), np.random.get_state()
+    around = copy.deepcopy(surroundings(cell))
     try:
         with engine.listen(heard), engine.recording():
-            new = cell.step(SimpleNamespace(**params), x, SimpleNamespace(**states))
+            new = shadow.step(p, x, SimpleNamespace(**states))
     except Untraceable:
         raise
     except Exception as error:  # an author's slip, or a way to read values that is not foreseen: unroll will tell
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, Untraceable):
-            raise cause from error
-        raise Untraceable(f"the step could not be traced: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    if before["cell"][1] != _attributes(cell):
-        raise Untraceable(f"the step changes an attribute of the cell ({_changed(cell, before['cell'][1])})")
+        if graph.refused is not None:
+            raise graph.refused from error
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise Untraceable(f"the step could not be traced: {text}") from error
+    finally:
+        after = random.getstate(), np.random.get_state()
+        random.setstate(chance[0])
+        np.random.set_state(chance[1])
+    if graph.refused is not None:  # and caught by the step
+        raise graph.refused
+    if not same(chance, after):
+        raise Untraceable(f"the step draws random numbers ({_first_line(cell)})")
+    for key, value in surroundings(cell).items():
+        if not same(value, around.get(key, MISSING)):
+            raise Untraceable(f"the step changes {key} ({_first_line(cell)})")
+    if extra := [name for name in vars(type(shadow)) if not name.startswith("_")]:
+        raise Untraceable(f"the step changes {type(cell).__name__}.{extra[0]} ({_first_line(cell)})")
+    changed = [key for key, value in public(cell).items() if not same(value, shadow.__dict__.get(key, MISSING))]
+    changed += [key for key in public(shadow) if key not in vars(cell)]
+    if changed:
+        raise Untraceable(f"the step changes the attribute {changed[0]} of the cell ({_first_line(cell)})")
     if not isinstance(new, dict) or new.keys() != shapes.keys() or not all(isinstance(v, Symbol) for v in new.values()):
         raise Untraceable("the step does not return a dict with its states")
     for name, value in new.items():
         if value.shape != states[name].shape or value.dtype != states[name].dtype:
             raise Untraceable(f"state {name} has another shape or dtype after the step")
-        if mask is not None:
+    aliases = {} if mask is not None else _copied(graph, x, states, new)
+    if mask is not None:
+        for name, value in new.items():
             alive = ops.reshape(mask, (B,) + (1,) * (len(value.shape) - 1))
             new[name] = ops.where(alive, value, states[name])
-    return Step(graph, x, mask, states, params, new)
+    return Step(graph, x, mask, states, params, new, aliases)
 
 
-def _attributes(cell: Cell) -> dict[str, Any]:
-    """What a step may depend on beside its arguments: the public attributes of the cell, arrays by identity."""
-    return {
-        key: id(value) if backend.is_array(value) or isinstance(value, Variable) else value
-        for key, value in vars(cell).items()
-        if not key.startswith("_")
-    }
+def _copied(
+    graph: Graph, x: Symbol, states: Mapping[str, Symbol], new: dict[str, Symbol]
+) -> dict[str, tuple[str, int]]:
+    """Give every new state that is another value a copy of its own in `new`; what each was, as in `Step.aliases`."""
+    aliases: dict[str, tuple[str, int]] = {}
+    seen: dict[Symbol, str] = {}
+    for name, value in list(new.items()):
+        if value is x:
+            aliases[name] = ("", 0)
+        elif value.op is None:
+            aliases[name] = next((old, 1) for old, state in states.items() if state is value)
+        elif value in seen:
+            aliases[name] = (seen[value], 0)
+        else:
+            seen[value] = name
+            continue
+        new[name] = graph.apply(ops.mul, (value, 1.0), {})
+    return aliases
 
 
-def _changed(cell: Cell, before: dict[str, Any]) -> str:
-    after = _attributes(cell)
-    return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+MISSING = object()
+
+
+class _Given(SimpleNamespace):
+    """Final. The parameters of a step that is traced: to be read."""
+
+    def __init__(self, graph: Graph, params: Mapping[str, Symbol]) -> None:
+        super().__init__(**params)
+        object.__setattr__(self, "__graph", graph)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise vars(self)["__graph"].refuse(f"changes the parameter {name}")  # type: ignore[no-any-return]
+
+
+def public(cell: Any) -> dict[str, Any]:
+    """What a step may depend on beside its arguments: the attributes of the cell, without what the library keeps there."""
+    return {key: value for key, value in vars(cell).items() if not key.startswith("_")}
+
+
+def _shadow(cell: Cell, graph: Graph) -> Any:
+    """A copy of `cell` to run the step on: what it does to itself is seen, and undone."""
+
+    def assigned(self: Any, name: str, value: Any) -> None:
+        raise graph.refuse(f"changes the attribute {name} of the cell")
+
+    kind = type(type(cell).__name__, (type(cell),), {"__setattr__": assigned, "__module__": type(cell).__module__})
+    shadow = object.__new__(kind)
+    try:
+        shadow.__dict__.update({key: copy.deepcopy(value) for key, value in vars(cell).items() if key != "_programs"})
+    except Exception as error:
+        raise Untraceable(f"the cell has an attribute that cannot be copied: {error}") from error
+    return shadow
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two Python values are equal, arrays element by element, containers and generators inside too."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+    if isinstance(a, Variable):
+        return same(a.data, b.data)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, np.random.Generator):
+        return same(a.bit_generator.state, b.bit_generator.state)
+    if isinstance(a, random.Random):
+        return a.getstate() == b.getstate()
+    if type(a).__eq__ is object.__eq__ and hasattr(a, "__dict__"):
+        return same(vars(a), vars(b))
+    try:
+        return bool(a == b)
+    except Exception:
+        return False
+
+
+def _first_line(cell: Cell) -> str:
+    """``file.py:line`` of the step."""
+    code = getattr(inspect.unwrap(type(cell).step), "__code__", None)
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code is not None else "unknown place"
+
+
+def surroundings(cell: Cell) -> dict[str, Any]:
+    """The plain data that a step reads from its module: what a compiled step would go on using after it was changed.
+
+    Numbers, texts and containers by name, also of functions of that module that the step calls, and of the class.
+    """
+    found: dict[str, Any] = {}
+    for kind in type(cell).__mro__[: type(cell).__mro__.index(Cell)]:
+        for name, value in vars(kind).items():
+            if isinstance(value, bool | int | float | list | dict | np.ndarray) and not name.startswith("_"):
+                found[f"{kind.__name__}.{name}"] = value
+    waiting = [inspect.unwrap(type(cell).step)]
+    seen = set()
+    while waiting:
+        function = waiting.pop()
+        code = getattr(function, "__code__", None)
+        if code is None or code in seen:
+            continue
+        seen.add(code)
+        variables = getattr(function, "__globals__", {})
+        cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
+        named = {name: variables[name] for name in code.co_names if name in variables}
+        named.update({name: held.cell_contents for name, held in cells.items() if name != "__class__"})
+        for name, value in named.items():
+            if isinstance(value, bool | int | float | str | list | tuple | dict | np.ndarray | np.generic):
+                found[f"{getattr(function, '__module__', '')}.{name}"] = value
+            elif isinstance(value, FunctionType) and value.__globals__ is variables:
+                waiting.append(value)
+    return found
 
 
 # ------------------------------------------------------------------------------------- the backward graph
@@ -341,6 +487,7 @@ def pullback(outputs: Mapping[Symbol, Symbol], targets: Sequence[Symbol]) -> dic
             continue
         terms = flowing.pop(y)
         g = terms[0] if len(terms) == 1 else y.graph.apply(total, tuple(terms), {})
+        y.graph.gradient_at.setdefault(g.number, y)
         if y in goals:
             found[y] = g
         if y.op is None or not y.op.differentiable:

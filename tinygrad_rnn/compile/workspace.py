@@ -35,7 +35,7 @@ class Pool:
         self.limit = limit
         self.free: dict[int, list[np.ndarray[Any, Any]]] = {}
         self.bytes = 0
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a lease may end inside it, when the collector runs
 
     def lease(self, count: int) -> np.ndarray[Any, Any]:
         """`count` bytes, not initialised, from the start of a cache line."""
@@ -72,7 +72,5 @@ def carve(
             count *= n
         end += -(-count // LINE) * LINE
     block = pool.lease(max(end, LINE))
-    arrays = {
-        name: np.ndarray(shape, dtype, block, starts[name]) for name, shape in shapes.items()
-    }
+    arrays = {name: np.ndarray(shape, dtype, block, starts[name]) for name, shape in shapes.items()}
     return arrays, block
