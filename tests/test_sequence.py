@@ -410,10 +410,10 @@ def test_scan_gives_the_numbers_of_unroll_and_says_how(name: str) -> None:
     assert {key: len(values) for key, values in fast.states.items()} == {key: 3 for key in fast.state}
 
 
-def test_scan_has_the_signature_of_unroll_and_an_executor() -> None:
-    *same, last = inspect.signature(scan).parameters.values()
+def test_scan_has_the_signature_of_unroll_and_two_more() -> None:
+    *same, executor, recompute = inspect.signature(scan).parameters.values()
     assert same == list(inspect.signature(unroll).parameters.values())
-    assert (last.name, last.default) == ("executor", None)
+    assert [(p.name, p.default) for p in (executor, recompute)] == [("executor", None), ("recompute", None)]
 
 
 # ------------------------------------------------------------------------------- length and memory

@@ -163,13 +163,17 @@ def scan(
     mask: Any = None,
     layer: int = 0,
     executor: str | None = None,
+    recompute: int | None = None,
 ) -> Unrolled:
     """`unroll` by the fastest executor that can do it: same arguments, same numbers to rounding.
 
     The step is traced once and compiled; see docs/architecture.md. `executor` asks for one: "llvm" (machine code; needs
     llvmlite), "numpy" or "unroll". What cannot do it hands over to the next, and the result's `executor` and `reason` say
-    what ran and why. Raises what `unroll` raises, and InputError for an executor that does not exist.
+    what ran and why. `recompute` is the number of timesteps in a block that keeps nothing but its states and is computed
+    again on the way back: 0 never, None where the sequence would need more than 256 MB. Raises what `unroll` raises, and InputError for an executor that does not exist.
     """
+    if recompute is not None and recompute < 0:
+        raise InputError(f"recompute: expected a number of timesteps of at least 0, got {recompute}")
     if executor not in (None, *EXECUTORS):
         raise InputError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
     current = checked_state(cell, params, xs, state, mask)
@@ -179,8 +183,9 @@ def scan(
         done = unroll(cell, params, xs, state, mask=mask, layer=layer)
         return dataclasses.replace(done, reason=str(error))
     shapes, _ = specification(cell)
-    outputs, states = run_program(made, params, xs, {name: current[name] for name in shapes}, mask)
-    return Unrolled(outputs, {name: sequence[-1] for name, sequence in states.items()}, states, made.name, made.reason)
+    ordered = {name: current[name] for name in shapes}
+    outputs, states, reason = run_program(made, params, xs, ordered, mask, recompute)
+    return Unrolled(outputs, {name: sequence[-1] for name, sequence in states.items()}, states, made.name, reason)
 
 
 EXECUTORS = ("llvm", "numpy", "unroll")

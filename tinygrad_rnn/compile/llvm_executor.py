@@ -70,6 +70,18 @@ class Frame:
         return np.ndarray(self.shapes[name], dtype, block, self.offsets[name])
 
 
+class _Frames:
+    """Final. What the forward pass keeps for the backward one, the states, and what the backward pass uses.
+
+    The states are apart, because they live on where nothing else is wanted. `ahead` marks what the backward pass finds
+    where the forward one left it.
+    """
+
+    def __init__(self, rows: Frame, states: Frame, back: Frame) -> None:
+        self.rows, self.states, self.back = rows, states, back
+        self.ahead = (rows.inside | states.inside) & ~back.inside
+
+
 def address(array: Array) -> int:
     """Where the memory of `array` begins."""
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
@@ -93,7 +105,7 @@ class LLVMProgram:
         forward = set(ancestors(plan.step.new.values()))
         self.once = [s for s in plan.once if s in forward]
         self.once_back = [s for s in plan.once if s not in forward]
-        self.frames: dict[tuple[int, int], tuple[Frame, Frame]] = {}
+        self.frames: dict[tuple[int, int], _Frames] = {}
         slots = self.code.slots
         self.x_slot = slots.get("x")
         self.mask_slot = slots.get("mask")
@@ -102,7 +114,7 @@ class LLVMProgram:
         self.grad_slots = {w: slots[f"grad {w.name}"] for w in plan.weights if f"grad {w.name}" in slots}
         self.sizes = {name: size(s) for name, s in plan.step.states.items()}
 
-    def frame(self, T: int, B: int) -> tuple[Frame, Frame]:
+    def frame(self, T: int, B: int) -> _Frames:
         """The memory of a forward and of a backward pass."""
         found = self.frames.get((T, B))
         if found is None:
@@ -111,29 +123,19 @@ class LLVMProgram:
             scratch_size = self.code.scratch * room + LINE
             scratch = {"scratch": (_threads() * scratch_size,)}
             states = self.plan.step.states
-            forward = {f"rows {name}": (T * B, n) for name, n in layout.rows.items()}
-            backward = {f"rows {name}": (T * B, n) for name, n in layout.back_rows.items()}
+            forward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.rows.items()}
+            backward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.back_rows.items()}
             backward.update({f"rows d {name}": (T, *s.shape) for name, s in states.items()})
             if self.plan.dx is not None:
                 backward["rows dx"] = (T, *self.plan.step.x.shape)
-            found = (
-                Frame(
-                    slots,
-                    {**forward, **{f"state {n}": (T + 1, *s.shape) for n, s in states.items()}, **scratch},
-                    self.dtype,
-                ),
-                Frame(
-                    slots,
-                    {
-                        **backward,
-                        **{f"carry {n}": s.shape for n, s in states.items()},
-                        "zeros": (max(self.sizes.values()),),
-                        **scratch,
-                    },
-                    self.dtype,
-                ),
+            carry = {f"carry {n}": s.shape for n, s in states.items()}
+            zeros = {"zeros": (max(self.sizes.values()),)}
+            found = _Frames(
+                Frame(slots, {**forward, **scratch}, self.dtype),
+                Frame(slots, {f"state {n}": (T + 1, *s.shape) for n, s in states.items()}, self.dtype),
+                Frame(slots, {**backward, **carry, **zeros, **scratch}, self.dtype),
             )
-            for made in found:
+            for made in (found.rows, found.back):
                 for name, number in (("T", T), ("B", B), ("scratch size", scratch_size)):
                     if name in slots:
                         made.template[slots[name]] = number
@@ -147,12 +149,15 @@ class LLVMProgram:
     ) -> Record:
         """Run xs (T, B, I) from `start`. Everything is C-contiguous and of the program's dtype; the mask too."""
         T, B, _ = xs.shape
-        frame, _ = self.frame(T, B)
-        block, numbers = frame.lease()
-        states = {name: frame.array(f"state {name}", block, self.dtype) for name in self.sizes}
+        frames = self.frame(T, B)
+        block, numbers = frames.rows.lease()
+        held_states, more = frames.states.lease()
+        numbers += more
+        states = {name: frames.states.array(f"state {name}", held_states, self.dtype) for name in self.sizes}
         for name, held in states.items():
             held[0] = start[name]
-        known = _with(weights, self.once) if self.once else dict(weights)
+        known = {w: a if a.dtype == self.dtype else a.astype(self.dtype) for w, a in weights.items()}
+        known = _with(known, self.once) if self.once else known
         self.fill(numbers, xs, known, mask)
         record = Record(T, B, xs, known, mask, states, numbers, block)
         if not T * B * self.step_work > WORK:
@@ -190,9 +195,10 @@ class LLVMProgram:
         last one. Gradients of the weights in `wants` are written to `grads`, added to what is there with `again`.
         """
         T, B = record.T, record.B
-        ahead, frame = self.frame(T, B)
+        frames = self.frame(T, B)
+        frame = frames.back
         block, numbers = frame.lease()
-        numbers += record.numbers * (ahead.inside - ahead.inside * frame.inside)
+        numbers += record.numbers * frames.ahead
         weights = _with(record.weights, self.once_back) if self.once_back else record.weights
         self.fill(numbers, record.xs, weights, record.mask)
         carry = {name: frame.array(f"carry {name}", block, self.dtype) for name in self.sizes}
@@ -217,7 +223,7 @@ class LLVMProgram:
                 numbers[self.grad_slots[w]] = address(grads[w])
         if "again" in slots:
             numbers[slots["again"]] = int(again)
-        late = self.plan.dx is not None and wants_x or self.late
+        late = (self.plan.dx is not None and wants_x) or self.late
         if not 2 * T * B * self.step_work > WORK:
             self.functions["backward"](address(numbers), T * B, B, int(late))
         else:
@@ -262,13 +268,14 @@ class _Totals(dict[str, Any]):
 
 
 def _with(weights: Mapping[Symbol, Array], once: list[Symbol]) -> dict[Symbol, Array]:
-    """`weights` and what is computed from them, in the order of `once`."""
+    """`weights` and what is computed from them, in the order of `once`; booleans are numbers in machine code."""
     values: dict[Symbol, Any] = dict(weights)
+    dtype = next(iter(weights.values())).dtype
     for s in once:
         if s not in values:
             assert s.op is not None
             args = [values[a] if isinstance(a, Symbol) else a for a in s.args]
-            values[s] = np.ascontiguousarray(s.op.value(*args, **s.static))
+            values[s] = np.ascontiguousarray(s.op.value(*args, **s.static), dtype)
     return values
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinygrad_rnn import engine, ops
 from tinygrad_rnn.cell import Cell
+from tinygrad_rnn.compile.blocks import BlockedProgram, block_length
 from tinygrad_rnn.compile.layout import Unsupported
 from tinygrad_rnn.compile.schedule import Plan, make_plan
 from tinygrad_rnn.compile.trace import Symbol, Untraceable, ancestors, public, same, surroundings
@@ -146,9 +147,17 @@ def run(
     xs: Any,
     state: Mapping[str, Any],
     mask: Any,
-) -> tuple[Tensor, dict[str, StateSequence]]:
-    """The outputs (T, B, H) and every state at every timestep, on the tape where a gradient may be asked for."""
+    recompute: int | None = None,
+) -> tuple[Tensor, dict[str, StateSequence], str]:
+    """The outputs (T, B, H) and every state at every timestep, on the tape where a gradient may be asked for; and why so.
+
+    `recompute` is the length of a block that the way back computes again: 0 for none, None where memory asks for it.
+    """
     plan: Plan = made.plan
+    T, B, _ = xs.shape
+    length = block_length(plan, made.dtype, T, B) if recompute is None else recompute
+    if 0 < length < T:
+        made = BlockedProgram(made, length)
     values = _weights(plan, params)
     leaves = tuple(plan.weights)
     inputs = [xs, *state.values(), *[values[leaf] for leaf in leaves]]
@@ -174,9 +183,8 @@ def run(
         )
         context = Context(made, names, leaves)
         node = Node(_scan, nodes, (record, *arrays), {"context": context}, guards or None, first)
-    return part(node, (names[0], None), first), {
-        name: StateSequence(name, record.states[name][1:], node) for name in names
-    }
+    states = {name: StateSequence(name, record.states[name][1:], node) for name in names}
+    return part(node, (names[0], None), first), states, made.reason
 
 
 def _weights(plan: Plan, params: Mapping[str, Any]) -> dict[Symbol, Any]:
@@ -264,7 +272,8 @@ def _recorded_vjp(
     """The same on the tape, for higher orders: the traced step once more, one timestep after another."""
     names, leaves = context.names, context.leaves
     plan: Plan = context.program.plan
-    own: list[Tensor] = [(a if isinstance(a, Tensor) else Tensor(a)) * 1.0 for a in inputs]
+    tensors = [a if isinstance(a, Tensor) else Tensor(a) for a in inputs]
+    own: list[Tensor] = [a * 1.0 if a.dtype.kind == "f" else a for a in tensors]
     own = [
         value if value.node is not None or not need else Tensor(value.data, requires_grad=True)
         for value, need in zip(own, needed, strict=True)
@@ -291,11 +300,11 @@ def _recorded_vjp(
         value = ops.stack(steps[name]) if at is None else steps[name][at]
         term = ops.sum(value * g)
         loss = term if loss is None else loss + term
-    tensors: dict[Key, Any] = {}
+    states: dict[Key, Any] = {}
     for key in wanted:
         name, t = _source(plan, key)
-        tensors[key] = inner_x[t] if name == "" else first[name] if t < 0 else steps[name][t]
-    targets = {key: value.node for key, value in tensors.items()}
+        states[key] = inner_x[t] if name == "" else first[name] if t < 0 else steps[name][t]
+    targets = {key: value.node for key, value in states.items()}
     chosen = [value.node if need else None for value, need in zip(own, needed, strict=True)]
     goals = {n for n in [*targets.values(), *chosen] if n is not None}
     found: dict[Node, Any] = {}
@@ -310,5 +319,5 @@ def _recorded_vjp(
     results = [gradient(n, value.data) for n, value in zip(chosen, own, strict=True)]
     return results, {
         key: gradient(value.node, value.data) if value.node is not None else Tensor(np.zeros_like(value.data))
-        for key, value in tensors.items()
+        for key, value in states.items()
     }

@@ -1,8 +1,8 @@
 """What the compiler makes of a cell, to be read: the step as it was traced, and as it is scheduled.
 
 Names are the author's: taps, variables of `step`, states and parameters. A value ``a_i`` is what goes into the
-nonlinearity of i, ``x_i`` its part that does not depend on the carried state, ``h'`` a state after the step, and ``d_i``
-the gradient at i. What has no name and is read once is written into the line that reads it.
+nonlinearity of i, ``x_i`` its part that does not depend on the carried state, ``h'`` a state after the step, and
+``d_i`` the gradient at i. What has no name and is read once is written into the line that reads it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any, Literal
 from tinygrad_rnn.cell import Cell
 from tinygrad_rnn.compile import machine
 from tinygrad_rnn.compile.kernels import Target, Typed
-from tinygrad_rnn.compile.layout import Layout, Unsupported, make_layout, size
+from tinygrad_rnn.compile.layout import Layout, Unsupported, make_layout, renamed, size
 from tinygrad_rnn.compile.llvm_code import generate
 from tinygrad_rnn.compile.schedule import Plan, make_plan, rowwise
 from tinygrad_rnn.compile.trace import (
-    MATMUL,
     TRANSPOSE,
     Step,
     Symbol,
@@ -181,6 +180,7 @@ class _Names:
     def __init__(self) -> None:
         self.of: dict[Symbol, str] = {}
         self.used: set[str] = set()
+        self.aliases: set[Symbol] = set()  # the mask in another shape has its name
 
     def give(self, s: Any, name: str) -> None:
         if isinstance(s, Symbol) and s not in self.of and name not in self.used:
@@ -205,9 +205,10 @@ def _name_forward(names: _Names, step: Step, order: Sequence[Symbol], before: It
         if s in names.of and s.op is not None and s.op.__name__ in NONLINEAR and len(s.parents) == 1:
             if s.parents[0].op is not None and s.parents[0] in inside:
                 names.give(s.parents[0], f"a_{_plain(names(s))}")
+    names.aliases = {s for s in order if step.mask is not None and renamed(s) is step.mask}
     early = set(before)
     for s in order:
-        if s in names.of and s.op is total:
+        if s in names.of and s.op is total and s not in early:
             for a in s.parents:
                 if a in early:
                     names.give(a, f"x_{_plain(names(s).removeprefix('a_'))}")
@@ -217,11 +218,12 @@ def _plain(name: str) -> str:
     return name.rstrip("'")
 
 
-def _name_gradients(names: _Names, order: Iterable[Symbol]) -> None:
-    """The gradient at a value with a name is called after it."""
+def _name_gradients(names: _Names, order: Iterable[Symbol], forward: Iterable[GraphValue]) -> None:
+    """The gradient at a value with a name, or with a line of its own in `forward`, is called after it."""
+    shown = {value.symbol for value in forward}
     for s in order:
         value = s.graph.gradient_at.get(s.number)
-        if value is not None and value in names.of:
+        if value is not None and (value in names.of or value.name in shown):
             names.give(s, f"d_{names(value)}")
 
 
@@ -243,9 +245,10 @@ class _Writing:
             return text, ATOM if not text.startswith("-") else STRENGTH["-"], ()
         if a in self.inline:
             return self.inline[a]
+        if a in self.names.aliases:
+            return self.argument(a.args[0])
         if a.op is TRANSPOSE and a not in self.names.of and len(a.shape) == 2:
-            text, strength, reads = self.argument(a.args[0])
-            return f"{text if strength == ATOM else f'({text})'}^T", ATOM, reads
+            return self.expression(a)
         return self.names(a), ATOM, (self.names(a),)
 
     def expression(self, s: Symbol) -> tuple[str, int, tuple[str, ...]]:
@@ -258,6 +261,9 @@ class _Writing:
         if sign is None and name == "neg":
             text, strength, _ = args[0]
             return f"-{text if strength >= STRENGTH['*'] else f'({text})'}", STRENGTH["-"], reads
+        if s.op is TRANSPOSE and len(s.shape) == 2:
+            text, strength, _ = args[0]
+            return f"{text if strength == ATOM else f'({text})'}^T", ATOM, reads
         if sign is None:
             return self.call(s, name, [text for text, _, _ in args]), ATOM, reads
         own = STRENGTH[sign]
@@ -284,23 +290,24 @@ class _Writing:
             return (
                 f"{args[0]}{inside}" if name == "getitem" and args[0].isidentifier() else f"{name}({args[0]}, {inside})"
             )
+        if name == "sum_to" and s not in self.rows and s.shape == s.args[0].shape[1:]:
+            return f"sum of {args[0]}" if args[0].isidentifier() else f"sum of ({args[0]})"
         shown = {k: v for k, v in static.items() if k not in ("source", "sizes", "shape") and v is not False}
         if name in ("reshape", "broadcast_to", "sum_to"):
             shown["shape"] = self.shape(s)
+        if len(shown.get("axes", ())) == 1:
+            shown["axis"] = shown.pop("axes")[0]
         return f"{name}({', '.join([*args, *(f'{k}={_static(v)}' for k, v in shown.items())])})"
 
     def shape(self, s: Symbol) -> tuple[int | str, ...]:
         return ("B", *s.shape[1:]) if s in self.rows and s.shape else s.shape
 
     def value(self, s: Symbol, note: str = "") -> GraphValue:
-        if s.op is None:
-            text, op, reads = "", s.kind, ()
-        else:
-            text, _, reads = self.expression(s)
-            op = s.op.__name__
+        assert s.op is not None
+        text, _, reads = self.expression(s)
         like = s.graph.gradient_at.get(s.number)
         where = s.where or (like.where if like is not None else "")
-        return GraphValue(self.names(s), s.name, text, op, reads, self.shape(s), where, note)
+        return GraphValue(self.names(s), s.name, text, s.op.__name__, reads, self.shape(s), where, note)
 
 
 def _static(value: Any) -> str:
@@ -329,7 +336,6 @@ def _lines(
     notes: Mapping[Symbol, str],
 ) -> tuple[GraphValue, ...]:
     """The values of a part in order. `outside` is read elsewhere, so it has a line of its own."""
-    inside = set(part)
     uses: dict[Symbol, int] = {}
     for s in part:
         for a in s.parents:
@@ -339,7 +345,9 @@ def _lines(
     for s in part:
         if s.op is None:
             continue
-        if folded and s not in names.of and s not in outside and s in inside and uses.get(s) == 1 and s not in notes:
+        if folded and s in names.aliases:
+            continue
+        if folded and s not in names.of and s not in outside and uses.get(s) == 1 and notes.get(s) != "kept":
             found = writing.expression(s)
             if len(found[0]) <= FOLDED:
                 writing.inline[s] = found
@@ -372,9 +380,9 @@ def _traced(step: Step, folded: bool) -> list[GraphPart]:
             names.give(seeds[name], f"g_{name}'")
     for target in [*step.new.values(), *targets]:
         names.give(found.get(target), f"d_{names(target)}")
-    _name_gradients(names, back)
     goals = {names(target): found[target] for target in targets if target in found}
-    values = _lines(names, rows, order, {*back, *(a for s in back for a in s.parents)} - set(order), folded, {})
+    values = _lines(names, rows, order, {a for s in back for a in s.parents}, folded, {})
+    _name_gradients(names, back, values)
     arriving = _arriving(names, rows, seeds.values(), found, step)
     gradient = _lines(names, rows, back, set(goals.values()), folded, {})
     same = [  # what one op hands on unchanged to several values has one name, and a line for each other one
@@ -430,7 +438,6 @@ def _scheduled(plan: Plan, folded: bool) -> list[GraphPart]:
     for name, gradient in plan.carried.items():
         names.give(gradient, f"d_{name}")
     names.give(plan.dx, "d_x")
-    _name_gradients(names, [*plan.back, *plan.after])
 
     lists = {"before": plan.before, "loop": plan.loop, "back": plan.back, "after": plan.after}
     again = (set(plan.back) | set(plan.after)) & set(forward)
@@ -450,22 +457,23 @@ def _scheduled(plan: Plan, folded: bool) -> list[GraphPart]:
     def lines(key: str) -> tuple[GraphValue, ...]:
         own = lists[key]
         if key in ("before", "loop"):
-            notes = {s: "kept" for s in own if s in kept}
+            notes = dict.fromkeys(kept, "kept")
         else:
-            notes = {s: "again" for s in own if s in again and s in names.of}
+            notes = dict.fromkeys(again, "again")
         return _lines(names, rows, own, outside(key), folded, notes)
 
     in_forward = set(ancestors(step.new.values()))
     once = [s for s in plan.once if s in in_forward]
     once_back = [s for s in plan.once if s not in in_forward and (s.op is not TRANSPOSE or len(s.shape) != 2)]
-    derived = _derived(plan, names, folded)
+    derived = (*_derived(plan, names, folded), *_lines(names, rows, once, {*once}, folded, {}))
+    before, loop = lines("before"), lines("loop")
+    _name_gradients(names, [*plan.back, *plan.after], [*before, *loop])
     arriving = _arriving(names, rows, plan.seeds.values(), {step.states[n]: s for n, s in plan.carried.items()}, step)
-    lists_once = _lines(names, rows, once, {*once, *forward}, folded, {})
-    sunk, stepwise = _weight_gradients(plan, names, rows)
+    sunk, stepwise = _weight_gradients(plan, names)
     parts = [
-        ("forward", "once", "from the parameters alone, once for all T", (*derived, *lists_once)),
-        ("forward", "before", "before the loop, for all T at once", lines("before")),
-        ("forward", "loop", "inside the loop, at every timestep", lines("loop")),
+        ("forward", "once", "from the parameters alone, once for all T", derived),
+        ("forward", "before", "before the loop, for all T at once", before),
+        ("forward", "loop", "inside the loop, at every timestep", loop),
         ("backward", "once_back", "gradient, from the parameters alone, once for all T",
          _lines(names, rows, once_back, set(once_back), folded, {})),
         ("backward", "back", "gradient, inside the loop backwards", (*arriving, *lines("back"))),
@@ -489,9 +497,7 @@ def _derived(plan: Plan, names: _Names, folded: bool) -> tuple[GraphValue, ...]:
     return _lines(own, set(), order, set(sources), folded, {})
 
 
-def _weight_gradients(
-    plan: Plan, names: _Names, rows: set[Symbol]
-) -> tuple[tuple[GraphValue, ...], tuple[GraphValue, ...]]:
+def _weight_gradients(plan: Plan, names: _Names) -> tuple[tuple[GraphValue, ...], tuple[GraphValue, ...]]:
     sunk, stepwise = [], []
     for weight, source in plan.weights.items():
         name = f"d_{names(weight)}"
@@ -530,7 +536,8 @@ def step_graph_text(graph: StepGraph) -> str:
         lines.append(f"no machine code: it has no {graph.no_machine_code}; the NumPy executor runs it")
     if any(part.stage == "scheduled" for part in graph.parts) and graph.memory:
         lines.append(
-            f"memory for each of T * B rows: {graph.memory['forward']} numbers forward, {graph.memory['backward']} more backward"
+            f"memory for each of T * B rows: {graph.memory['forward']} numbers forward, "
+            f"{graph.memory['backward']} more backward"
         )
     legend = _legend(graph)
     lines += [legend] if legend else []
