@@ -15,7 +15,7 @@ import tinygrad_rnn as tr
 from tinygrad_rnn_cli import peers
 from tinygrad_rnn_cli.console import detail, emit, emit_json, note, paint, table
 from tinygrad_rnn_cli.main import USAGE, Group
-from tinygrad_rnn_cli.options import Command, common, given, load_plugins, spell
+from tinygrad_rnn_cli.options import Command, Flag, common, given, load_plugins, resolve, settings, spell
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Cell
@@ -178,6 +178,87 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _shape(letters: list[str]) -> str:
     return "(" + ", ".join(letters) + (",)" if len(letters) == 1 else ")")
+
+
+# ----------------------------------------------------------------------------------------------- graph
+
+
+@cells.command("graph", cls=Command)
+@click.argument("name", shell_complete=complete_cell)
+@click.option(
+    "--inputs",
+    type=click.IntRange(1),
+    metavar="I",
+    cls=Flag,
+    shown="as --hidden",
+    help="size of the input of a timestep",
+)
+@click.option("--masked", is_flag=True, help="with a mask over timesteps, as for sequences of several lengths")
+@click.option(
+    "--stage",
+    type=click.Choice(["traced", "scheduled", "all"]),
+    default="all",
+    show_default=True,
+    help="before scheduling, after it, or both",
+)
+@click.option(
+    "--direction",
+    type=click.Choice(["forward", "backward", "both"]),
+    default="both",
+    show_default=True,
+    help="the step, its gradient, or both",
+)
+@click.option(
+    "--unfolded", is_flag=True, help="a line for every op, instead of folding what is read once into its reader"
+)
+@click.option("--dot", "as_dot", is_flag=True, help="print it in Graphviz' language: ... --dot | dot -Tsvg > lstm.svg")
+@click.option(
+    "--code", "as_code", is_flag=True, help="print the machine code as LLVM assembly, commented; needs llvmlite"
+)
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@settings("model.hidden", "model.cell_options", "data.batch")
+@common("dtype", "plugin")
+def graph(
+    name: str,
+    inputs: int | None,
+    masked: bool,
+    stage: Any,
+    direction: Any,
+    unfolded: bool,
+    as_dot: bool,
+    as_code: bool,
+    as_json: bool,
+) -> None:
+    """What the compiler makes of one step of a cell: as it is written, and when each part of it is computed.
+
+    Shown before and after scheduling, forward and backward. A line is a value: how it is computed, its shape (B rows),
+    the line of the cell it comes from, and whether it is kept for all timesteps.
+    """
+    asked = [flag for flag, on in (("--dot", as_dot), ("--code", as_code), ("--json", as_json)) if on]
+    if len(asked) > 1:
+        raise click.UsageError(f"{' and '.join(asked)}: expected one of them")
+    if as_code and (stage != "all" or direction != "both" or unfolded):
+        raise click.UsageError("--code: the machine code is one piece; leave out --stage, --direction and --unfolded")
+    with contextlib.redirect_stdout(sys.stderr):
+        load_plugins()
+        entry = tr.load_cell(name, third_party=given().third_party)
+        run = resolve().run
+        size = run.model.hidden
+        cell = entry.cls(inputs or size, size, run.model.cell_options)
+        how: dict[str, Any] = {"dtype": run.train.dtype, "masked": masked}
+        if as_code:
+            text = tr.step_code(cell, run.data.batch, **how)
+        else:
+            found = tr.step_graph(cell, run.data.batch, stage=stage, direction=direction, folded=not unfolded, **how)
+    if as_code:
+        emit(text)
+    elif as_json:
+        emit_json(dataclasses.asdict(found))
+    elif as_dot:
+        emit(tr.step_graph_dot(found).rstrip())
+    else:
+        for line in tr.step_graph_text(found).rstrip().split("\n"):
+            emit(line)
 
 
 # ----------------------------------------------------------------------------------------------- bench

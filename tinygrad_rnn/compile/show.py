@@ -438,6 +438,8 @@ def _scheduled(plan: Plan, folded: bool) -> list[GraphPart]:
     for name, gradient in plan.carried.items():
         names.give(gradient, f"d_{name}")
     names.give(plan.dx, "d_x")
+    for weight, gradient in plan.stepwise.items():
+        names.give(gradient, f"d_{names(weight)}_t")
 
     lists = {"before": plan.before, "loop": plan.loop, "back": plan.back, "after": plan.after}
     again = (set(plan.back) | set(plan.after)) & set(forward)
