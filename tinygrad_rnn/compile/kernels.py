@@ -516,7 +516,82 @@ def sums(t: Typed) -> str:
     return "\n".join([*column("column", False), *column("columnm", True), *rows, *everything]) + "\n"
 
 
-SHARED = ("gemm", "sum_rows", "sum_all")
+def transposition(t: Typed) -> str:
+    """``@transpose(A, lda, M, N, B, ldb)``: B (N, M) = A^T, by squares of one vector each way."""
+    v, n, size = t.vector, t.lanes, t.dtype.itemsize
+    lanes = ", ".join(f"i64 {i}" for i in range(n))
+
+    def fits(name: str, left: str) -> list[str]:
+        """The mask of the lanes below `left`."""
+        return [
+            f"  {name}i = insertelement <{n} x i64> poison, i64 {left}, i32 0",
+            f"  {name}s = shufflevector <{n} x i64> {name}i, <{n} x i64> poison, <{n} x i32> zeroinitializer",
+            f"  {name} = icmp slt <{n} x i64> <{lanes}>, {name}s",
+        ]
+
+    lines = [
+        "define void @transpose(ptr %A, i64 %lda, i64 %M, i64 %N, ptr %B, i64 %ldb) noinline {",
+        "entry:",
+        "  br label %rows",
+        "rows:",
+        "  %m = phi i64 [0, %entry], [%m1, %rowsnext]",
+        "  %mleft = sub i64 %M, %m",
+        *fits("%mmask", "%mleft"),
+        "  br label %columns",
+        "columns:",
+        "  %n = phi i64 [0, %rows], [%n1, %columns]",
+        "  %nleft = sub i64 %N, %n",
+        *fits("%nmask", "%nleft"),
+    ]
+    for k in range(n):
+        lines += [
+            f"  %in{k} = icmp slt i64 {k}, %mleft",
+            f"  %li{k} = insertelement {t.mask} poison, i1 %in{k}, i32 0",
+            f"  %ls{k} = shufflevector {t.mask} %li{k}, {t.mask} poison, <{n} x i32> zeroinitializer",
+            f"  %lm{k} = and {t.mask} %ls{k}, %nmask",
+            f"  %row{k} = add i64 %m, {k}",
+            f"  %ro{k} = mul i64 %row{k}, %lda",
+            f"  %rn{k} = add i64 %ro{k}, %n",
+            f"  %rp{k} = getelementptr {t.scalar}, ptr %A, i64 %rn{k}",
+            f"  %x0_{k} = call {v} @llvm.masked.load.{t.suffix}.p0(ptr %rp{k}, i32 {size}, {t.mask} %lm{k}, {v} zeroinitializer)",
+        ]
+    level, width = 0, n
+    while width > 1:  # rows k and k + n/2 become rows 2k and 2k + 1, their numbers in turn
+        low = ", ".join(f"i32 {i // 2 + (n if i % 2 else 0)}" for i in range(n))
+        high = ", ".join(f"i32 {i // 2 + n // 2 + (n if i % 2 else 0)}" for i in range(n))
+        for k in range(n // 2):
+            pair = f"{v} %x{level}_{k}, {v} %x{level}_{k + n // 2}"
+            lines.append(f"  %x{level + 1}_{2 * k} = shufflevector {pair}, <{n} x i32> <{low}>")
+            lines.append(f"  %x{level + 1}_{2 * k + 1} = shufflevector {pair}, <{n} x i32> <{high}>")
+        level, width = level + 1, width // 2
+    for k in range(n):
+        lines += [
+            f"  %out{k} = icmp slt i64 {k}, %nleft",
+            f"  %si{k} = insertelement {t.mask} poison, i1 %out{k}, i32 0",
+            f"  %ss{k} = shufflevector {t.mask} %si{k}, {t.mask} poison, <{n} x i32> zeroinitializer",
+            f"  %sm{k} = and {t.mask} %ss{k}, %mmask",
+            f"  %col{k} = add i64 %n, {k}",
+            f"  %cb{k} = mul i64 %col{k}, %ldb",
+            f"  %cm{k} = add i64 %cb{k}, %m",
+            f"  %cp{k} = getelementptr {t.scalar}, ptr %B, i64 %cm{k}",
+            f"  call void @llvm.masked.store.{t.suffix}.p0({v} %x{level}_{k}, ptr %cp{k}, i32 {size}, {t.mask} %sm{k})",
+        ]
+    lines += [
+        f"  %n1 = add i64 %n, {n}",
+        "  %nmore = icmp slt i64 %n1, %N",
+        "  br i1 %nmore, label %columns, label %rowsnext",
+        "rowsnext:",
+        f"  %m1 = add i64 %m, {n}",
+        "  %mmore = icmp slt i64 %m1, %M",
+        "  br i1 %mmore, label %rows, label %done",
+        "done:",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+SHARED = ("gemm", "sum_rows", "sum_all", "transpose")
 
 
 def named(text: str, t: Typed) -> str:
@@ -532,4 +607,5 @@ def declarations(t: Typed) -> str:
         "declare void @gemm(ptr, i64, i64, ptr, i64, ptr, i64, i64, i64, i64, i1)\n"
         "declare void @sum_rows(ptr, i64, i64, i64, ptr, i1)\n"
         "declare void @sum_all(ptr, i64, i64, i64, ptr, i64, i1)\n"
+        "declare void @transpose(ptr, i64, i64, i64, ptr, i64)\n"
     )

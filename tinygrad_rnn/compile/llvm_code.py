@@ -26,7 +26,7 @@ from tinygrad_rnn.compile.layout import (
     renamed,
     size,
 )
-from tinygrad_rnn.compile.trace import Symbol
+from tinygrad_rnn.compile.trace import TRANSPOSE, Symbol
 
 CHUNK = 96  # rows in work at once before and after the loop: what is computed for them stays in the cache
 COMPARE = {
@@ -41,6 +41,11 @@ class Code:
     text: str
     slots: dict[str, int]
     scratch: int  # numbers per row of a chunk or of the batch
+
+
+def is_transposed(s: Symbol) -> bool:
+    """Whether `s` is a matrix of weights, transposed."""
+    return s.op is TRANSPOSE and len(s.shape) == 2 and s.args[0].op is None
 
 
 def generate(layout: Layout, t: Typed) -> Code:
@@ -639,6 +644,21 @@ class _Writer:
         head = "define void @sinks(ptr %args, i64 %b0, i64 %b1, i64 %thread) {\nentry:"
         return "\n".join([head, *self.entry, *self.lines, "}"])
 
+    def transposed(self) -> str:
+        """Matrices of weights the other way round, for the products of the way back."""
+        self.lines, self.entry, self.loaded = [], [], {}
+        for s in self.plan.once:
+            if is_transposed(s):
+                rows, columns = s.args[0].shape
+                source, target = self.pointer(f"weight {s.args[0].name}"), self.pointer(f"weight {s.name}")
+                self.put(f"; {s.name} = {s.args[0].name}^T")
+                self.put(
+                    f"call void @transpose(ptr {source}, i64 {columns}, i64 {rows}, i64 {columns}, ptr {target}, i64 {rows})"
+                )
+        self.put("ret void")
+        head = "define void @transposed(ptr %args, i64 %b0, i64 %b1, i64 %thread) {\nentry:"
+        return "\n".join([head, *self.entry, *self.lines, "}"])
+
     def whole(self, name: str, calls: Sequence[tuple[str, str, str]]) -> str:
         """A function that runs several sections in this thread: one call from Python instead of many."""
         lines = [f"define void @{name}(ptr %args, i64 %rows, i64 %batch, i64 %which) {{"]
@@ -665,8 +685,12 @@ class _Writer:
                 self.function("back", layout.back, over_time=-1),
                 self.function("after", layout.after, over_time=0),
                 self.sinks(),
+                self.transposed(),
                 self.whole("forward", [("before", "0", "%rows"), ("loop", "0", "%batch")]),
-                self.whole("backward", [("back", "0", "%batch"), ("after", "0", "%rows"), ("sinks", "0", "1")]),
+                self.whole(
+                    "backward",
+                    [("transposed", "0", "0"), ("back", "0", "%batch"), ("after", "0", "%rows"), ("sinks", "0", "1")],
+                ),
             ]
         )
         return Code(text + "\n", self.slots, self.scratch)

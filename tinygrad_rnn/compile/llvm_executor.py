@@ -15,13 +15,13 @@ import numpy as np
 
 from tinygrad_rnn.compile import machine
 from tinygrad_rnn.compile.layout import Layout, make_layout, size
-from tinygrad_rnn.compile.llvm_code import CHUNK, Code, generate
+from tinygrad_rnn.compile.llvm_code import CHUNK, Code, generate, is_transposed
 from tinygrad_rnn.compile.schedule import Plan
 from tinygrad_rnn.compile.trace import Symbol, ancestors
 from tinygrad_rnn.compile.workspace import LINE, Pool
 
 Array = np.ndarray[Any, Any]
-SECTIONS = ("before", "loop", "back", "after", "sinks", "forward", "backward")
+SECTIONS = ("before", "loop", "back", "after", "sinks", "transposed", "forward", "backward")
 WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
 POOL = Pool()
 
@@ -33,7 +33,7 @@ class Record:
     T: int
     B: int
     xs: Array
-    weights: dict[Symbol, Array]
+    weights: Mapping[Symbol, Array]
     mask: Array | None
     states: dict[str, Array]
     numbers: Array
@@ -63,8 +63,8 @@ class Frame:
 
     def lease(self) -> tuple[Array, Array]:
         """A block, and the table for it."""
-        block = POOL.lease(self.bytes)
-        return block, self.template + self.inside * address(block)
+        block: Any = POOL.lease(self.bytes)
+        return block, self.template + self.inside * block.base.address
 
     def array(self, name: str, block: Array, dtype: Any) -> Array:
         return np.ndarray(self.shapes[name], dtype, block, self.offsets[name])
@@ -79,7 +79,7 @@ class _Frames:
 
     def __init__(self, rows: Frame, states: Frame, back: Frame) -> None:
         self.rows, self.states, self.back = rows, states, back
-        self.ahead = (rows.inside | states.inside) & ~back.inside
+        self.ahead = 1 - back.inside  # the input and the weights too
 
 
 def address(array: Array) -> int:
@@ -104,7 +104,8 @@ class LLVMProgram:
         self.late = _needed_late(self.layout)
         forward = set(ancestors(plan.step.new.values()))
         self.once = [s for s in plan.once if s in forward]
-        self.once_back = [s for s in plan.once if s not in forward]
+        self.once_back = [s for s in plan.once if s not in forward and not is_transposed(s)]
+        self.discrete = any(w.dtype != self.dtype for w in plan.weights)
         self.frames: dict[tuple[int, int], _Frames] = {}
         slots = self.code.slots
         self.x_slot = slots.get("x")
@@ -130,15 +131,19 @@ class LLVMProgram:
                 backward["rows dx"] = (T, *self.plan.step.x.shape)
             carry = {f"carry {n}": s.shape for n, s in states.items()}
             zeros = {"zeros": (max(self.sizes.values()),)}
+            turned = {
+                f"weight {s.name}": s.shape for s in self.plan.once if is_transposed(s) and f"weight {s.name}" in slots
+            }
             found = _Frames(
                 Frame(slots, {**forward, **scratch}, self.dtype),
                 Frame(slots, {f"state {n}": (T + 1, *s.shape) for n, s in states.items()}, self.dtype),
-                Frame(slots, {**backward, **carry, **zeros, **scratch}, self.dtype),
+                Frame(slots, {**backward, **turned, **scratch, **carry, **zeros}, self.dtype),
             )
             for made in (found.rows, found.back):
                 for name, number in (("T", T), ("B", B), ("scratch size", scratch_size)):
                     if name in slots:
                         made.template[slots[name]] = number
+                        found.ahead[slots[name]] = 0
             if len(self.frames) > 64:
                 self.frames.clear()
             self.frames[T, B] = found
@@ -151,13 +156,12 @@ class LLVMProgram:
         T, B, _ = xs.shape
         frames = self.frame(T, B)
         block, numbers = frames.rows.lease()
-        held_states, more = frames.states.lease()
+        held, more = frames.states.lease()
         numbers += more
-        states = {name: frames.states.array(f"state {name}", held_states, self.dtype) for name in self.sizes}
-        for name, held in states.items():
-            held[0] = start[name]
-        known = {w: a if a.dtype == self.dtype else a.astype(self.dtype) for w, a in weights.items()}
-        known = _with(known, self.once) if self.once else known
+        states = {name: frames.states.array(f"state {name}", held, self.dtype) for name in self.sizes}
+        for name, array in states.items():
+            array[0] = start[name]
+        known = weights if not self.once and not self.discrete else self.known(weights)
         self.fill(numbers, xs, known, mask)
         record = Record(T, B, xs, known, mask, states, numbers, block)
         if not T * B * self.step_work > WORK:
@@ -166,6 +170,10 @@ class LLVMProgram:
             self.run("before", numbers, T * B)
             self.run("loop", numbers, B)
         return record
+
+    def known(self, weights: Mapping[Symbol, Array]) -> dict[Symbol, Array]:
+        """The weights and what is computed from them; booleans are numbers in machine code."""
+        return _with({w: a.astype(self.dtype, copy=False) for w, a in weights.items()}, self.once)
 
     def fill(self, numbers: Array, xs: Array, weights: Mapping[Symbol, Array], mask: Array | None) -> None:
         """Write the addresses of what is given into the table."""
@@ -199,20 +207,22 @@ class LLVMProgram:
         frame = frames.back
         block, numbers = frame.lease()
         numbers += record.numbers * frames.ahead
-        weights = _with(record.weights, self.once_back) if self.once_back else record.weights
-        self.fill(numbers, record.xs, weights, record.mask)
+        turned = _with(record.weights, self.once_back) if self.once_back else record.weights
+        for s, slot in self.once_slots:
+            if s in turned:
+                numbers[slot] = address(turned[s])
         carry = {name: frame.array(f"carry {name}", block, self.dtype) for name in self.sizes}
+        block[frame.offsets[f"carry {next(iter(carry))}"] :] = 0  # what is carried, and the zeros behind it
         slots = self.code.slots
         for name, held in carry.items():
             end = last.get(name)
-            held[...] = 0.0 if end is None else end
+            if end is not None:
+                held[...] = end
             g = outside.get(name)
             if f"g {name}" not in slots:
                 continue
             if g is None:
-                zeros = frame.array("zeros", block, self.dtype)
-                zeros[...] = 0.0
-                g = zeros
+                g = frame.array("zeros", block, self.dtype)
             else:
                 for key, stride in ((f"g row {name}", self.sizes[name]), (f"g step {name}", B * self.sizes[name])):
                     if key in slots:
@@ -227,6 +237,7 @@ class LLVMProgram:
         if not 2 * T * B * self.step_work > WORK:
             self.functions["backward"](address(numbers), T * B, B, int(late))
         else:
+            self.share("transposed", numbers, [(0, 0)])
             self.run("back", numbers, B)
             if self.layout.after.blocks and late:
                 self.run("after", numbers, T * B)

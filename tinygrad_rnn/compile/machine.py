@@ -26,6 +26,7 @@ from tinygrad_rnn.compile.kernels import (
     named,
     products,
     sums,
+    transposition,
 )
 
 OLDEST = (0, 45)  # the first llvmlite with opaque pointers and the new passes
@@ -151,7 +152,7 @@ def shared(dtype: Any) -> None:
     """Load the functions that all cells of a dtype share, and make them known to those that call them."""
     with LOCK:
         t = typed(dtype)
-        address = load(named(functions(t) + products(t) + "\n" + sums(t), t))
+        address = load(named(functions(t) + products(t) + "\n" + sums(t) + transposition(t), t))
         for name in SHARED:
             llvm().add_symbol(f"tinygrad_{name}_{t.suffix}", address(f"tinygrad_{name}_{t.suffix}"))
 

@@ -14,15 +14,29 @@ KEPT_BYTES = 1 << 29  # what waits to be used again at most, over all sizes
 LINE = 64  # bytes of a cache line; every array begins at one
 
 
-class _Lease:
+class _Block:
+    """Final. Memory, and how NumPy is told of it."""
+
+    __slots__ = ("address", "bytes", "interface", "raw")
+
+    def __init__(self, count: int) -> None:
+        self.raw = np.empty(count + LINE, np.uint8)
+        start = -self.raw.__array_interface__["data"][0] % LINE
+        self.interface = dict(self.raw[start : start + count].__array_interface__)
+        self.address: int = self.interface["data"][0]
+        self.bytes = count
+
+
+class Lease:
     """Final. The owner of a block that is in use: gives it back when no array refers to it any more."""
 
-    __slots__ = ("__array_interface__", "block", "pool")
+    __slots__ = ("__array_interface__", "address", "block", "pool")
 
-    def __init__(self, pool: Pool, block: np.ndarray[Any, Any]) -> None:
+    def __init__(self, pool: Pool, block: _Block) -> None:
         self.pool = pool
         self.block = block
-        self.__array_interface__ = {**block.__array_interface__, "version": 3}
+        self.address = block.address
+        self.__array_interface__ = block.interface
 
     def __del__(self) -> None:
         self.pool.give_back(self.block)
@@ -33,29 +47,26 @@ class Pool:
 
     def __init__(self, limit: int = KEPT_BYTES) -> None:
         self.limit = limit
-        self.free: dict[int, list[np.ndarray[Any, Any]]] = {}
+        self.free: dict[int, list[_Block]] = {}
         self.bytes = 0
         self.lock = threading.RLock()  # a lease may end inside it, when the collector runs
 
     def lease(self, count: int) -> np.ndarray[Any, Any]:
-        """`count` bytes, not initialised, from the start of a cache line."""
+        """`count` bytes, not initialised, from the start of a cache line: an array whose base is a `Lease`."""
+        block = None
         with self.lock:
             waiting = self.free.get(count)
-            block = waiting.pop() if waiting else None
-            if block is not None:
+            if waiting:
+                block = waiting.pop()
                 self.bytes -= count
-        if block is None:
-            raw = np.empty(count + LINE, np.uint8)
-            start = -raw.__array_interface__["data"][0] % LINE
-            block = raw[start : start + count]
-        return np.asarray(_Lease(self, block))
+        return np.asarray(Lease(self, block or _Block(count)))
 
-    def give_back(self, block: np.ndarray[Any, Any]) -> None:
+    def give_back(self, block: _Block) -> None:
         """Keep `block` for the next lease of its size, or let it go where too much waits already."""
         with self.lock:
-            if self.bytes + block.size <= self.limit:
-                self.bytes += block.size
-                self.free.setdefault(block.size, []).append(block)
+            if self.bytes + block.bytes <= self.limit:
+                self.bytes += block.bytes
+                self.free.setdefault(block.bytes, []).append(block)
 
 
 def carve(
