@@ -440,7 +440,7 @@ def _norms(
 
     One backward pass. A state that no parameter reaches (a step counter, say) has no gradient and no series.
     """
-    targets: dict[_Key, list[Any]] = {}
+    targets: dict[_Key, Sequence[Any]] = {}
     if "states" in wrt:
         for i, layer in enumerate(forward.layers):
             for state, values in layer.states.items():

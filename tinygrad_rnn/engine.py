@@ -543,9 +543,8 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
         g = grads.pop(node)
         if g is None:
             continue
-        if node in targets and not (
-            node.op is not None and node.op.part
-        ):  # memory of its own: what was kept as it came may be shared, or a broadcast view
+        # Memory of its own: what was kept as it came may be shared, or a broadcast view.
+        if node in targets and (node.op is None or not node.op.part):
             found[node] = g if higher or node in owned else g.copy()
         op = node.op
         if op is None:
@@ -615,7 +614,7 @@ def _pull(node: Node, g: Any, useful: dict[Node, Any], cls: type[Variable], high
     op: Any = node.op
     saved = _as_tensors(node, cls) if higher else node.saved
     needed = [parent is not None and parent in useful for parent in node.parents]
-    return pull(op, g, saved[0], saved[1:], needed, node.static)
+    return pull(op, g, saved[0], saved[1:], needed, node.static)  # type: ignore[no-any-return]
 
 
 def _as_tensors(node: Node, cls: type[Variable]) -> tuple[Any, ...]:

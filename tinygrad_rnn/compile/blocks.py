@@ -1,4 +1,4 @@
-"""Long sequences in little memory: the forward pass keeps the states alone, the backward one runs block after block again.
+"""Long sequences in little memory: forward only the states are kept, backward every block is run again.
 
 Source: T. Chen et al. 2016, arXiv 1604.06174; A. Gruslys et al. 2016, arXiv 1606.03401.
 """

@@ -54,6 +54,30 @@ class Typed:
         """A vector constant."""
         return f"<{', '.join([f'{self.scalar} {self.number(value)}'] * self.lanes)}>"
 
+    def load(self, pointer: str, mask: str = "") -> str:
+        """The instruction that reads a vector; lanes outside `mask` are 0 and not read."""
+        size, v = self.dtype.itemsize, self.vector
+        if not mask:
+            return f"load {v}, ptr {pointer}, align {size}"
+        name = f"@llvm.masked.load.{self.suffix}.p0"
+        return f"call {v} {name}(ptr {pointer}, i32 {size}, {self.mask} {mask}, {v} zeroinitializer)"
+
+    def store(self, value: str, pointer: str, mask: str = "") -> str:
+        """The instruction that writes a vector; lanes outside `mask` are not written."""
+        size, v = self.dtype.itemsize, self.vector
+        if not mask:
+            return f"store {v} {value}, ptr {pointer}, align {size}"
+        name = f"@llvm.masked.store.{self.suffix}.p0"
+        return f"call void {name}({v} {value}, ptr {pointer}, i32 {size}, {self.mask} {mask})"
+
+    def spread(self, name: str, number: str) -> list[str]:
+        """The instructions that make `name`, a vector of integers, of the one `number`."""
+        v = f"<{self.lanes} x i64>"
+        return [
+            f"  {name}one = insertelement {v} poison, i64 {number}, i32 0",
+            f"  {name} = shufflevector {v} {name}one, {v} poison, <{self.lanes} x i32> zeroinitializer",
+        ]
+
     def tail(self, count: int) -> str:
         """The mask of the first `count` lanes."""
         return f"<{', '.join(f'i1 {int(i < count)}' for i in range(self.lanes))}>"
@@ -199,9 +223,9 @@ def _tanh(t: Typed) -> str:
 def products(t: Typed) -> str:
     """``@gemm(A, sm, sk, B, ldb, C, ldc, M, N, K, add)``: C (M, N) = A B, or C += A B where `add` is not 0.
 
-    A (M, K) has any strides `sm`, `sk` (so that a transposed A costs nothing); rows of B (K, N) and of C are contiguous.
-    Strides are in elements. A tile of the result is held in registers along the whole of K, cut into pieces that fit the
-    cache; every element is summed up in the order of K, whatever M, N and the tiling are.
+    A (M, K) has any strides `sm`, `sk` (so that a transposed A costs nothing); rows of B (K, N) and of C are
+    contiguous. Strides are in elements. A tile of the result is held in registers along the whole of K, cut into pieces
+    that fit the cache; every element is summed up in the order of K, whatever M, N and the tiling are.
     """
     columns = t.target.columns()
     tiles = [_tile(t, rows, columns, False) for rows in range(1, ROWS + 1)]
@@ -220,9 +244,7 @@ def _tile(t: Typed, rows: int, columns: int, masked: bool) -> str:
     out: list[str] = []
 
     def load(pointer: str, last: bool) -> str:
-        if last:
-            return f"call {v} @llvm.masked.load.{t.suffix}.p0(ptr {pointer}, i32 {size}, {t.mask} %mask, {v} zeroinitializer)"
-        return f"load {v}, ptr {pointer}, align {size}"
+        return t.load(pointer, "%mask" if last else "")
 
     mask = f", {t.mask} %mask" if masked else ""
     out.append(f"define internal void @tile{rows}x{columns}{'m' if masked else ''}({TILE}{mask}) {{")
@@ -266,12 +288,8 @@ def _tile(t: Typed, rows: int, columns: int, masked: bool) -> str:
     out.append("  br i1 %more, label %loop, label %done")
     out.append("done:")
     for m, n in tile:
-        if masked and n == columns - 1:
-            out.append(
-                f"  call void @llvm.masked.store.{t.suffix}.p0({v} %r{m}_{n}, ptr %cp{m}_{n}, i32 {size}, {t.mask} %mask)"
-            )
-        else:
-            out.append(f"  store {v} %r{m}_{n}, ptr %cp{m}_{n}, align {size}")
+        mask = "%mask" if masked and n == columns - 1 else ""
+        out.append(f"  {t.store(f'%r{m}_{n}', f'%cp{m}_{n}', mask)}")
     out.append("  ret void\n}")
     return "\n".join(out)
 
@@ -375,8 +393,7 @@ def _gemm(t: Typed) -> str:
         "  %before = sub i64 %vectors, 1",
         f"  %beforen = mul i64 %before, {t.lanes}",
         "  %rest = sub i64 %nleft, %beforen",
-        f"  %restv = insertelement <{t.lanes} x i64> poison, i64 %rest, i32 0",
-        f"  %rests = shufflevector <{t.lanes} x i64> %restv, <{t.lanes} x i64> poison, <{t.lanes} x i32> zeroinitializer",
+        *t.spread("%rests", "%rest"),
         f"  %mask = icmp slt <{t.lanes} x i64> <{', '.join(f'i64 {i}' for i in range(t.lanes))}>, %rests",
         f"  switch i64 %vectors, label %tail{columns} [ {tails} ]",
     ]
@@ -406,28 +423,18 @@ def _gemm(t: Typed) -> str:
 
 
 def sums(t: Typed) -> str:
-    """``@sum_rows(G, ldg, M, N, out, add)``: the sum of M rows of N numbers; ``@sum_all``: of all of them, in part 0."""
+    """``@sum_rows(G, ldg, M, N, out, add)``: the sum of M rows of N numbers; ``@sum_all``: of all, in part 0."""
     v, size = t.vector, t.dtype.itemsize
-
-    def reader(mask: str) -> str:
-        if mask:
-            return f"call {v} @llvm.masked.load.{t.suffix}.p0(ptr %p, i32 {size}, {t.mask} {mask}, {v} zeroinitializer)"
-        return f"load {v}, ptr %p, align {size}"
 
     def column(name: str, masked: bool) -> list[str]:
         mask = "%mask" if masked else ""
-        old = reader(mask).replace("%p,", "%o,")
-        store = (
-            f"call void @llvm.masked.store.{t.suffix}.p0({v} %sum, ptr %o, i32 {size}, {t.mask} %mask)"
-            if masked
-            else f"store {v} %sum, ptr %o, align {size}"
-        )
+        last = f", {t.mask} %mask" if masked else ""
         return [
-            f"define internal void @{name}(ptr %G, i64 %ldg, i64 %M, ptr %o, i1 %add{f', {t.mask} %mask' if masked else ''}) {{",
+            f"define internal void @{name}(ptr %G, i64 %ldg, i64 %M, ptr %o, i1 %add{last}) {{",
             "entry:",
             "  br i1 %add, label %more, label %start",
             "more:",
-            f"  %had = {old}",
+            f"  %had = {t.load('%o', mask)}",
             "  br label %start",
             "start:",
             f"  %first = phi {v} [zeroinitializer, %entry], [%had, %more]",
@@ -437,13 +444,13 @@ def sums(t: Typed) -> str:
             f"  %s = phi {v} [%first, %start], [%sum, %loop]",
             "  %mo = mul i64 %m, %ldg",
             f"  %p = getelementptr {t.scalar}, ptr %G, i64 %mo",
-            f"  %g = {reader(mask)}",
+            f"  %g = {t.load('%p', mask)}",
             f"  %sum = fadd {v} %s, %g",
             "  %m1 = add i64 %m, 1",
             "  %left = icmp slt i64 %m1, %M",
             "  br i1 %left, label %loop, label %done",
             "done:",
-            f"  {store}",
+            f"  {t.store('%sum', '%o', mask)}",
             "  ret void",
             "}",
         ]
@@ -465,8 +472,7 @@ def sums(t: Typed) -> str:
         "  call void @column(ptr %g, i64 %ldg, i64 %M, ptr %o, i1 %add)",
         "  br label %after",
         "part:",
-        f"  %leftv = insertelement <{t.lanes} x i64> poison, i64 %left, i32 0",
-        f"  %lefts = shufflevector <{t.lanes} x i64> %leftv, <{t.lanes} x i64> poison, <{t.lanes} x i32> zeroinitializer",
+        *t.spread("%lefts", "%left"),
         f"  %mask = icmp slt <{t.lanes} x i64> <{lanes}>, %lefts",
         f"  call void @columnm(ptr %g, i64 %ldg, i64 %M, ptr %o, i1 %add, {t.mask} %mask)",
         "  br label %after",
@@ -518,14 +524,13 @@ def sums(t: Typed) -> str:
 
 def transposition(t: Typed) -> str:
     """``@transpose(A, lda, M, N, B, ldb)``: B (N, M) = A^T, by squares of one vector each way."""
-    v, n, size = t.vector, t.lanes, t.dtype.itemsize
+    v, n = t.vector, t.lanes
     lanes = ", ".join(f"i64 {i}" for i in range(n))
 
     def fits(name: str, left: str) -> list[str]:
         """The mask of the lanes below `left`."""
         return [
-            f"  {name}i = insertelement <{n} x i64> poison, i64 {left}, i32 0",
-            f"  {name}s = shufflevector <{n} x i64> {name}i, <{n} x i64> poison, <{n} x i32> zeroinitializer",
+            *t.spread(f"{name}s", left),
             f"  {name} = icmp slt <{n} x i64> <{lanes}>, {name}s",
         ]
 
@@ -553,7 +558,7 @@ def transposition(t: Typed) -> str:
             f"  %ro{k} = mul i64 %row{k}, %lda",
             f"  %rn{k} = add i64 %ro{k}, %n",
             f"  %rp{k} = getelementptr {t.scalar}, ptr %A, i64 %rn{k}",
-            f"  %x0_{k} = call {v} @llvm.masked.load.{t.suffix}.p0(ptr %rp{k}, i32 {size}, {t.mask} %lm{k}, {v} zeroinitializer)",
+            f"  %x0_{k} = {t.load(f'%rp{k}', f'%lm{k}')}",
         ]
     level, width = 0, n
     while width > 1:  # rows k and k + n/2 become rows 2k and 2k + 1, their numbers in turn
@@ -574,7 +579,7 @@ def transposition(t: Typed) -> str:
             f"  %cb{k} = mul i64 %col{k}, %ldb",
             f"  %cm{k} = add i64 %cb{k}, %m",
             f"  %cp{k} = getelementptr {t.scalar}, ptr %B, i64 %cm{k}",
-            f"  call void @llvm.masked.store.{t.suffix}.p0({v} %x{level}_{k}, ptr %cp{k}, i32 {size}, {t.mask} %sm{k})",
+            f"  {t.store(f'%x{level}_{k}', f'%cp{k}', f'%sm{k}')}",
         ]
     lines += [
         f"  %n1 = add i64 %n, {n}",

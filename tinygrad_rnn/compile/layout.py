@@ -1,8 +1,8 @@
-"""Where each value of a plan lives, and in which order blocks and products alternate: what an executor needs to run it.
+"""Where each value of a plan lives, and in which order blocks and products alternate.
 
-A `Section` is a part of a plan that runs on some rows: before the loop, one timestep forward, one timestep backward, and
-after the loop. Its elementwise nodes form blocks; the products between two blocks read what earlier blocks stored. A
-value is stored where a product, another block or another section reads it; the rest lives in registers.
+A `Section` is a part of a plan that runs on some rows: before the loop, one timestep forward, one timestep backward,
+and after the loop. Its elementwise nodes form blocks; the products between two blocks read what earlier blocks stored.
+A value is stored where a product, another block or another section reads it; the rest lives in registers.
 
 Per row a value is `size` numbers, one after the other. Places:
   rows     a buffer with a row for every timestep and every row of the batch (T * B rows)
@@ -14,7 +14,6 @@ Per row a value is `size` numbers, one after the other. Places:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +65,7 @@ class Section:
 
 @dataclass
 class Layout:
-    """The sections of a plan, where each value is on the way forward and back, and the buffers: name -> numbers per row."""
+    """The sections of a plan, where each value is on both ways, and the buffers: name -> numbers per row."""
 
     plan: Plan
     before: Section
@@ -111,6 +110,11 @@ def cut(s: Symbol) -> tuple[Symbol, int] | None:
         return None
     start = index[1].indices(whole.shape[1])[0]
     return (s.args[0], start)
+
+
+def _is_slice(s: Symbol) -> bool:
+    """Whether `s` is a part of the memory of another value."""
+    return s.op is not None and s.op.__name__ == "getitem" and cut(s) is not None
 
 
 def joined(s: Symbol) -> list[tuple[int, Symbol]] | None:
@@ -226,8 +230,8 @@ class _Builder:
     def root(self, s: Symbol) -> Symbol:
         """The value in whose memory `s` is: slices have none of their own."""
         s = self.base(s)
-        while s.op is not None and s.op.__name__ == "getitem" and (found := cut(s)) is not None:
-            s = self.base(found[0])
+        while _is_slice(s):
+            s = self.base(s.args[0])
         return s
 
     def place(self, s: Symbol) -> Place:
@@ -327,15 +331,15 @@ class _Builder:
             a = self.base(a)
             if a not in inside:
                 return 0
-            if (found := cut(a)) is not None and a.op is not None and a.op.__name__ == "getitem":
-                return when(found[0])
+            if _is_slice(a):
+                return when(a.args[0])
             return ready[a]
 
         def stage(a: Any) -> int:
             """The stage at which a product of `a` can run."""
             a = self.base(a)
-            if (found := cut(a)) is not None and a.op is not None and a.op.__name__ == "getitem":
-                return stage(found[0])
+            if _is_slice(a):
+                return stage(a.args[0])
             return 0 if a not in inside else ready[a] + 1
 
         def multiply(p: Symbol, c: Place, add: bool, at: int) -> None:
@@ -350,7 +354,7 @@ class _Builder:
                 continue
             if renamed(s) is not None or s in absorbed:
                 continue
-            if s.op is not None and s.op.__name__ == "getitem" and cut(s) is not None:
+            if _is_slice(s):
                 continue
             if s.op is MATMUL:
                 at = stage(s.args[0])
@@ -476,11 +480,7 @@ class _Builder:
             if s in block_of and joined(s) is not None:
                 for start, part in joined(s) or []:
                     part = self.base(part)
-                    if (
-                        part in block_of
-                        and block_of[part] == block_of[s]
-                        and not (cut(part) and part.op.__name__ == "getitem")
-                    ):  # type: ignore[union-attr]
+                    if part in block_of and block_of[part] == block_of[s]:
                         whole = self.places[s][0]
                         self.places.setdefault(part, []).append(
                             Place(whole.kind, whole.name, whole.stride, whole.offset + start)

@@ -1,8 +1,9 @@
 """Machine code for a layout, as LLVM assembly: every instruction under a comment with the op and the author's line.
 
-Four functions, ``@before``, ``@loop``, ``@back`` and ``@after``, run a section on some rows of the batch (or of all T * B
-rows); ``@sinks`` sums up the gradients of the weights. All take a table of addresses, `args`, whose entries `Code.slots`
-names. Rows are independent, so that threads share the work by rows and the result does not depend on how many there are.
+Four functions, ``@before``, ``@loop``, ``@back`` and ``@after``, run a section on some rows of the batch (or of all
+T * B rows); ``@sinks`` sums up the gradients of the weights. All take a table of addresses, `args`, whose entries
+`Code.slots` names. Rows are independent, so that threads share the work by rows and the result does not depend on how
+many there are.
 """
 
 from __future__ import annotations
@@ -202,9 +203,8 @@ class _Writer:
             row.env[s] = value
             for place in self.places.get(s, []):
                 first = self.do(f"extractelement {self.t.vector} {value}, i32 0")
-                self.put(
-                    f"store {self.t.scalar} {first}, ptr {self.row_pointer(place, row, r)}, align {self.t.dtype.itemsize}"
-                )
+                pointer = self.row_pointer(place, row, r)
+                self.put(f"store {self.t.scalar} {first}, ptr {pointer}, align {self.t.dtype.itemsize}")
 
     def loop(self, nodes: list[Symbol], width: int, row: _Row, r: str) -> None:
         """All columns of a row: whole vectors, then the rest under a mask."""
@@ -289,23 +289,10 @@ class _Writer:
                 self.store(result, self.at(self.row_pointer(place, row, r), j), mask)
 
     def store(self, value: str, pointer: str, mask: str | None) -> None:
-        t = self.t
-        if mask is None:
-            self.put(f"store {t.vector} {value}, ptr {pointer}, align {t.dtype.itemsize}")
-        else:
-            self.put(
-                f"call void @llvm.masked.store.{t.suffix}.p0({t.vector} {value}, ptr {pointer}, i32 {t.dtype.itemsize}, "
-                f"{t.mask} {mask})"
-            )
+        self.put(self.t.store(value, pointer, mask or ""))
 
     def load(self, pointer: str, mask: str | None) -> str:
-        t = self.t
-        if mask is None:
-            return self.do(f"load {t.vector}, ptr {pointer}, align {t.dtype.itemsize}")
-        return self.do(
-            f"call {t.vector} @llvm.masked.load.{t.suffix}.p0(ptr {pointer}, i32 {t.dtype.itemsize}, {t.mask} {mask}, "
-            f"{t.vector} zeroinitializer)"
-        )
+        return self.do(self.t.load(pointer, mask or ""))
 
     def splat(self, one: str) -> str:
         t = self.t
@@ -631,7 +618,8 @@ class _Writer:
                 )
             elif math.prod(weight.shape) == 1 and width > 1:
                 self.put(
-                    f"call void @sum_all(ptr {gp}, i64 {g.stride}, i64 %depth, i64 {width}, ptr {out}, i64 %b0, i1 {add})"
+                    f"call void @sum_all(ptr {gp}, i64 {g.stride}, i64 %depth, i64 {width}, ptr {out}, i64 %b0, "
+                    f"i1 {add})"
                 )
             else:
                 self.put(
@@ -653,7 +641,8 @@ class _Writer:
                 source, target = self.pointer(f"weight {s.args[0].name}"), self.pointer(f"weight {s.name}")
                 self.put(f"; {s.name} = {s.args[0].name}^T")
                 self.put(
-                    f"call void @transpose(ptr {source}, i64 {columns}, i64 {rows}, i64 {columns}, ptr {target}, i64 {rows})"
+                    f"call void @transpose(ptr {source}, i64 {columns}, i64 {rows}, i64 {columns}, ptr {target}, "
+                    f"i64 {rows})"
                 )
         self.put("ret void")
         head = "define void @transposed(ptr %args, i64 %b0, i64 %b1, i64 %thread) {\nentry:"

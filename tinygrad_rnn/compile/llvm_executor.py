@@ -199,8 +199,8 @@ class LLVMProgram:
     ) -> tuple[Array | None, dict[str, Array], dict[str, Array]]:
         """The gradients of x (T, B, I), of the start states, and of every state as it came out, (T, B, ...) by name.
 
-        `outside` (T, B, ...) is the gradient that reached each state from outside, `last` (B, ...) what is added for the
-        last one. Gradients of the weights in `wants` are written to `grads`, added to what is there with `again`.
+        `outside` (T, B, ...) is the gradient that reached each state from outside, `last` (B, ...) what is added for
+        the last one. Gradients of the weights in `wants` are written to `grads`, added to what is there with `again`.
         """
         T, B = record.T, record.B
         frames = self.frame(T, B)

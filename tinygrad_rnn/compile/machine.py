@@ -1,7 +1,7 @@
 """LLVM, where llvmlite is installed: from assembly to functions, with the object code kept on disk.
 
-The cache (`TINYGRAD_RNN_CACHE`, else the user's cache folder) holds for each program its assembly (``.ll``, to read) and
-its object code (``.o``, behind a checksum), under a name made of the assembly, the processor and the versions.
+The cache (`TINYGRAD_RNN_CACHE`, else the user's cache folder) holds for each program its assembly (``.ll``, to read)
+and its object code (``.o``, behind a checksum), under a name made of the assembly, the processor and the versions.
 """
 
 from __future__ import annotations

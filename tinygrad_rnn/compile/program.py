@@ -149,7 +149,7 @@ def run(
     mask: Any,
     recompute: int | None = None,
 ) -> tuple[Tensor, dict[str, StateSequence], str]:
-    """The outputs (T, B, H) and every state at every timestep, on the tape where a gradient may be asked for; and why so.
+    """The outputs (T, B, H) and every state at every timestep, on the tape where a gradient may be asked for; and why.
 
     `recompute` is the length of a block that the way back computes again: 0 for none, None where memory asks for it.
     """

@@ -239,21 +239,18 @@ def rowwise(s: Symbol, rows: set[Symbol]) -> bool:
     name = getattr(op, "__name__", "")
     B = s.graph.B
     if name in ("sum", "max", "min", "softmax", "log_softmax", "logsumexp", "norm"):
-        return 0 not in static["axes"]
-    if name == "cumsum" or name == "flip" or name == "concatenate":
-        return static["axis"] != 0 and len(of_rows) == len(s.args)
-    if name == "stack":
-        return static["axis"] != 0 and len(of_rows) == len(s.args)
+        return all(axis != 0 for axis in static["axes"])
+    if name in ("cumsum", "flip", "concatenate", "stack"):
+        return bool(static["axis"] != 0) and len(of_rows) == len(s.args)
     if name == "transpose":
-        return static["axes"][0] == 0
-    if name == "getitem" or name == "scatter":
+        return bool(static["axes"][0] == 0)
+    if name in ("getitem", "scatter"):
         index = static["index"]
-        first = index[0] if isinstance(index, tuple) and index else index
-        whole = first == slice(None) or first is Ellipsis if isinstance(first, slice) or first is Ellipsis else False
-        basic = isinstance(index, tuple) and all(isinstance(part, slice | int) for part in index[1:])
-        return bool(whole) and first is not Ellipsis and basic and len(index) <= len(static["shape"])
+        if not isinstance(index, tuple) or not isinstance(index[0], slice) or index[0] != slice(None):
+            return False
+        return all(isinstance(part, slice | int) for part in index[1:])
     if name == "pad":
-        return static["widths"][0] == (0, 0)
+        return bool(static["widths"][0] == (0, 0))
     if name == "reshape":
         return shape[0] == B and s.args[0].shape[0] == B
     if name == "broadcast_to":

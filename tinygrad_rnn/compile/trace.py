@@ -31,8 +31,8 @@ class Untraceable(Exception):
 class Symbol(Algebra):
     """A value in a traced graph: an op applied to symbols and Python numbers, or a leaf with a name.
 
-    `kind` of a leaf is "x", "mask", "state", "param", "seed" (the gradient that reaches a new state) or "saved" (a value
-    of the forward graph, read by the backward one); of anything else it is "op".
+    `kind` of a leaf is "x", "mask", "state", "param", "weight" (what stands for a value of parameters alone) or "seed"
+    (the gradient that reaches a new state); of anything else it is "op".
     """
 
     __slots__ = ("_shape", "args", "dtype", "graph", "kind", "name", "number", "op", "static", "where")
@@ -288,7 +288,7 @@ def _trace(cell: Cell, B: int, dtype: Any, masked: bool) -> Step:
 
     shadow = _shadow(cell, graph)
     p = _Given(graph, params)
-    chance = random.getstate(), np.random.get_state()
+    chance = _chance()
     around = copy.deepcopy(surroundings(cell))
     try:
         with engine.listen(heard), engine.recording():
@@ -301,9 +301,9 @@ def _trace(cell: Cell, B: int, dtype: Any, masked: bool) -> Step:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise Untraceable(f"the step could not be traced: {text}") from error
     finally:
-        after = random.getstate(), np.random.get_state()
+        after = _chance()
         random.setstate(chance[0])
-        np.random.set_state(chance[1])
+        np.random.set_state(chance[1])  # noqa: NPY002
     if graph.refused is not None:  # and caught by the step
         raise graph.refused
     if not same(chance, after):
@@ -353,6 +353,11 @@ def _copied(
 MISSING = object()
 
 
+def _chance() -> tuple[Any, Any]:
+    """Where the global generators are, which a step should not touch, and may."""
+    return random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
 class _Given(SimpleNamespace):
     """Final. The parameters of a step that is traced: to be read."""
 
@@ -361,11 +366,11 @@ class _Given(SimpleNamespace):
         object.__setattr__(self, "__graph", graph)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise vars(self)["__graph"].refuse(f"changes the parameter {name}")  # type: ignore[no-any-return]
+        raise vars(self)["__graph"].refuse(f"changes the parameter {name}")
 
 
 def public(cell: Any) -> dict[str, Any]:
-    """What a step may depend on beside its arguments: the attributes of the cell, without what the library keeps there."""
+    """What a step may depend on beside its arguments: the attributes of the cell, without the library's own."""
     return {key: value for key, value in vars(cell).items() if not key.startswith("_")}
 
 
@@ -376,7 +381,7 @@ def _shadow(cell: Cell, graph: Graph) -> Any:
         raise graph.refuse(f"changes the attribute {name} of the cell")
 
     kind = type(type(cell).__name__, (type(cell),), {"__setattr__": assigned, "__module__": type(cell).__module__})
-    shadow = object.__new__(kind)
+    shadow: Any = object.__new__(kind)
     try:
         shadow.__dict__.update({key: copy.deepcopy(value) for key, value in vars(cell).items() if key != "_programs"})
     except Exception as error:
@@ -401,8 +406,8 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, np.random.Generator):
         return same(a.bit_generator.state, b.bit_generator.state)
     if isinstance(a, random.Random):
-        return a.getstate() == b.getstate()
-    if type(a).__eq__ is object.__eq__ and hasattr(a, "__dict__"):
+        return bool(a.getstate() == b.getstate())
+    if getattr(type(a), "__eq__", None) is getattr(object, "__eq__", None) and hasattr(a, "__dict__"):
         return same(vars(a), vars(b))
     try:
         return bool(a == b)
