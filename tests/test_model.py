@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from tinygrad_rnn import (
     DtypeError,
     InputError,
     ModelConfig,
+    NonFiniteError,
     RunConfig,
     ShapeError,
     State,
@@ -30,6 +32,7 @@ from tinygrad_rnn import (
     unroll,
 )
 from tinygrad_rnn.config import replace
+from tinygrad_rnn.engine import anomaly, listen
 from tinygrad_rnn.model import Model, detach, layer_params
 from tinygrad_rnn.registry import forget_cell
 
@@ -350,3 +353,54 @@ def test_forward_says_what_does_not_fit(
     with pytest.raises(error, match=message) as caught:
         model.forward(params, change.get("x", symbols()), state, mask=change.get("mask"))
     assert "\n" not in str(caught.value)
+
+
+# -------------------------------------------------------------------------------------- one symbol at a time
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru", "mut1", "mut2", "mut3"])
+@pytest.mark.parametrize(("embed", "B"), [("3", 1), ("onehot", 3)])
+def test_a_stepper_gives_the_logits_of_forward(cell: str, embed: str, B: int) -> None:
+    model = make(cell=cell, embed=embed)
+    params = init(model)
+    x = symbols(T=9, B=B)
+    expected = model.forward(params, x, executor="unroll").logits.data
+    step = model.stepper(params, B)
+    cuts = [0, 3, 4, 5, 7, 8, 9]  # a piece of any length may come between two symbols
+    for start, stop in itertools.pairwise(cuts):
+        assert np.allclose(step(x[start:stop]), expected[stop - 1], rtol=1e-12, atol=1e-14)
+    assert step.programs is not None
+
+
+def test_a_stepper_is_seen_by_those_who_watch() -> None:
+    model = make(cell="lstm")
+    params = init(model)
+    x = symbols(T=6)
+    expected = model.forward(params, x).logits.data
+    step = model.stepper(params, 2)
+    step(x[:3])
+    heard: list[str] = []
+    with listen(lambda name, _: heard.append(name)):
+        step(x[3:4])
+    assert heard
+    del heard[:]
+    step(x[4:5])
+    assert np.allclose(step(x[5:6]), expected[-1], rtol=1e-12, atol=1e-14)
+    assert not heard
+    params["layers.1.W_xf"].data[0, 0] = np.nan
+    with anomaly(), pytest.raises(NonFiniteError, match="layer 1"):
+        step(x[:1])
+
+
+def test_a_stepper_refuses_what_forward_refuses() -> None:
+    model = make()
+    step = model.stepper(init(model), 2)
+    for bad, error in (
+        (symbols(T=1, B=3), ShapeError),
+        (symbols(T=1) + 5, ShapeError),
+        (symbols(T=1) * 1.0, DtypeError),
+    ):
+        for _ in range(2):
+            with pytest.raises(error):
+                step(bad)
+        step(symbols(T=1))

@@ -9,10 +9,10 @@ import pytest
 
 from tinygrad_rnn.config import ModelConfig, SampleConfig
 from tinygrad_rnn.data import Vocabulary
-from tinygrad_rnn.errors import DataError, InputError
+from tinygrad_rnn.errors import DataError, InputError, NonFiniteError
 from tinygrad_rnn.model import Model, Params, build_model
 from tinygrad_rnn.registry import load_cell
-from tinygrad_rnn.sample import generate
+from tinygrad_rnn.sample import _choose, generate
 from tinygrad_rnn.tensor import Tensor
 
 SHARES = np.array([0.5, 0.25, 0.125, 0.125])
@@ -85,6 +85,61 @@ def test_a_seed_repeats_the_text_and_another_does_not() -> None:
     assert text(options) != text(options, seed=1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        SampleConfig(),
+        SampleConfig(temperature=0.3),
+        SampleConfig(top_k=4),
+        SampleConfig(top_p=0.6, temperature=2.0),
+        SampleConfig(top_k=5, top_p=0.8),
+        SampleConfig(greedy=True),
+    ],
+)
+@pytest.mark.parametrize("unknown", [None, 0])
+def test_rows_are_drawn_as_one_after_another(
+    options: SampleConfig, unknown: int | None, rng: np.random.Generator
+) -> None:
+    logits = 2.0 * rng.standard_normal((40, 9))
+    together = _choose(logits, unknown, options, np.random.default_rng(3))
+    alone = np.random.default_rng(3)
+    for row, chosen in zip(logits, together, strict=True):
+        weights = np.exp(row / (options.temperature or 1.0))
+        if unknown is not None:
+            weights[unknown] = 0.0
+        ranked = sorted(range(9), key=lambda i, w=weights: -w[i])  # type: ignore[misc]
+        if options.greedy:
+            assert chosen == ranked[0]
+            continue
+        shares = np.cumsum(weights[ranked]) / weights.sum()
+        kept = ranked[: min(options.top_k or 9, 1 + int((shares < options.top_p).sum()))]
+        weights[[i for i in range(9) if i not in kept]] = 0.0
+        assert chosen == alone.choice(9, p=weights / weights.sum())
+
+
+def test_a_draw_of_nearly_one_takes_the_last_symbol_that_has_a_share() -> None:
+    class Highest(np.random.Generator):
+        def random(self, size: tuple[int, ...]) -> np.ndarray:  # type: ignore[override]
+            return np.full(size, np.nextafter(1.0, 0.0))
+
+    logits = np.log(np.array([[0.3, 0.3, 0.4, 0.0], [0.0, 0.1, 0.7, 0.2]]) + 1e-300)
+    logits[0, 3] = -np.inf
+    assert _choose(logits, None, SampleConfig(), Highest(np.random.PCG64())).tolist() == [2, 3]
+    assert _choose(logits, None, SampleConfig(top_k=1), Highest(np.random.PCG64())).tolist() == [2, 2]
+
+
+def test_what_one_sample_does_changes_no_other() -> None:
+    endless = text(SampleConfig(length=60, num=5))
+    stopped = text(SampleConfig(length=60, num=5, stop="c"))
+    assert stopped == [sample[: sample.index("c") + 1] if "c" in sample else sample for sample in endless]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused(number: float) -> None:
+    with pytest.raises(NonFiniteError, match=r"expected finite logits, got (nan|inf)"):
+        text(SampleConfig(length=5, num=3), shares=np.exp(np.array([0.0, number, 0.0, 0.0])))
+
+
 def test_the_smallest_temperature_is_greedy_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -143,3 +198,8 @@ def test_a_long_prime_equals_feeding_it_symbol_by_symbol(rng: np.random.Generato
     longer = "".join(step[0] for step in whole)
     again = list(generate(model, params, LETTERS, SampleConfig(prime=longer[:30], length=10, greedy=True), rng))
     assert "".join(step[0] for step in again) == longer
+
+
+def test_the_vocabulary_of_another_model_is_refused() -> None:
+    with pytest.raises(InputError, match="expected the 4 symbols of the model, got 3"):
+        text(SampleConfig(length=5), Vocabulary("chars", ("a", "b", "c")))

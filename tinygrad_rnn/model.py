@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import backend, nn, ops
+from tinygrad_rnn import backend, engine, nn, ops
 from tinygrad_rnn.cell import Cell, Param, bias, init_params, specification
+from tinygrad_rnn.compile import program as compiler
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.registry import CellEntry
@@ -90,7 +91,7 @@ class Model:
         """
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
-        T, B = x.shape
+        B = x.shape[1]
         for name in ("readout.W", "readout.b", *(() if self.config.embed == "onehot" else ("embed.W",))):
             if name not in params:
                 raise InputError(f"model: expected the parameter {name!r}, got only {', '.join(sorted(params))}")
@@ -98,10 +99,9 @@ class Model:
             state = self.start(B, params)
         if len(state) != len(self.cells):
             raise ShapeError(f"model: expected the state of {len(self.cells)} layers, got {len(state)}")
+        h: Any = self._embed(params, x)
         if self.config.embed == "onehot":
-            h: Any = Tensor(_one_hot(x, self.V, params["readout.W"].data), requires_grad=trace_inputs)
-        else:
-            h = ops.embedding(params["embed.W"], x)
+            h = Tensor(h, requires_grad=trace_inputs)
         inputs = h
         layers = []
         for i, (cell, start) in enumerate(zip(self.cells, state, strict=True)):
@@ -111,9 +111,75 @@ class Model:
             h = layers[-1].outputs
         if rng is not None:
             h = nn.dropout(h, self.config.dropout, rng)
+        return Forward(self._read_out(params, h), [dict(layer.state) for layer in layers], tuple(layers), inputs)
+
+    def stepper(self, params: Mapping[str, Tensor], B: int) -> Stepper:
+        """The model for B streams of symbols that arrive one after the other, as in sampling; see `Stepper`."""
+        return Stepper(self, params, B)
+
+    def _embed(self, params: Mapping[str, Any], x: Any) -> Any:
+        """What the first layer sees (T, B, I)."""
+        if self.config.embed == "onehot":
+            return _one_hot(x, self.V, params["readout.W"])
+        return ops.embedding(params["embed.W"], x)
+
+    def _read_out(self, params: Mapping[str, Any], h: Any) -> Any:
+        """The logits (T, B, V) of the last layer's outputs (T, B, H)."""
+        T, B = h.shape[:2]
         flat = ops.reshape(h, (T * B, self.config.hidden)) @ params["readout.W"] + params["readout.b"]
-        logits = ops.reshape(flat, (T, B, self.V))
-        return Forward(logits, [dict(layer.state) for layer in layers], tuple(layers), inputs)
+        return ops.reshape(flat, (T, B, self.V))
+
+
+class Stepper:
+    """Final. `forward` without a gradient, from the start state, for B streams that arrive piece by piece.
+
+    The first call runs `forward`, which checks everything and compiles the cells. A later one of one timestep repeats
+    that with the same programs and arrays: `params` are to stay as they are. What cannot be compiled, and what
+    `anomaly()` or a listener wants to see, goes through `forward` every time.
+    """
+
+    def __init__(self, model: Model, params: Mapping[str, Tensor], B: int) -> None:
+        self.model = model
+        self.params = params
+        self.B = B
+        self.state = model.start(B, params)
+        self.arrays = {name: value.data for name, value in params.items()}
+        self.programs: list[tuple[Any, dict[Any, Any]]] | None = None  # of each layer, and its weights
+
+    def __call__(self, x: Any) -> Any:
+        """The logits (B, V) after the next symbols x (T, B), as a plain array where the parameters are.
+
+        Raises what `Model.forward` raises.
+        """
+        watched = engine.MODE.anomaly is not None or engine.MODE.listener is not None
+        if self.programs is None or watched or tuple(x.shape) != (1, self.B):
+            return self._forward(x)
+        h = self.model._embed(self.arrays, x)
+        for i, (program, weights) in enumerate(self.programs):
+            states = program.forward(h, self.state[i], weights, None).states
+            self.state[i] = {name: value[-1] for name, value in states.items()}
+            h = next(iter(states.values()))[1:]
+        return self.model._read_out(self.arrays, h)[-1]
+
+    def _forward(self, x: Any) -> Any:
+        with engine.no_grad():
+            out = self.model.forward(self.params, x, self.state)
+            self.state = detach(out.state)
+            if all(layer.executor != "unroll" for layer in out.layers):
+                dtype = out.logits.dtype
+                self.programs = [
+                    _compiled(cell, layer_params(self.params, i), self.B, dtype)
+                    for i, cell in enumerate(self.model.cells)
+                ]
+        return out.logits.data[-1]
+
+
+def _compiled(cell: Cell, params: Mapping[str, Tensor], B: int, dtype: Any) -> tuple[Any, dict[Any, Any]]:
+    """The program that steps `cell` for B rows, and its weights as it wants them."""
+    made = compiler.program(cell, B, dtype, False, None)
+    weights = compiler._weights(made.plan, params)
+    arrays = {leaf: value.data if isinstance(value, Tensor) else value for leaf, value in weights.items()}
+    return made, {leaf: np.ascontiguousarray(array) for leaf, array in arrays.items()}
 
 
 def layer_params(params: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
@@ -132,6 +198,7 @@ def _override(spec: Param, config: ModelConfig) -> Param:
 
 
 def _one_hot(x: Any, V: int, like: Any) -> Any:
+    like = like.data if isinstance(like, Tensor) else like
     if x.dtype.kind not in "iu":
         raise DtypeError(f"model: expected integer symbols, got {x.dtype}")
     if x.size and isinstance(x, np.ndarray) and not 0 <= int(x.min()) <= int(x.max()) < V:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import backend, engine
+from tinygrad_rnn import backend
 from tinygrad_rnn.config import SampleConfig, check_memory
 from tinygrad_rnn.data import Vocabulary
-from tinygrad_rnn.errors import DataError, InputError
-from tinygrad_rnn.model import Model, Params, State, detach
+from tinygrad_rnn.errors import DataError, InputError, NonFiniteError
+from tinygrad_rnn.model import Model, Params
 
 SAMPLE_BYTES = 100  # what the objects of one sample take at least
 
@@ -25,36 +25,52 @@ def generate(
     The first step yields the priming text. A sample that has reached ``options.stop`` yields '' from then on; the stop
     text itself is part of the sample. Without a priming text the model starts after a line end where it knows one,
     else after a random symbol, which is not part of the text. The unknown symbol is never drawn.
-    Raises InputError for options that cannot work, DataError for a priming text with unknown symbols under ``error``.
+
+    The same seed and options give the same texts on the same machine. Every step draws ``options.num`` numbers from
+    `rng`, one per sample in their order, for those too that have stopped; none where the likeliest is taken.
+    `params` must stay as they are until the last step.
+    Raises InputError for options that cannot work, DataError for a priming text with unknown symbols under ``error``,
+    NonFiniteError when the model's logits leave nothing to draw from.
     """
     _check(options)
+    if vocabulary.size != model.V:
+        raise InputError(
+            f"sampling: expected the {model.V} symbols of the model, got {vocabulary.size}; use its vocabulary"
+        )
     B = options.num
     number = params["readout.W"].data.itemsize
     least = B * (number * (model.config.hidden * model.config.layers + model.V) + SAMPLE_BYTES)
     check_memory(least, f"--num {B}: expected a number of samples", "it")
     first = _first_symbols(vocabulary, options, rng)
-    decoders = [vocabulary.decoder() for _ in range(B)]
+    # Only bytes can leave a character unfinished.
+    decoders = [vocabulary.decoder() for _ in range(B)] if vocabulary.kind == "bytes" else []
     if options.prime:
         yield [vocabulary.decode(first)] * B
-    x = np.repeat(first.astype(np.intp)[:, None], B, axis=1)  # (T, B)
-    state: State = model.start(B, params)
     written = [""] * B
     alive = [True] * B
+    step = model.stepper(params, B)
+    xp = backend.namespace(params["readout.W"].data)
+    x = np.repeat(first.astype(np.intp)[:, None], B, axis=1)  # (T, B)
     for _ in range(options.length):
-        logits, state = _advance(model, params, x, state)
-        chosen = np.array([_choose(row, vocabulary, options, rng) for row in logits], np.intp)
-        pieces = []
-        for b in range(B):
-            piece = decoders[b].feed(int(chosen[b])) if alive[b] else ""
-            if options.stop and alive[b]:
-                written[b] = (written[b] + piece)[-len(options.stop) - len(piece) :]
-                alive[b] = options.stop not in written[b]
-            pieces.append(piece)
+        logits = backend.to_host(step(backend.from_host(x, xp)))
+        chosen = _choose(logits, vocabulary.unknown, options, rng)
+        numbers = chosen.tolist()
+        if decoders:
+            pieces = [d.feed(i) if live else "" for d, i, live in zip(decoders, numbers, alive, strict=True)]
+        else:
+            pieces = [vocabulary.symbols[i] for i in numbers]
+        if options.stop:
+            for b, piece in enumerate(pieces):
+                if alive[b]:
+                    written[b] = (written[b] + piece)[-len(options.stop) - len(piece) :]
+                    alive[b] = options.stop not in written[b]
+                else:
+                    pieces[b] = ""
         yield pieces
         if not any(alive):
             return
         x = chosen[None, :]
-    tail = [decoder.flush() if live else "" for decoder, live in zip(decoders, alive, strict=True)]
+    tail = [decoder.flush() if live else "" for decoder, live in zip(decoders, alive, strict=False)]
     if any(tail):
         yield tail
 
@@ -80,31 +96,41 @@ def _first_symbols(vocabulary: Vocabulary, options: SampleConfig, rng: np.random
     return rng.integers(0, vocabulary.size, 1)
 
 
-def _advance(model: Model, params: Params, x: np.ndarray[Any, Any], state: State) -> tuple[np.ndarray[Any, Any], State]:
-    """The logits (B, V) after the symbols x (T, B), on the host in float64, and the state."""
-    xp = backend.namespace(params["readout.W"].data)
-    with engine.no_grad():
-        out = model.forward(params, backend.from_host(x, xp), state)
-    return backend.to_host(out.logits[-1].data).astype(np.float64), detach(out.state)
-
-
-def _choose(
-    logits: np.ndarray[Any, Any], vocabulary: Vocabulary, options: SampleConfig, rng: np.random.Generator
-) -> int:
-    """One symbol by its logits (V,): greedy, or by chance within what temperature, top-k and top-p leave."""
-    if vocabulary.unknown is not None:
-        logits = logits.copy()
-        logits[vocabulary.unknown] = -np.inf
+def _choose(logits: np.ndarray[Any, Any], unknown: int | None, options: SampleConfig, rng: np.random.Generator) -> Any:
+    """A symbol (B,) for each row of the logits (B, V): greedy, or by chance within what the options leave."""
+    x = logits.astype(np.float64)
+    if unknown is not None:
+        x[:, unknown] = -np.inf
+    top = x.max(axis=1, keepdims=True)
+    if not np.isfinite(top).all():
+        raise NonFiniteError(
+            f"sampling: expected finite logits, got {top[~np.isfinite(top)][0]}; the parameters have diverged, "
+            "take an earlier checkpoint"
+        )
     if options.greedy or options.temperature == 0:
-        return int(np.argmax(logits))
-    with np.errstate(over="ignore"):  # a temperature of nearly 0: what is below the maximum gets no share
-        p = np.exp((logits - logits.max()) / options.temperature)
-    p /= p.sum()
+        return np.argmax(x, axis=1)
+    x -= top
+    if options.temperature != 1.0:
+        with np.errstate(over="ignore"):  # a temperature of nearly 0: what is below the maximum gets no share
+            x /= options.temperature
+    p = np.exp(x, out=x)
     if options.top_k or options.top_p < 1.0:
-        order = np.argsort(-p, kind="stable")
-        keep = len(p) if not options.top_k else min(options.top_k, len(p))
+        _keep_likeliest(p, options)
+    shares = np.cumsum(p, axis=1)
+    shares /= shares[
+        :, -1:
+    ]  # the last is exactly 1, above every draw; a symbol without a share is never the first above
+    return np.argmax(shares > rng.random((len(p), 1)), axis=1)
+
+
+def _keep_likeliest(p: np.ndarray[Any, Any], options: SampleConfig) -> None:
+    """Set to 0 what top-k and top-p leave out of the weights p (B, V)."""
+    order = np.argsort(-p, axis=1, kind="stable")
+    ranked = np.take_along_axis(p, order, axis=1)
+    V = p.shape[1]
+    keep = np.full((len(p), 1), min(options.top_k, V) if options.top_k else V)
+    if options.top_p < 1.0:
         # the smallest set whose share reaches top_p: at least one symbol
-        keep = min(keep, int(np.searchsorted(np.cumsum(p[order]), options.top_p, side="left")) + 1)
-        p[order[keep:]] = 0.0
-        p /= p.sum()
-    return int(rng.choice(len(p), p=p))
+        shares = np.cumsum(ranked / p.sum(axis=1, keepdims=True), axis=1)
+        keep = np.minimum(keep, (shares < options.top_p).sum(axis=1, keepdims=True) + 1)
+    np.put_along_axis(p, order, np.where(np.arange(V) < keep, ranked, 0.0), axis=1)
