@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinygrad_rnn import backend, ops
+from tinygrad_rnn.compile.program import StateSequence
 from tinygrad_rnn.engine import no_grad
 from tinygrad_rnn.errors import InputError, ShapeError, nearest
 from tinygrad_rnn.model import Forward, Model, detach
@@ -440,48 +441,45 @@ def _norms(
 
     One backward pass. A state that no parameter reaches (a step counter, say) has no gradient and no series.
     """
-    targets: dict[_Key, Sequence[Any]] = {}
+    targets: dict[_Key, list[Any]] = {}  # one tensor of all timesteps where a scan was compiled, else T of them
+    joint = set()
     if "states" in wrt:
         for i, layer in enumerate(forward.layers):
             for state, values in layer.states.items():
-                if any(value.requires_grad for value in values):
-                    targets[name, i, state] = values
+                key = (name, i, state)
+                tensors = [values.whole()] if isinstance(values, StateSequence) else list(values)
+                if any(value.requires_grad for value in tensors):
+                    targets[key] = tensors
+                    if isinstance(values, StateSequence):
+                        joint.add(key)
     flat = [value for values in targets.values() for value in values if value.requires_grad]
     inputs = [forward.inputs] if "inputs" in wrt else []
     found = grad(loss, [*flat, *inputs, *trained.values()])
     with no_grad():
         gradients = iter(found[: len(flat)])
-        norms = {
-            key: _gather(
-                [_frobenius(next(gradients).data) if value.requires_grad else None for value in values], loss.data
-            )
-            for key, values in targets.items()
-        }
+        norms = {}
+        for key, values in targets.items():
+            own = [next(gradients).data if value.requires_grad else np.zeros_like(value.data) for value in values]
+            norms[key] = backend.to_host(_frobenius(own[0] if key in joint else np.stack(own)))
         if inputs:
-            norms[name, 0, "x"] = _gather([_frobenius(step) for step in found[len(flat)].data], loss.data)
+            norms[name, 0, "x"] = backend.to_host(_frobenius(found[len(flat)].data))
         totals = {
-            key: _gather([_frobenius(g.data)], loss.data)[0]
+            key: backend.to_host(_frobenius(g.data[None]))[0]
             for key, g in zip(trained, found[len(flat) + len(inputs) :], strict=True)
         }
     return norms, totals
 
 
 def _frobenius(g: Any) -> Any:
-    """The norm over all elements of `g`, float64, a 0-d array on the device of `g`.
+    """The norm over all but the first axis of `g`, float64, on the device of `g`.
 
     Scaled by the largest element before squaring: gradients go down to 1e-300 here, and their squares would be 0.
     """
-    wide = np.abs(g.astype(np.float64))
+    wide = np.abs(g.reshape(g.shape[0], -1).astype(np.float64))
     with np.errstate(all="ignore"):  # NaN and infinity are answers here
-        largest = np.max(wide)
+        largest = np.max(wide, axis=1)
         scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
-        return np.sqrt(np.sum((wide / scale) ** 2)) * scale
-
-
-def _gather(norms: Sequence[Any], like: Any) -> Array:
-    """0-d norms as one host array (one copy between devices); None counts as 0."""
-    zero = np.zeros_like(like, shape=(), dtype=np.float64)
-    return backend.to_host(np.stack([zero if norm is None else norm for norm in norms]))
+        return np.sqrt(np.sum((wide / scale[:, None]) ** 2, axis=1)) * scale
 
 
 def _root_mean_square(values: Sequence[Array]) -> Any:

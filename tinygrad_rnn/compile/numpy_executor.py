@@ -21,7 +21,7 @@ import numpy as np
 
 from tinygrad_rnn import ops
 from tinygrad_rnn.compile.schedule import CHEAP, Plan
-from tinygrad_rnn.compile.trace import MATMUL, SUM_TO, TRANSPOSE, Symbol, ancestors, total
+from tinygrad_rnn.compile.trace import MATMUL, SUM_TO, TRANSPOSE, Graph, Symbol, ancestors, total
 from tinygrad_rnn.compile.workspace import Pool, carve
 from tinygrad_rnn.engine import Op
 
@@ -127,7 +127,7 @@ class NumPyProgram:
             states[name] = held[name]
             states[name][0] = start[name]
         rows = _allocated(self.rows, T)
-        record = Record(T, B, xs, _with(weights, self.once), mask, states, rows)
+        record = Record(T, B, xs, _with(weights, self.once, set(self.once)), mask, states, rows)
         arrays = self._given(record)
         with np.errstate(all="ignore"):
             self._run_wide(self.before, arrays, T * B)
@@ -153,7 +153,9 @@ class NumPyProgram:
         rows = _allocated({key: kind for key, kind in self.back_rows.items() if key != "dx"}, T)
         if "dx" in self.back_rows and (wants_x or not self.dx_late):
             rows.update(_allocated({"dx": self.back_rows["dx"]}, T))
-        known = Record(T, B, record.xs, _with(record.weights, self.once_back), record.mask, record.states, record.rows)
+        known = Record(
+            T, B, record.xs, _with(record.weights, self.once_back, self.copied), record.mask, record.states, record.rows
+        )
         arrays = {**self._given(known), **rows}
         for pack in self.packs:
             for s, (low, high) in pack.ends.items():
@@ -178,7 +180,7 @@ class NumPyProgram:
                 if wants.isdisjoint(w for w, _, _ in outs):
                     continue
                 left = None if a is None else arrays[self.back_places[a]]
-                if len(outs) == 1:
+                if not outs[0][2]:
                     w = outs[0][0]
                     _sink(left, arrays[key], grads[w], w in begun)
                     begun.add(w)
@@ -261,9 +263,12 @@ class NumPyProgram:
         outputs = operands | ({plan.dx} if plan.dx is not None else set())
         self.after = self._section("after", after, outputs, self.back_places, self.back_rows, True)
         needed = set(ancestors(operands))
+        needed.update(a for s in self.merged if s in needed for a in self.parents(s))
         short = [s for s in after if s in needed]
         self.after_weights = self._section("after_weights", short, operands, self.back_places, self.back_rows, True)
 
+        self.sinks = self._sums()
+        self.copied = {s for s in self.once_back if f"weight {s.name}" in self.back.fixed.values()}
         sections = (self.before, self.loop, self.back, self.after, self.after_weights)
         self.source = "\n\n".join([_function(section) for section in sections if section.lines])
         exec(compile(self.source, f"<numpy code of {id(self):x}>", "exec"), self.names)
@@ -302,12 +307,16 @@ class NumPyProgram:
         return before, loop, _ordered([*plan.back, *apart]), _ordered(after - apart)
 
     def _reads(self, nodes: list[Symbol]) -> set[Symbol]:
-        return {a for s in nodes if s not in self.merged for a in s.parents} - set(nodes) - self.static
+        return {a for s in nodes for a in self.parents(s)} - set(nodes) - self.static
+
+    def parents(self, s: Symbol) -> list[Symbol]:
+        """What `s` is computed from, after merging."""
+        return [a for a in self.merged.get(s, (s.op, s.args))[1] if isinstance(a, Symbol)]
 
     def _pack(
         self, back: list[Symbol], after: list[Symbol], operands: set[Symbol]
     ) -> tuple[list[Symbol], list[Symbol]]:
-        """Put gradients that meet the same operands side by side; the sections without the products that then fall away.
+        """Put gradients that meet the same operands side by side; the sections with fewer products.
 
         sum_i g_i W_i^T is [g_1 g_2 ..] [W_1 W_2 ..]^T, and a^T g_i is a part of a^T [g_1 g_2 ..].
         """
@@ -322,7 +331,7 @@ class NumPyProgram:
         def only_multiplied(g: Symbol) -> bool:
             products = users.get(g, [])
             usual = g.dtype == self.dtype and len(g.shape) == 2 and g.op is not MATMUL and g not in fixed
-            return usual and all(p.op is MATMUL and p.args[0] is g and p.args[1] in plan.once for p in products)
+            return usual and all(p.op is MATMUL and p.args[0] is g and p.args[1] in self.static for p in products)
 
         groups: dict[Any, list[Symbol]] = {}
         for g in _ordered(g for _, g, _ in jobs):
@@ -340,9 +349,25 @@ class NumPyProgram:
                 self.packs.append(pack)
                 back, after = self._merge(pack, users, back), self._merge(pack, users, after)
 
-        inside = {g: pack for pack in self.packs for g in pack.ends}
-        self.jobs = [job for job in jobs if job[1] not in inside]
+                self.back_rows[pack.name] = ((*plan.step.x.shape[:1], high), self.dtype)
+                self.back_places.update({g: f"{pack.name} {g.name}" for g in group})
         return back, after
+
+    def _sums(self) -> list[tuple[Symbol | None, str, list[tuple[Symbol, int, int]]]]:
+        """The gradients of weights: from which left side, from which rows, and which columns go to which weight."""
+        jobs = [(sink.a, sink.g, w) for w, sinks in self.plan.sinks.items() for sink in sinks]
+        found = []
+        for pack in self.packs:
+            for left in (*pack.left, None):
+                mine = [
+                    (a, g, w)
+                    for a, g, w in jobs
+                    if a is left and g in pack.ends and len(w.shape) == (1 if left is None else 2)
+                ]
+                if mine:
+                    found.append((left, pack.name, [(w, *pack.ends[g]) for _, g, w in mine]))
+                    jobs = [job for job in jobs if not any(job is other for other in mine)]
+        return [*found, *((a, self.back_places[g], [(w, 0, 0)]) for a, g, w in jobs)]
 
     def _merge(self, pack: Pack, users: Mapping[Symbol, list[Symbol]], nodes: list[Symbol]) -> list[Symbol]:
         """Make one product of those of a pack that are added up, where all of them are in `nodes`."""
@@ -352,9 +377,9 @@ class NumPyProgram:
             products = [
                 p for g in pack.ends for p in users.get(g, []) if any(a is p for a in s.args) and len(users[p]) == 1
             ]
-            if s.op is not total or s not in inside or len({p.args[0] for p in products}) != len(pack.ends):
+            if s.op is not total or s not in inside or {p.args[0] for p in products} != pack.ends.keys():
                 continue
-            if len(products) != len(pack.ends) or any(p not in inside for p in products):
+            if len(products) != len(pack.ends) or any(p not in inside or p.shape != s.shape for p in products):
                 continue
             graph = Graph(None, s.graph.B)
             whole = graph.leaf("pack", pack.name, (s.graph.B, pack.n), self.dtype)
@@ -449,7 +474,7 @@ class _Writer:
         return self.program.merged[s][1] if s in self.program.merged else s.args
 
     def parents(self, s: Symbol) -> list[Symbol]:
-        return [a for a in self.args(s) if isinstance(a, Symbol)]
+        return self.program.parents(s)
 
     # -------------------------------------------------------------------------------------- variables
 
@@ -552,8 +577,8 @@ class _Writer:
                     users[a] = users.get(a, 0) + 1
         target: dict[Symbol, Symbol] = {}
         for s in reversed(self.nodes):
-            if s not in self.lasting and s not in target:
-                continue
+            if (s not in self.lasting and s not in target) or self.places.get(s, "").startswith("pack"):
+                continue  # columns of a wider buffer are slow to work on
             for k, a in enumerate(self.args(s)):
                 if (
                     isinstance(a, Symbol)
@@ -797,10 +822,10 @@ def _allocated(kinds: Mapping[str, Kind], T: int) -> dict[str, Array]:
     return _carved({name: ((T, *shape), dtype) for name, (shape, dtype) in kinds.items()})
 
 
-def _with(weights: Mapping[Symbol, Array], once: list[Symbol]) -> dict[Symbol, Array]:
+def _with(weights: Mapping[Symbol, Array], once: list[Symbol], copied: set[Symbol]) -> dict[Symbol, Array]:
     """`weights` and what is computed from them, in the order of `once`.
 
-    A transposed matrix is copied: OpenBLAS multiplies by it up to a third faster, at every timestep.
+    A transposed matrix is copied where it is in `copied`: OpenBLAS multiplies a few rows by it up to a third faster.
     """
     values: dict[Symbol, Any] = dict(weights)
     with np.errstate(all="ignore"):
@@ -809,7 +834,7 @@ def _with(weights: Mapping[Symbol, Array], once: list[Symbol]) -> dict[Symbol, A
                 assert s.op is not None
                 args = [values[a] if isinstance(a, Symbol) else a for a in s.args]
                 value = np.asarray(s.op.value(*args, **s.static))
-                values[s] = np.ascontiguousarray(value) if s.op is TRANSPOSE and value.ndim == 2 else value
+                values[s] = np.ascontiguousarray(value) if s in copied and s.op is TRANSPOSE else value
     return values
 
 

@@ -19,7 +19,9 @@ from tinygrad_rnn.compile.trace import Symbol, Untraceable, ancestors, public, s
 from tinygrad_rnn.engine import Node, Part
 from tinygrad_rnn.tensor import Tensor
 
-Key = tuple[str, int | None]  # a state at timestep t, or (None) at all of them
+Key = tuple[str, Any]  # a state: at timestep t; OUTSIDE or EVERY for all of them in one tensor
+OUTSIDE = None  # its gradient is what comes from outside, as for the outputs of `unroll`, which are stacked copies
+EVERY = "every"  # its gradient is the total at every timestep
 
 
 class NotCompiled(Exception):
@@ -32,21 +34,46 @@ def program(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None) 
     Raises NotCompiled with the reason.
     """
     kept: Any = cell.__dict__.get("_programs")
-    if kept is None or not same(kept[0], (public(cell), surroundings(cell) if kept[2] else {})):
-        # New, or an attribute or a number in the cell's module was changed: what was traced may not hold any more.
-        around = surroundings(cell)
-        kept = cell.__dict__["_programs"] = (copy.deepcopy((public(cell), around)), {}, bool(around))
+    if kept is None or not kept.holds(cell):
+        kept = cell.__dict__["_programs"] = _Kept(cell)
     key = (B, dtype, masked, executor)
-    found = kept[1].get(key)
+    found = kept.programs.get(key)
     if found is None:
         try:
             found = _make(cell, B, dtype, masked, executor)
         except (Untraceable, Unsupported) as error:
             found = NotCompiled(str(error))
-        kept[1][key] = found
+        kept.programs[key] = found
     if isinstance(found, NotCompiled):
         raise NotCompiled(*found.args)
     return found
+
+
+class _Kept:
+    """Final. The programs of a cell, and what they were traced with: its attributes, and plain data of its module."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.programs: dict[Any, Any] = {}
+        self.attributes = public(cell)
+        self.copies = copy.deepcopy((self.attributes, surroundings(cell)))
+        # Numbers, texts and frozen options cannot change inside: where nothing else is there, identity will do.
+        self.plain = not self.copies[1] and all(
+            isinstance(value, int | float | str | bool | None) or value is cell.options
+            for value in self.attributes.values()
+        )
+
+    def holds(self, cell: Cell) -> bool:
+        """Whether nothing changed that a step may depend on."""
+        now = vars(cell)
+        if self.plain:
+            count = 0
+            for key, value in now.items():
+                if not key.startswith("_"):
+                    count += 1
+                    if self.attributes.get(key, self) is not value:
+                        return False
+            return count == len(self.attributes)
+        return same(self.copies, (public(cell), surroundings(cell)))
 
 
 def _make(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None) -> Any:
@@ -110,13 +137,17 @@ class StateSequence(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         return (self[t] for t in range(len(self)))
 
+    def whole(self) -> Tensor:
+        """All timesteps as one tensor (T, B, ...): what `grad` finds for it is the gradient at each of them."""
+        return part(self.node, (self.name, EVERY), self.values)
+
     def __repr__(self) -> str:
         return f"<{len(self)} timesteps of state {self.name}>"
 
 
 def part(node: Node | None, key: Key, values: Any) -> Tensor:
     """The tensor that is output `key` of a scan."""
-    op = _whole if key[1] is None else _part
+    op = _whole if key[1] is OUTSIDE else _part
     made = None if node is None else Node(op, (node,), (None, None), {"key": key}, None, values)
     return engine.wrap(Tensor, values, made)
 
@@ -171,6 +202,7 @@ def run(
         alive = np.ascontiguousarray(mask.data if isinstance(mask, Tensor) else mask, dtype)
     record = made.forward(solid[0], dict(zip(names, solid[1:], strict=False)), weights, alive)
     node = None
+    order = (plan.step.x, *plan.step.states.values(), *leaves)
     nodes = tuple([a.node if isinstance(a, Tensor) else None for a in inputs])
     first = record.states[names[0]][1:]
     if engine.MODE.recording and any(n is not None for n in nodes):
@@ -183,8 +215,33 @@ def run(
         )
         context = Context(made, names, leaves)
         node = Node(_scan, nodes, (record, *arrays), {"context": context}, guards or None, first)
-    states = {name: StateSequence(name, record.states[name][1:], node) for name in names}
+    states = {}
+    for name, reached_by in _reach(plan).items():
+        live = node is not None and any(
+            n is not None and leaf in reached_by for n, leaf in zip(nodes, order, strict=True)
+        )
+        states[name] = StateSequence(name, record.states[name][1:], node if live else None)
     return part(node, (names[0], None), first), states, made.reason
+
+
+def _reach(plan: Plan) -> dict[str, set[Symbol]]:
+    """From which leaves a gradient can come to each state, through any number of timesteps: state -> leaves."""
+    if not plan.reach:
+        for name, value in plan.step.new.items():
+            found: set[Symbol] = set()
+            stack = [value]
+            while stack:
+                s = stack.pop()
+                if s not in found and s.dtype.kind == "f":
+                    found.add(s)
+                    stack += s.parents if s.op is None or s.op.differentiable else ()
+            plan.reach[name] = {s for s in found if s.op is None}
+        for _ in plan.reach:
+            for leaves in plan.reach.values():
+                for other, state in plan.step.states.items():
+                    if state in leaves:
+                        leaves |= plan.reach[other]
+    return plan.reach
 
 
 def _weights(plan: Plan, params: Mapping[str, Any]) -> dict[Symbol, Any]:
@@ -218,8 +275,10 @@ def _scan_vjp(
     outside: dict[str, Any] = {}
     last: dict[str, Any] = {}
     for name in names:
-        whole = gs.get((name, None))
-        single = {t: g for (n, t), g in gs.items() if n == name and t is not None}
+        whole = gs.get((name, OUTSIDE))
+        if (name, EVERY) in gs:
+            whole = gs[name, EVERY] if whole is None else whole + gs[name, EVERY]
+        single = {t: g for (n, t), g in gs.items() if n == name and isinstance(t, int)}
         end = None
         if made.plan.carried[name] is not None:  # what is carried back begins with the gradient of the last step
             end = single.pop(T - 1, None)
@@ -232,7 +291,11 @@ def _scan_vjp(
         last[name] = end
     wants = {leaf for leaf, need in zip(leaves, needed[1 + len(names) :], strict=True) if need}
     grads = {leaf: np.empty(leaf.shape, made.dtype) for leaf in wants}
-    sources = {key: _source(made.plan, key) for key in wanted}
+    every = [name for name, t in wanted if t == EVERY]
+    steps = {(name, t) for name, t in wanted if t != EVERY} | {(name, t) for name in every for t in range(T)}
+    sources = (
+        {key: _source(made.plan, key) for key in steps} if len(steps) > len(every) * T or made.plan.step.aliases else {}
+    )
     wants_x = needed[0] or any(name == "" for name, _ in sources.values())
     dx, start, totals = made.backward(record, outside, last, wants_x, wants, grads, False)
     for leaf in wants - made.plan.sinks.keys() - made.plan.stepwise.keys():
@@ -244,9 +307,13 @@ def _scan_vjp(
         *[start[name] if need else None for name, need in zip(names, needed[1:], strict=False)],
         *[grads.get(leaf) for leaf in leaves],
     ]
-    return found, {
+    reached = {
         key: dx[t] if name == "" else start[name] if t < 0 else totals[name][t] for key, (name, t) in sources.items()
     }
+    for name in every:
+        own = name not in made.plan.step.aliases
+        reached[name, EVERY] = totals[name] if own else np.stack([reached[name, t] for t in range(T)])
+    return found, reached
 
 
 def _source(plan: Plan, key: Any) -> tuple[str, int]:
@@ -297,11 +364,11 @@ def _recorded_vjp(
             steps[name].append(current[name])
     loss: Any = None
     for (name, at), g in gs.items():
-        value = ops.stack(steps[name]) if at is None else steps[name][at]
+        value = steps[name][at] if isinstance(at, int) else ops.stack(steps[name])
         term = ops.sum(value * g)
         loss = term if loss is None else loss + term
     states: dict[Key, Any] = {}
-    for key in wanted:
+    for key in [(name, t) for name, at in wanted for t in (range(record.T) if at == EVERY else [at])]:
         name, t = _source(plan, key)
         states[key] = inner_x[t] if name == "" else first[name] if t < 0 else steps[name][t]
     targets = {key: value.node for key, value in states.items()}
@@ -317,7 +384,11 @@ def _recorded_vjp(
         return found[node] if node in found else Tensor(np.zeros_like(like))
 
     results = [gradient(n, value.data) for n, value in zip(chosen, own, strict=True)]
-    return results, {
+    totals: dict[Key, Any] = {
         key: gradient(value.node, value.data) if value.node is not None else Tensor(np.zeros_like(value.data))
         for key, value in states.items()
     }
+    for name, at in wanted:
+        if at == EVERY:
+            totals[name, EVERY] = ops.stack([totals[name, t] for t in range(record.T)])
+    return results, totals

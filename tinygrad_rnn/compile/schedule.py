@@ -62,6 +62,7 @@ class Plan:
     `weights` maps a leaf of the loop to the symbol it stands for in the step as it was traced, whose value the tape
     computes from the parameters. `seeds` are the gradients that reach the new states from outside and from the next
     timestep, `totals` what that makes with the paths inside the step, `carried` what goes on to the step before.
+    `rows` are the values with a row for every row of the batch, `reach` the leaves whose gradient a state has a part in.
     `stepwise` are gradients of weights that are no sink: they are added up in the loop.
     """
 
@@ -81,6 +82,7 @@ class Plan:
     sinks: dict[Symbol, list[Sink]] = field(default_factory=dict)
     stepwise: dict[Symbol, Symbol] = field(default_factory=dict)
     rows: set[Symbol] = field(default_factory=set)
+    reach: dict[str, set[Symbol]] = field(default_factory=dict)
 
 
 def make_plan(cell: Cell, B: int, dtype: Any, masked: bool) -> Plan:
