@@ -301,8 +301,8 @@ def test_kept_values_are_not_cheap_unless_they_are_operands() -> None:
 def test_rows_of_buffers(name: str, units: int) -> None:
     """Numbers kept per timestep and row, in H, beside the states: a gate is written over its own sum.
 
-    rnn: the sum alone, h being a state. lstm: the gates and tanh(c). gru, mut2: the gates and r * h. mut1, mut3: these and
-    a tanh of the input or of h. minimal: z and u.
+    rnn: the sum alone, h being a state. lstm: the gates and tanh(c). gru, mut2: the gates and r * h. mut1, mut3:
+    these and a tanh of the input or of h. minimal: z and u.
     """
     layout = make_layout(plan_of(name))
     assert sum(layout.rows.values()) == units * H, layout.rows
