@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from tinygrad_rnn import evaluate
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.data import Streams
 from tinygrad_rnn.errors import DataError
@@ -82,3 +83,17 @@ def test_the_rest_of_a_text_is_scored_too(rng: np.random.Generator, size: int, b
 def test_too_short_a_text(known, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(DataError, match="at least 2"):
         score(*known, np.array([1]), rng)
+
+
+def test_the_interval_does_not_depend_on_how_many_draws_are_made_at_once(
+    known,  # type: ignore[no-untyped-def]
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = rng.choice(4, 2001, p=SHARES)
+    intervals = []
+    for blocks in (1, 137, 1 << 18):
+        monkeypatch.setattr(evaluate, "DRAWN_BLOCKS", blocks)
+        result = score(*known, ids, np.random.default_rng(5))
+        intervals.append((result.low, result.high))
+    assert intervals[0] == intervals[1] == intervals[2]

@@ -13,6 +13,8 @@ from tinygrad_rnn import backend, engine, ops
 from tinygrad_rnn.data import Streams, fitted_streams
 from tinygrad_rnn.model import Model, Params, State, detach
 
+DRAWN_BLOCKS = 1 << 18  # how many numbers of blocks are drawn at a time
+
 
 @dataclass(frozen=True)
 class Score:
@@ -62,9 +64,9 @@ def score(
     The interval comes from resampling blocks of `block` neighbouring symbols, because neighbours are not independent
     (Kuensch 1989). Raises DataError for fewer than two symbols.
     """
-    streams = list(_whole(ids, batch, seq_len))
-    losses = np.concatenate(list(_batches(model, params, streams))).T.reshape(-1)  # stream after stream
-    targets = np.concatenate([y for _, y in streams]).T.reshape(-1)
+    batches = _batches(model, params, _whole(ids, batch, seq_len))
+    losses = np.concatenate(list(batches)).T.reshape(-1)  # stream after stream, which is the order of the text
+    targets = ids[1 : 1 + losses.size]
     low, high = _interval(losses, block, rng)
     count = np.bincount(targets, minlength=model.V)
     total = np.bincount(targets, weights=losses, minlength=model.V)
@@ -104,6 +106,9 @@ def _interval(
     """The 2.5 % and 97.5 % quantiles of the mean over resampled blocks."""
     count = max(1, len(losses) // block)
     means = np.array([part.mean() for part in np.array_split(losses, count)])
-    resampled = means[rng.integers(0, count, (draws, count))].mean(axis=1)
+    some = max(1, DRAWN_BLOCKS // count)  # a long text has many blocks: not all draws at once
+    resampled = np.concatenate(
+        [means[rng.integers(0, count, (min(some, draws - k), count))].mean(axis=1) for k in range(0, draws, some)]
+    )
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(low), float(high)
