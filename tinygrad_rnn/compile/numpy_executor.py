@@ -1,8 +1,8 @@
 """Runs a plan with NumPy alone: Python source made for one cell, whose ops write into memory that is used again.
 
 `NumPyProgram.source` is that source. `before` and `after` work on the rows of all timesteps at once (in pieces that fit
-a cache), `loop` and `back` on one timestep after another. Products are not merged: with 50 or 64 rows, columns side by
-side cost the elementwise ops more than one larger product saves.
+a cache), `loop` and `back` on one timestep after another. Products are not merged: side by side, matrices save a tenth
+of the product for 50 rows of 128, nothing for 64 of 512, and the elementwise ops on their columns take twice as long.
 
 sigmoid(x) is 1 / (1 + exp(-x)): a few ulp also where it is near zero, where 1/2 + tanh(x / 2) / 2 is not. NumPy's
 warnings are off while a program runs: exp(-x) may overflow, to the right result. `anomaly()` finds what is not finite.
@@ -21,7 +21,7 @@ import numpy as np
 
 from tinygrad_rnn import ops
 from tinygrad_rnn.compile.schedule import CHEAP, Plan
-from tinygrad_rnn.compile.trace import MATMUL, SUM_TO, TRANSPOSE, Graph, Symbol, ancestors, total
+from tinygrad_rnn.compile.trace import MATMUL, SUM_TO, TRANSPOSE, Symbol, ancestors, total
 from tinygrad_rnn.compile.workspace import Pool, carve
 from tinygrad_rnn.engine import Op
 
@@ -63,22 +63,6 @@ class Record:
     rows: dict[str, Array]
 
 
-@dataclass(frozen=True)
-class Pack:
-    """Gradients side by side in one buffer (T, B, n), which products read as one: where each begins and ends.
-
-    All of them, and nothing else, are multiplied by the same values: `left` of the gradients of the weights.
-    """
-
-    name: str
-    ends: dict[Symbol, tuple[int, int]]
-    left: tuple[Symbol, ...]
-
-    @property
-    def n(self) -> int:
-        return max(high for _, high in self.ends.values())
-
-
 @dataclass
 class Section:
     """A generated function: its variables with a row per timestep, those without, and its scratch, by name -> kind."""
@@ -109,9 +93,6 @@ class NumPyProgram:
         forward = set(ancestors(plan.step.new.values()))
         self.once = [s for s in plan.once if s in forward]
         self.once_back = [s for s in plan.once if s not in forward]
-        self.merged: dict[Symbol, tuple[Op, tuple[Any, ...]]] = {}  # what is computed otherwise than the plan says
-        self.stacks: dict[Symbol, list[Symbol]] = {}  # a weight of such a product: the matrices that it is made of
-        self.packs: list[Pack] = []
         self._write()
 
     # ------------------------------------------------------------------------------------------ running
@@ -127,7 +108,7 @@ class NumPyProgram:
             states[name] = held[name]
             states[name][0] = start[name]
         rows = _allocated(self.rows, T)
-        record = Record(T, B, xs, _with(weights, self.once, set(self.once)), mask, states, rows)
+        record = Record(T, B, xs, _with(weights, self.once, self.copied), mask, states, rows)
         arrays = self._given(record)
         with np.errstate(all="ignore"):
             self._run_wide(self.before, arrays, T * B)
@@ -157,11 +138,6 @@ class NumPyProgram:
             T, B, record.xs, _with(record.weights, self.once_back, self.copied), record.mask, record.states, record.rows
         )
         arrays = {**self._given(known), **rows}
-        for pack in self.packs:
-            for s, (low, high) in pack.ends.items():
-                arrays[self.back_places[s]] = rows[pack.name][:, :, low:high]
-        for stack, parts in self.stacks.items():
-            arrays[f"weight {stack.name}"] = np.concatenate([known.weights[s] for s in parts])
         carry: dict[str, Array] = {}
         for name, s in plan.step.states.items():
             end, g = last.get(name), outside.get(name)
@@ -175,23 +151,11 @@ class NumPyProgram:
         with np.errstate(all="ignore"):
             self._run_steps(self.back, arrays, -1)
             self._run_wide(self.after if wants_x else self.after_weights, arrays, T * B)
-            begun = set(grads) if again else set()
-            for a, key, outs in self.sinks:
-                if wants.isdisjoint(w for w, _, _ in outs):
-                    continue
-                left = None if a is None else arrays[self.back_places[a]]
-                if not outs[0][2]:
-                    w = outs[0][0]
-                    _sink(left, arrays[key], grads[w], w in begun)
-                    begun.add(w)
-                    continue
-                found = np.empty((*(() if left is None else left.shape[2:]), arrays[key].shape[2]), self.dtype)
-                _sink(left, arrays[key], found, False)
-                for w, low, high in outs:
-                    if w in wants:
-                        part = found[..., low:high]
-                        np.copyto(grads[w], grads[w] + part if w in begun else part)
-                        begun.add(w)
+            for w, sinks in plan.sinks.items():
+                if w in wants:
+                    for k, sink in enumerate(sinks):
+                        a = None if sink.a is None else arrays[self._operand(sink.a)]
+                        _sink(a, arrays[self._operand(sink.g)], grads[w], again or k > 0)
         for name, value in plan.carried.items():
             if value is None:
                 carry[name][...] = 0.0
@@ -237,7 +201,6 @@ class NumPyProgram:
         self.static = {*plan.weights, *plan.once}
         before, loop, back, after = self._sections()
         operands = {s for sinks in plan.sinks.values() for sink in sinks for s in (sink.g, sink.a) if s is not None}
-        back, after = self._pack(back, after, operands)
         late = set(after)
         reads = {name: self._reads(nodes) for name, nodes in (("loop", loop), ("back", back), ("after", after))}
         # a value of the forward pass that is computed again is kept only for those that come before that
@@ -263,12 +226,11 @@ class NumPyProgram:
         outputs = operands | ({plan.dx} if plan.dx is not None else set())
         self.after = self._section("after", after, outputs, self.back_places, self.back_rows, True)
         needed = set(ancestors(operands))
-        needed.update(a for s in self.merged if s in needed for a in self.parents(s))
         short = [s for s in after if s in needed]
         self.after_weights = self._section("after_weights", short, operands, self.back_places, self.back_rows, True)
 
-        self.sinks = self._sums()
-        self.copied = {s for s in self.once_back if f"weight {s.name}" in self.back.fixed.values()}
+        stepped = {*self.loop.fixed.values(), *self.back.fixed.values()}
+        self.copied = {s for s in plan.once if f"weight {s.name}" in stepped}
         sections = (self.before, self.loop, self.back, self.after, self.after_weights)
         self.source = "\n\n".join([_function(section) for section in sections if section.lines])
         exec(compile(self.source, f"<numpy code of {id(self):x}>", "exec"), self.names)
@@ -307,97 +269,10 @@ class NumPyProgram:
         return before, loop, _ordered([*plan.back, *apart]), _ordered(after - apart)
 
     def _reads(self, nodes: list[Symbol]) -> set[Symbol]:
-        return {a for s in nodes for a in self.parents(s)} - set(nodes) - self.static
+        return {a for s in nodes for a in s.parents} - set(nodes) - self.static
 
-    def parents(self, s: Symbol) -> list[Symbol]:
-        """What `s` is computed from, after merging."""
-        return [a for a in self.merged.get(s, (s.op, s.args))[1] if isinstance(a, Symbol)]
-
-    def _pack(
-        self, back: list[Symbol], after: list[Symbol], operands: set[Symbol]
-    ) -> tuple[list[Symbol], list[Symbol]]:
-        """Put gradients that meet the same operands side by side; the sections with fewer products.
-
-        sum_i g_i W_i^T is [g_1 g_2 ..] [W_1 W_2 ..]^T, and a^T g_i is a part of a^T [g_1 g_2 ..].
-        """
-        plan = self.plan
-        jobs = [(sink.a, sink.g, w) for w, sinks in plan.sinks.items() for sink in sinks]
-        fixed = {*plan.totals.values(), *plan.carried.values(), plan.dx, *plan.seeds.values(), *self.places}
-        users: dict[Symbol, list[Symbol]] = {}
-        for s in [*back, *after]:
-            for a in s.parents:
-                users.setdefault(a, []).append(s)
-
-        def only_multiplied(g: Symbol) -> bool:
-            products = users.get(g, [])
-            usual = g.dtype == self.dtype and len(g.shape) == 2 and g.op is not MATMUL and g not in fixed
-            return usual and all(p.op is MATMUL and p.args[0] is g and p.args[1] in self.static for p in products)
-
-        groups: dict[Any, list[Symbol]] = {}
-        for g in _ordered(g for _, g, _ in jobs):
-            left = _ordered(a for a, other, _ in jobs if other is g and a is not None)
-            if left and only_multiplied(g) and all(a is not g for a in left) and (g in set(back) or g in set(after)):
-                groups.setdefault((g in set(back), tuple(left)), []).append(g)
-        for (_, left_of_all), group in groups.items():
-            if len(group) > 1:
-                ends: dict[Symbol, tuple[int, int]] = {}
-                high = 0
-                for g in group:
-                    low, high = high, high + g.shape[1]
-                    ends[g] = low, high
-                pack = Pack(f"pack{len(self.packs)}", ends, left_of_all)
-                self.packs.append(pack)
-                back, after = self._merge(pack, users, back), self._merge(pack, users, after)
-
-                self.back_rows[pack.name] = ((*plan.step.x.shape[:1], high), self.dtype)
-                self.back_places.update({g: f"{pack.name} {g.name}" for g in group})
-        return back, after
-
-    def _sums(self) -> list[tuple[Symbol | None, str, list[tuple[Symbol, int, int]]]]:
-        """The gradients of weights: from which left side, from which rows, and which columns go to which weight."""
-        jobs = [(sink.a, sink.g, w) for w, sinks in self.plan.sinks.items() for sink in sinks]
-        found = []
-        for pack in self.packs:
-            for left in (*pack.left, None):
-                mine = [
-                    (a, g, w)
-                    for a, g, w in jobs
-                    if a is left and g in pack.ends and len(w.shape) == (1 if left is None else 2)
-                ]
-                if mine:
-                    found.append((left, pack.name, [(w, *pack.ends[g]) for _, g, w in mine]))
-                    jobs = [job for job in jobs if not any(job is other for other in mine)]
-        return [*found, *((a, self.back_places[g], [(w, 0, 0)]) for a, g, w in jobs)]
-
-    def _merge(self, pack: Pack, users: Mapping[Symbol, list[Symbol]], nodes: list[Symbol]) -> list[Symbol]:
-        """Make one product of those of a pack that are added up, where all of them are in `nodes`."""
-        inside = set(nodes)
-        sums = {u for g in pack.ends for p in users.get(g, []) if p in inside for u in users.get(p, [])}
-        for s in sums:
-            products = [
-                p for g in pack.ends for p in users.get(g, []) if any(a is p for a in s.args) and len(users[p]) == 1
-            ]
-            if s.op is not total or s not in inside or {p.args[0] for p in products} != pack.ends.keys():
-                continue
-            if len(products) != len(pack.ends) or any(p not in inside or p.shape != s.shape for p in products):
-                continue
-            graph = Graph(None, s.graph.B)
-            whole = graph.leaf("pack", pack.name, (s.graph.B, pack.n), self.dtype)
-            stack = graph.leaf("weight", f"{pack.name} {s.name}", (pack.n, s.shape[1]), self.dtype)
-            self.stacks[stack] = [p.args[1] for p in products]
-            self.static.add(stack)
-            self.back_places[whole] = pack.name
-            gone = set(products)
-            rest = tuple([a for a in s.args if not (isinstance(a, Symbol) and a in gone)])
-            nodes = [t for t in nodes if t not in gone]
-            if not rest:
-                self.merged[s] = (MATMUL, (whole, stack))
-                continue
-            product = graph.apply(MATMUL, (whole, stack), {})
-            self.merged[s] = (total, (*rest, product))
-            at = next(i for i, t in enumerate(nodes) if t is s)
-            nodes.insert(at, product)
-        return nodes
+    def _operand(self, s: Symbol) -> str:
+        return self.back_places[s]
 
     def _section(
         self,
@@ -465,17 +340,6 @@ class _Writer:
                 acc = self._variable(f"sum {w.name}", f"d_{w.name}", self.section.fixed)
                 self.section.lines.append(f"add({acc}, {self._value(g)}, {acc})  # gradient of {w.name}")
 
-    def op(self, s: Symbol) -> Op:
-        op, _ = self.program.merged.get(s, (s.op, ()))
-        assert op is not None
-        return op
-
-    def args(self, s: Symbol) -> tuple[Any, ...]:
-        return self.program.merged[s][1] if s in self.program.merged else s.args
-
-    def parents(self, s: Symbol) -> list[Symbol]:
-        return self.program.parents(s)
-
     # -------------------------------------------------------------------------------------- variables
 
     def _named(self, wish: str) -> str:
@@ -530,9 +394,9 @@ class _Writer:
         for i, s in enumerate(self.nodes):
             roots = {s}
             if not self._direct(s):
-                roots.update(*[self.roots.get(a, {a}) for a in self.parents(s)])
+                roots.update(*[self.roots.get(a, {a}) for a in s.parents])
             self.roots[s] = roots
-            for root in {s}.union(*[self.roots.get(a, {a}) for a in self.parents(s)]):
+            for root in {s}.union(*[self.roots.get(a, {a}) for a in s.parents]):
                 self.last[root] = i
         ends = list(self.plan.stepwise.values()) if self.section.name == "back" else []
         for s in ends:
@@ -543,7 +407,7 @@ class _Writer:
         return s.shape, s.dtype
 
     def _release(self, i: int, s: Symbol) -> None:
-        for a in {s}.union(*[self.roots.get(a, {a}) for a in self.parents(s)]):
+        for a in {s}.union(*[self.roots.get(a, {a}) for a in s.parents]):
             if self.last.get(a) != i:
                 continue
             if a in self.slot:
@@ -572,14 +436,14 @@ class _Writer:
         """Values computed straight where the lasting value will be that they are turned into in place."""
         users: dict[Symbol, int] = {}
         for s in self.nodes:
-            for a in self.args(s):
+            for a in s.args:
                 if isinstance(a, Symbol):
                     users[a] = users.get(a, 0) + 1
         target: dict[Symbol, Symbol] = {}
         for s in reversed(self.nodes):
-            if (s not in self.lasting and s not in target) or self.places.get(s, "").startswith("pack"):
-                continue  # columns of a wider buffer are slow to work on
-            for k, a in enumerate(self.args(s)):
+            if s not in self.lasting and s not in target:
+                continue
+            for k, a in enumerate(s.args):
                 if (
                     isinstance(a, Symbol)
                     and a in self.inside
@@ -596,15 +460,15 @@ class _Writer:
 
     def _direct(self, s: Symbol) -> bool:
         """Whether the op can write to given memory: its dtypes are the usual ones."""
-        op, usual = self.op(s), self.program.dtype
-        name = op.__name__
-        symbols = self.parents(s)
+        op, usual = s.op, self.program.dtype
+        name = op.__name__ if op is not None else ""
+        symbols = s.parents
         if op is MATMUL:
-            return s.dtype == usual and all(a.dtype == usual and len(a.shape) >= 2 for a in self.args(s))
+            return s.dtype == usual and all(a.dtype == usual and len(a.shape) >= 2 for a in s.args)
         if op in TESTS:
             return s.dtype == bool and all(a.dtype == usual for a in symbols)
         if op is ops.where:
-            condition, *values = self.args(s)
+            condition, *values = s.args
             return (
                 isinstance(condition, Symbol)
                 and condition.dtype == bool
@@ -616,22 +480,21 @@ class _Writer:
         if s.dtype != usual or any(a.dtype != usual for a in symbols):
             return False
         if op is ops.pow:
-            return isinstance(self.args(s)[0], Symbol)
+            return isinstance(s.args[0], Symbol)
         return (
             op in ONE or op in TWO or op in (total, ops.relu, ops.sigmoid, ops.softplus) or name in (*REDUCED, "clip")
         )
 
     def _may_overwrite(self, s: Symbol, k: int) -> bool:
         """Whether the result of `s` may be written over its k-th argument."""
-        a = self.args(s)[k]
+        a = s.args[k]
         if not self._direct(s) or self._kind(a) != self._kind(s):
             return False
-        op = self.op(s)
-        if op is total and sum(b is a for b in self.args(s)) > 1:  # read again after the first addition
+        if s.op is total and sum(b is a for b in s.args) > 1:  # read again after the first addition
             return False
-        if op is MATMUL or op in TESTS or op.__name__ in REDUCED:
+        if s.op is MATMUL or s.op in TESTS or (s.op is not None and s.op.__name__ in REDUCED):
             return False
-        return op is not ops.where or (k == 2 and sum(b is a for b in self.args(s)) == 1)
+        return s.op is not ops.where or (k == 2 and sum(b is a for b in s.args) == 1)
 
     def _seeds(self) -> None:
         """The gradient that reaches each new state: from outside, and what was carried back."""
@@ -648,7 +511,8 @@ class _Writer:
             self.section.lines.append(f"add({g}, {carry}, {out})  # the gradient that reaches {name}")
 
     def _node(self, i: int, s: Symbol, chained: Mapping[Symbol, Symbol]) -> None:
-        note = f"  # {self.op(s).__name__}"
+        assert s.op is not None
+        note = f"  # {s.op.__name__}"
         at = s.graph.gradient_at.get(s.number)
         if at is not None:
             note += f": gradient at {s.graph.taps.get(at.number, at.name)}"
@@ -680,7 +544,7 @@ class _Writer:
             out = self._variable(self.places[whole], self._label(whole), self.section.steps)
         elif s in self.places or s in self.lasting:
             if s not in self.places:
-                for k, a in enumerate(self.args(s)):  # rows that are read here for the last time can take the result
+                for k, a in enumerate(s.args):  # rows that are read here for the last time can take the result
                     if not isinstance(a, Symbol) or a not in self.free or self.last[a] != i:
                         continue
                     if self._may_overwrite(s, k):
@@ -696,13 +560,13 @@ class _Writer:
         elif carries:
             out, *extra = [self._variable(f"carry {n}", f"carry_{n}", self.section.fixed) for n in carries]
         else:
-            for k, a in enumerate(self.args(s)):
+            for k, a in enumerate(s.args):
                 if isinstance(a, Symbol) and a in self.slot and self.last[a] == i and self._may_overwrite(s, k):
                     out = self.slot[s] = self.slot.pop(a)
                     break
             else:
                 out = self.slot[s] = self._scratch(self._kind(s))
-        args = [self._value(a) if isinstance(a, Symbol) else self._constant(a) for a in self.args(s)]
+        args = [self._value(a) if isinstance(a, Symbol) else self._constant(a) for a in s.args]
         over = args.index(out) if out in args else None
         lines = self._lines(s, args, out, over)
         lines[0] += note
@@ -711,10 +575,11 @@ class _Writer:
 
     def _lines(self, s: Symbol, args: list[str], out: str, over: int | None) -> list[str]:
         """The statements that compute `s` into `out`, which is the argument number `over` or none of them."""
-        op = self.op(s)
+        op = s.op
+        assert op is not None
         name = op.__name__
         if op is MATMUL:
-            flat = all(len(a.shape) == 2 for a in self.args(s))
+            flat = all(len(a.shape) == 2 for a in s.args)
             return [f"{'dot' if flat else 'matmul'}({args[0]}, {args[1]}, {out})"]
         if op in ONE:
             return [f"{ONE[op]}({args[0]}, {out})"]
@@ -742,7 +607,7 @@ class _Writer:
         if op is ops.softplus:
             return [f"logaddexp({args[0]}, {self._constant(0.0)}, {out})"]
         if op is ops.pow:
-            short = POWERS.get(self.args(s)[1]) if not isinstance(self.args(s)[1], Symbol) else None
+            short = POWERS.get(s.args[1]) if not isinstance(s.args[1], Symbol) else None
             return [f"{short}({args[0]}, {out})" if short else f"power({args[0]}, {args[1]}, {out})"]
         if op is ops.where:
             first = [] if over == 2 else [f"copyto({out}, {args[2]})"]
@@ -755,21 +620,21 @@ class _Writer:
 
     def _general(self, s: Symbol) -> str:
         """A call of the op itself, which makes a new array or a view."""
-        op = self.op(s)
+        assert s.op is not None
         args = []
-        for a in self.args(s):
+        for a in s.args:
             if isinstance(a, Symbol):
                 args.append(self._value(a))
                 continue
             name = self._named("k")
             self.program.names[name] = a
             args.append(name)
-        call = self._named(op.__name__)
+        call = self._named(s.op.__name__)
         if self.section.wide and "shape" in s.static:
-            self.program.names[call] = functools.partial(_of_rows, op, s.static)
+            self.program.names[call] = functools.partial(_of_rows, s.op, s.static)
             args.insert(0, "rows")
         else:
-            self.program.names[call] = functools.partial(op.value, **s.static)
+            self.program.names[call] = functools.partial(s.op.value, **s.static)
         return f"{call}({', '.join(args)})"
 
 
