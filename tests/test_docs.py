@@ -290,8 +290,9 @@ def test_architecture_names_modules_that_exist_and_all_of_them() -> None:
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\*\*(\w+)(?:\.py|/)\*\*", text))
     top = {name for name in modules() if "." not in name}
-    assert named <= top, "docs/architecture.md names a module that does not exist"
-    assert top <= named, "docs/architecture.md says nothing about a module"
+    inside = {name.partition(".")[2] for name in modules() if name.startswith("compile.")}
+    assert named <= top | inside, "docs/architecture.md names a module that does not exist"
+    assert top | inside <= named, "docs/architecture.md says nothing about a module"
 
 
 @needs_docs
@@ -300,7 +301,7 @@ def test_architecture_draws_the_layers_of_import_linter() -> None:
 
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = table["tool"]["importlinter"]["contracts"]
-    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["id"] == "layers"]
     known = set(modules())
     expected = [{name for name in re.findall(r"\w+", layer) if name in known} for layer in layers]
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")

@@ -454,7 +454,7 @@ def test_steps_with_a_trap(executor: str, cls: type[Cell], loss: str) -> None:
     for masked, carried in ((False, False), (True, True), (False, True)):
         case = make_case(cls(3, 4), masked=masked, carried=carried)
         done = compare(executor, case, loss)
-        assert done.executor in (executor, "unroll")
+        assert done.executor in (executor, "numpy", "unroll")
         assert done.reason
     compare(executor, make_case(cls(3, 4), T=2), loss, second=True, bound=1e-10)
 
