@@ -16,6 +16,7 @@ import numpy as np
 from tinygrad_rnn import backend, engine, nn, ops
 from tinygrad_rnn.cell import Cell, Param, bias, init_params, specification
 from tinygrad_rnn.compile import program as compiler
+from tinygrad_rnn.compile.affine import affine
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.registry import CellEntry
@@ -126,7 +127,7 @@ class Model:
     def _read_out(self, params: Mapping[str, Any], h: Any) -> Any:
         """The logits (T, B, V) of the last layer's outputs (T, B, H)."""
         T, B = h.shape[:2]
-        flat = ops.reshape(h, (T * B, self.config.hidden)) @ params["readout.W"] + params["readout.b"]
+        flat = affine(ops.reshape(h, (T * B, self.config.hidden)), params["readout.W"], params["readout.b"])
         return ops.reshape(flat, (T, B, self.V))
 
 

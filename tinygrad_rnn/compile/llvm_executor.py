@@ -23,6 +23,7 @@ from tinygrad_rnn.compile.workspace import LINE, Pool
 Array = np.ndarray[Any, Any]
 SECTIONS = ("before", "loop", "back", "after", "sinks", "transposed", "forward", "backward")
 WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
+APART = 11 * LINE  # between arrays: what begins at the same place of a page gets in each other's way in the caches
 POOL = Pool()
 
 
@@ -52,7 +53,7 @@ class Frame:
         end = 0
         for name, shape in arrays.items():
             self.offsets[name] = end
-            end += -(-math.prod(shape) * np.dtype(dtype).itemsize // LINE) * LINE
+            end += -(-math.prod(shape) * np.dtype(dtype).itemsize // LINE) * LINE + APART
         self.bytes = max(end, LINE)
         self.template = np.zeros(max(len(slots), 1), np.int64)
         self.inside = np.zeros(max(len(slots), 1), np.int64)
@@ -122,7 +123,7 @@ class LLVMProgram:
             layout, slots = self.layout, self.code.slots
             room = max(B, CHUNK)
             scratch_size = self.code.scratch * room + LINE
-            scratch = {"scratch": (_threads() * scratch_size,)}
+            scratch = {"scratch": (threads_used() * scratch_size,)}
             states = self.plan.step.states
             forward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.rows.items()}
             backward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.back_rows.items()}
@@ -242,7 +243,7 @@ class LLVMProgram:
             if self.layout.after.blocks and late:
                 self.run("after", numbers, T * B)
             if self.grad_slots:
-                self.share("sinks", numbers, [(k, _threads()) for k in range(_threads())])
+                self.share("sinks", numbers, [(k, threads_used()) for k in range(threads_used())])
         dx = frame.array("rows dx", block, self.dtype) if self.plan.dx is not None and wants_x else None
         return dx, carry, _Totals(frame, block, self.dtype)
 
@@ -250,7 +251,7 @@ class LLVMProgram:
 
     def run(self, name: str, numbers: Array, rows: int) -> None:
         """A section on all rows, cut into as many parts as there are threads."""
-        threads = min(_threads(), rows)
+        threads = min(threads_used(), rows)
         ends = [rows * k // threads for k in range(threads + 1)]
         self.share(name, numbers, [(ends[k], ends[k + 1]) for k in range(threads)])
 
@@ -258,8 +259,7 @@ class LLVMProgram:
         function = self.functions[name]
         table = address(numbers)
         waits = [
-            _crew().start(functools.partial(function, table, low, high, k))
-            for k, (low, high) in enumerate(parts[1:], 1)
+            crew().start(functools.partial(function, table, low, high, k)) for k, (low, high) in enumerate(parts[1:], 1)
         ]
         function(table, *parts[0], 0)
         for wait in waits:
@@ -301,7 +301,7 @@ def _needed_late(layout: Layout) -> bool:
 
 
 @functools.cache
-def _threads() -> int:
+def threads_used() -> int:
     """How many threads share the work: as many as cores, or what the variables that BLAS obeys say."""
     for variable in ("TINYGRAD_RNN_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         text = os.environ.get(variable, "")
@@ -316,7 +316,7 @@ class _Crew:
     def __init__(self, process: int) -> None:
         self.process = process
         self.jobs: queue.SimpleQueue[tuple[Callable[[], None], threading.Lock]] = queue.SimpleQueue()
-        for _ in range(_threads() - 1):
+        for _ in range(threads_used() - 1):
             threading.Thread(target=self.work, daemon=True, name="tinygrad_rnn").start()
 
     def work(self) -> None:
@@ -335,7 +335,7 @@ class _Crew:
 _CREWS: list[_Crew] = []
 
 
-def _crew() -> _Crew:
+def crew() -> _Crew:
     """The threads of this process: after a fork the child has none of its parent's."""
     if not _CREWS or _CREWS[0].process != os.getpid():
         _CREWS[:] = [_Crew(os.getpid())]

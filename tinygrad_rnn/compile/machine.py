@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -48,7 +49,7 @@ def llvm() -> Any:
         raise CompilerMissing("llvmlite is not installed; pip install 'tinygrad_rnn[fast]'") from error
     except OSError as error:
         raise CompilerMissing(f"llvmlite does not load: {error}") from error
-    version = tuple(int(part) for part in llvmlite.__version__.split(".")[:2])
+    version = tuple(int(part) for part in re.findall(r"\d+", llvmlite.__version__)[:2])
     if version < OLDEST:
         raise CompilerMissing(f"llvmlite {llvmlite.__version__} is too old; expected {OLDEST[0]}.{OLDEST[1]} or newer")
     binding.initialize_native_target()
@@ -59,9 +60,9 @@ def llvm() -> Any:
 @functools.cache
 def machine() -> tuple[Any, Target, str]:
     """The target machine of this processor, its vectors, and a text that names both and the versions."""
+    binding = llvm()
     import llvmlite
 
-    binding = llvm()
     cpu = binding.get_host_cpu_name()
     features = binding.get_host_cpu_features()
     made = binding.Target.from_default_triple().create_target_machine(cpu=cpu, features=features.flatten(), opt=3)
@@ -120,13 +121,7 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-@functools.cache
-def _engine() -> Any:
-    """The one engine that holds all code. It lives as long as the process: code may run in any thread."""
-    made, _, _ = machine()
-    binding = llvm()
-    empty = binding.parse_assembly("")
-    return binding.create_mcjit_compiler(empty, made)
+ENGINES: list[Any] = []  # what was loaded stays loaded: code may run in any thread
 
 
 @functools.cache
@@ -135,26 +130,30 @@ def load(text: str) -> Any:
     with LOCK:
         binding = llvm()
         made, _, _ = machine()
+        code = _object_code(text)  # first: an engine that is dropped takes its target machine with it
         engine = binding.create_mcjit_compiler(binding.parse_assembly(""), made)
-        engine.add_object_file(binding.object_file.ObjectFileRef.from_data(_object_code(text)))
-        engine.finalize_object()
         ENGINES.append(engine)
+        engine.add_object_file(binding.object_file.ObjectFileRef.from_data(code))
+        engine.finalize_object()
         return engine.get_function_address
 
 
-ENGINES: list[Any] = []  # what was loaded stays loaded
-
+_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+GEMM = ctypes.CFUNCTYPE(
+    None, _POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT, ctypes.c_bool
+)
 STEP = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
 @functools.cache
-def shared(dtype: Any) -> None:
-    """Load the functions that all cells of a dtype share, and make them known to those that call them."""
+def shared(dtype: Any) -> dict[str, Any]:
+    """Load the functions that all cells of a dtype share, and make them known to those that call them; the product."""
     with LOCK:
         t = typed(dtype)
         address = load(named(functions(t) + products(t) + "\n" + sums(t) + transposition(t), t))
         for name in SHARED:
             llvm().add_symbol(f"tinygrad_{name}_{t.suffix}", address(f"tinygrad_{name}_{t.suffix}"))
+        return {"gemm": GEMM(address(f"tinygrad_gemm_{t.suffix}"))}
 
 
 @functools.cache

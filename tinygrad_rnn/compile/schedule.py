@@ -62,7 +62,7 @@ class Plan:
     `weights` maps a leaf of the loop to the symbol it stands for in the step as it was traced, whose value the tape
     computes from the parameters. `seeds` are the gradients that reach the new states from outside and from the next
     timestep, `totals` what that makes with the paths inside the step, `carried` what goes on to the step before.
-    `rows` are the values with a row for every row of the batch, `reach` the leaves whose gradient a state has a part in.
+    `rows` are the values with a row for every row of the batch, `reach` the leaves that a gradient of a state reaches.
     `stepwise` are gradients of weights that are no sink: they are added up in the loop.
     """
 
@@ -178,14 +178,12 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol]]:
                 once = [p for p in parts if not (isinstance(p[1], Symbol) and p[1] in varying)]
 
                 def term(p: tuple[int, Any], s: Symbol = s) -> Any:
-                    value = known(p[1])
-                    return (
-                        value
-                        if p[0] > 0
-                        else put(ops.neg, (value,), s, whole=False)
-                        if isinstance(value, Symbol)
-                        else -value
-                    )
+                    sign, value = p
+                    if sign > 0 or not isinstance(value, Symbol):
+                        return known(value) if sign > 0 else -value
+                    if value not in varying:  # -b is a weight too, and the tape knows its gradient
+                        return known(traced.graph.apply(ops.neg, (value,), {}))
+                    return put(ops.neg, (known(value),), s, whole=False)
 
                 values = [term(p) for p in early + once]
                 if (
