@@ -93,7 +93,9 @@ def test_a_run_learns_and_tells_what_happens(tmp_path: Path) -> None:
     assert {series.state for series in watched[0].report.series} == {"h", "c"}
     assert all(len(series.norm) == 10 for series in watched[0].report.series)
     assert of_kind(events, Saved)[0].step == 0
-    kinds = [record["kind"] for record in read_metrics(open_run(tmp_path / "run"))]
+    records = read_metrics(open_run(tmp_path / "run"))
+    kinds = [record["kind"] for record in records]
+    assert kinds[0] == "start" and records[0]["executor"] in ("llvm", "numpy", "unroll") and records[0]["reason"]
     assert kinds.count("step") == 60
     assert kinds.count("watch") == 3
     assert kinds.count("val") == 6

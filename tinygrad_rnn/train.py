@@ -194,6 +194,7 @@ class Trainer:
         """
         now = self.progress
         executor, reason = _first_step(self.model, self.params, self.device)
+        append_metrics(self.run, {"kind": "start", "step": now.step, "executor": executor, "reason": reason})
         yield Started(
             self.model.count(),
             self.dataset.characters,

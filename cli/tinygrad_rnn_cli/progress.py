@@ -116,7 +116,8 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
                 f"{number(event.steps)} steps ({event.steps / event.steps_per_epoch:.4g} epochs){begun} on "
                 f"{event.device}"
             )
-            detail(f"cells run by {event.executor}: {event.reason}")
+            tell = say if event.executor == "unroll" and event.device == "cpu" else detail
+            tell(f"cells run by {event.executor}: {event.reason}")
         case tr.StepDone():
             view.done = event
             view.losses.append(event.loss)
