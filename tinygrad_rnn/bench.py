@@ -6,7 +6,6 @@ float32 on the CPU. Nobody updates the parameters.
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from tinygrad_rnn import ops
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import InputError
-from tinygrad_rnn.model import Forward, Model, build_model
+from tinygrad_rnn.model import Forward, build_model
 from tinygrad_rnn.registry import CellEntry
 from tinygrad_rnn.tensor import Tensor, grad
 
@@ -45,14 +44,13 @@ def training_step(
     """
     V, H, L, B, T = _checked(shape)
     model = build_model(ModelConfig(cell=entry.identity.name, hidden=H, layers=L), V, entry)
-    chosen = _executor(executor)
     rng = np.random.default_rng(seed)
     params = model.init(rng, np.float32)
     trained = [name for name, value in params.items() if value.requires_grad]
     x, y = rng.integers(0, V, (2, T, B))
 
     def step() -> TrainedStep:
-        forward = model.forward(params, x, **chosen)
+        forward = model.forward(params, x, executor=executor)
         loss = ops.cross_entropy(forward.logits, y)
         found = grad(loss, [params[name] for name in trained])
         return TrainedStep(forward, loss, dict(zip(trained, found, strict=True)))
@@ -100,12 +98,3 @@ def _checked(shape: Sequence[int]) -> tuple[int, int, int, int, int]:
         raise InputError(f"shape {got}: expected V,H,L,B,T, five whole numbers of at least 1, V of at least 2")
     V, H, L, B, T = map(int, shape)
     return V, H, L, B, T
-
-
-def _executor(name: str | None) -> dict[str, Any]:
-    """The keyword for `Model.forward`. Raises InputError where it has none and another path than `unroll` is asked."""
-    if "executor" in inspect.signature(Model.forward).parameters:
-        return {"executor": name}
-    if name not in (None, "unroll"):
-        raise InputError(f"executor {name!r}: expected unroll, the only one that this version has")
-    return {}

@@ -7,9 +7,7 @@ What a probe does not need is not imported: an interpreter that has only PyTorch
 
 from __future__ import annotations
 
-import inspect
 import json
-import math
 import statistics
 import sys
 import time
@@ -160,23 +158,16 @@ def watching(cell: str, shape: list[int], runs: int) -> Result:
 
 
 def long(T: int, H: int) -> Result:
-    """Memory and seconds of BPTT through T steps of one stream by recompute; `left_out` where `scan` has none."""
+    """Memory and seconds of BPTT through T steps of one stream by recompute, which `scan` chooses by itself."""
     import tinygrad_rnn as tr
 
-    keywords = inspect.signature(tr.scan).parameters
-    if "recompute" in keywords:
-        how: dict[str, Any] = {"recompute": True}
-    elif "block" in keywords:
-        how = {"block": math.isqrt(T)}
-    else:
-        return {"left_out": "scan cannot recompute in blocks"}
     cell = _entry("lstm").cls(H, H)
     rng = np.random.default_rng(0)
     params = tr.init_cell(cell, rng, np.float32)
     xs = rng.standard_normal((T, 1, H), np.float32)
     before = peak_bytes()
     began = time.perf_counter()
-    done = tr.scan(cell, params, xs, **how)
+    done = tr.scan(cell, params, xs)
     tr.grad(tr.ops.mean(done.outputs * done.outputs), list(params.values()))
     return {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes(), "before_bytes": before}
 
