@@ -25,6 +25,7 @@ from tinygrad_rnn.tensor import Tensor
 
 Params = dict[str, Tensor]
 State = list[dict[str, Any]]  # one dict of states per layer
+TABLE = 1024  # symbols up to which a stepper computes once for each what depends on it alone
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Stepper:
         self.B = B
         self.state = model.start(B, params)
         self.arrays = {name: value.data for name, value in params.items()}
-        self.programs: list[tuple[Any, dict[Any, Any]]] | None = None  # of each layer, and its weights
+        self.programs: list[Any] | None = None  # of each layer
+        self._every: Any = None  # what the first layer may see, (V, 1, I)
 
     def __call__(self, x: Any) -> Any:
         """The logits (B, V) after the next symbols x (T, B), as a plain array where the parameters are.
@@ -156,10 +158,9 @@ class Stepper:
         if self.programs is None or watched or tuple(x.shape) != (1, self.B):
             return self._forward(x)
         h = self.model._embed(self.arrays, x)
-        for i, (program, weights) in enumerate(self.programs):
-            states = program.forward(h, self.state[i], weights, None).states
-            self.state[i] = {name: value[-1] for name, value in states.items()}
-            h = next(iter(states.values()))[1:]
+        for i, program in enumerate(self.programs):
+            self.state[i] = states = program(h, self.state[i], None if i or self._every is None else x[0])
+            h = next(iter(states.values()))[None]
         return self.model._read_out(self.arrays, h)[-1]
 
     def _forward(self, x: Any) -> Any:
@@ -168,19 +169,21 @@ class Stepper:
             self.state = detach(out.state)
             if all(layer.executor != "unroll" for layer in out.layers):
                 dtype = out.logits.dtype
+                V = self.model.V
+                every = self._every = self.model._embed(self.arrays, np.arange(V)[:, None]) if V <= TABLE else None
                 self.programs = [
-                    _compiled(cell, layer_params(self.params, i), self.B, dtype)
+                    _compiled(cell, layer_params(self.params, i), self.B, dtype, None if i else every)
                     for i, cell in enumerate(self.model.cells)
                 ]
         return out.logits.data[-1]
 
 
-def _compiled(cell: Cell, params: Mapping[str, Tensor], B: int, dtype: Any) -> tuple[Any, dict[Any, Any]]:
-    """The program that steps `cell` for B rows, and its weights as it wants them."""
+def _compiled(cell: Cell, params: Mapping[str, Tensor], B: int, dtype: Any, inputs: Any) -> Any:
+    """What steps `cell` for B rows; `inputs` (V, 1, I) are all that it may see, where they are known."""
     made = compiler.program(cell, B, dtype, False, None)
     weights = compiler._weights(made.plan, params)
     arrays = {leaf: value.data if isinstance(value, Tensor) else value for leaf, value in weights.items()}
-    return made, {leaf: np.ascontiguousarray(array) for leaf, array in arrays.items()}
+    return made.stepper(B, {leaf: np.ascontiguousarray(array) for leaf, array in arrays.items()}, inputs)
 
 
 def layer_params(params: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:

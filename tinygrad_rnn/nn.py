@@ -121,7 +121,7 @@ def initialise(text: str, shape: Shape, rng: np.random.Generator, dtype: Any = n
     Raises InputError for a text that means nothing, or a shape that the initialiser cannot fill.
     """
     name, number = parse_initialiser(text)
-    return np.ascontiguousarray(INITIALISERS[name](shape, number, rng).astype(dtype))
+    return np.asarray(INITIALISERS[name](shape, number, rng), dtype, order="C")
 
 
 def dropout(x: Any, rate: float, rng: np.random.Generator) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tinygrad_rnn import engine, ops
 from tinygrad_rnn.compile import machine
-from tinygrad_rnn.compile.llvm_executor import POOL, WORK, address, crew, threads_used
+from tinygrad_rnn.compile.llvm_executor import POOL, WORK, address, awake, threads_used
 
 SMALL = 1_000  # multiplications below which the call costs more than NumPy's
 
@@ -44,51 +44,33 @@ affine.vjp(
 
 def multiply(a: Any, b: Any, bias: Any) -> Any:
     """a b, plus a bias for every row, as a new array; by NumPy where there is no machine code for it."""
-    gemm = None
+    run = None
     if type(a) is type(b) is np.ndarray and a.dtype == b.dtype and a.size * b.shape[-1] > SMALL:
-        gemm = _gemm(a.dtype)
-    if gemm is None or a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or not b.shape[1]:
+        run = _product(a.dtype)
+    if run is None or a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or not b.shape[1]:
         return np.matmul(a, b) if bias is None else np.matmul(a, b) + bias
     (M, K), N, item = a.shape, b.shape[1], a.itemsize
     if not b.flags.c_contiguous:
         b = np.ascontiguousarray(b)
-    out: Any = np.ndarray((M, N), a.dtype, POOL.lease(max(M * N * item, 1)))
+    out: Any = np.ndarray((M, N), a.dtype, POOL.lease(M * N * item))
     if bias is not None:
         out[...] = bias
-    rows, columns = a.strides[0] // item, a.strides[1] // item
-    left, right, into = address(a), address(b), address(out)
+    strides = (a.strides[0] // item, a.strides[1] // item)
+    table = np.array(
+        [address(a), *strides, address(b), N, address(out), N, N, K, bias is not None], np.int64
+    )  # as kernels.PRODUCT names them
     parts = min(threads_used(), M) if M * N * K > WORK // 4 else 1
     ends = [M * k // parts for k in range(parts + 1)]
-    jobs = [
-        functools.partial(
-            gemm,
-            left + low * rows * item,
-            rows,
-            columns,
-            right,
-            N,
-            into + low * N * item,
-            N,
-            high - low,
-            N,
-            K,
-            bias is not None,
-        )
-        for low, high in itertools.pairwise(ends)
-    ]
-    waits = [crew().start(job) for job in jobs[1:]]
-    jobs[0]()
-    for wait in waits:
-        wait()
+    awake().run(run, address(table), list(itertools.pairwise(ends)))
     return out
 
 
 @functools.cache
-def _gemm(dtype: Any) -> Any:
+def _product(dtype: Any) -> Any:
     """The product of machine code for a dtype; None where there is none."""
     if dtype not in (np.float32, np.float64):
         return None
     try:
-        return machine.shared(dtype)["gemm"]
+        return machine.shared(dtype)["product"]
     except (machine.CompilerMissing, RuntimeError):
         return None

@@ -231,7 +231,7 @@ def products(t: Typed) -> str:
     tiles = [_tile(t, rows, columns, False) for rows in range(1, ROWS + 1)]
     tiles += [_tile(t, rows, count, True) for count in range(1, columns + 1) for rows in range(1, ROWS + 1)]
     return "\n".join(
-        [*tiles, _strip(t, columns, False), *[_strip(t, c, True) for c in range(1, columns + 1)], _gemm(t)]
+        [*tiles, _strip(t, columns, False), *[_strip(t, c, True) for c in range(1, columns + 1)], _gemm(t), _part(t)]
     )
 
 
@@ -334,6 +334,33 @@ def _strip(t: Typed, columns: int, masked: bool) -> str:
         "  %more = icmp slt i64 %i1, %tiles",
         "  br i1 %more, label %next, label %done",
         "done:",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+PRODUCT = ("A", "sm", "sk", "B", "ldb", "C", "ldc", "N", "K", "add")
+
+
+def _part(t: Typed) -> str:
+    """``@product(table, low, high, thread)``: rows low to high of a product, whose arguments are in a table."""
+    lines = ["define void @product(ptr %table, i64 %low, i64 %high, i64 %thread) {"]
+    for i, name in enumerate(PRODUCT):
+        lines.append(f"  %{name}at = getelementptr i64, ptr %table, i64 {i}")
+        lines.append(f"  %{name}n = load i64, ptr %{name}at, align 8")
+    lines += [
+        "  %A = inttoptr i64 %An to ptr",
+        "  %B = inttoptr i64 %Bn to ptr",
+        "  %C = inttoptr i64 %Cn to ptr",
+        "  %ao = mul i64 %low, %smn",
+        f"  %a = getelementptr {t.scalar}, ptr %A, i64 %ao",
+        "  %co = mul i64 %low, %ldcn",
+        f"  %c = getelementptr {t.scalar}, ptr %C, i64 %co",
+        "  %M = sub i64 %high, %low",
+        "  %more = trunc i64 %addn to i1",
+        "  call void @gemm(ptr %a, i64 %smn, i64 %skn, ptr %B, i64 %ldbn, ptr %c, i64 %ldcn, i64 %M, i64 %Nn, i64 %Kn, "
+        "i1 %more)",
         "  ret void",
         "}",
     ]
@@ -596,7 +623,7 @@ def transposition(t: Typed) -> str:
     return "\n".join(lines) + "\n"
 
 
-SHARED = ("gemm", "sum_rows", "sum_all", "transpose")
+SHARED = ("gemm", "product", "sum_rows", "sum_all", "transpose")
 
 
 def named(text: str, t: Typed) -> str:

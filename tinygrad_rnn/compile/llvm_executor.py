@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import os
-import queue
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from tinygrad_rnn.compile.trace import Symbol, ancestors
 from tinygrad_rnn.compile.workspace import LINE, Pool
 
 Array = np.ndarray[Any, Any]
+SPINS = 10_000  # looks at a mailbox before a thread sleeps, about 0.2 ms
+ALONE = 200  # runs without the other threads, after one in which they were late
 SECTIONS = ("before", "loop", "back", "after", "sinks", "transposed", "forward", "backward")
 WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
 APART = 11 * LINE  # between arrays: what begins at the same place of a page gets in each other's way in the caches
@@ -176,6 +178,13 @@ class LLVMProgram:
         """The weights and what is computed from them; booleans are numbers in machine code."""
         return _with({w: a.astype(self.dtype, copy=False) for w, a in weights.items()}, self.once)
 
+    def stepper(self, B: int, weights: Mapping[Symbol, Array], inputs: Array | None = None) -> Stepping:
+        """The same for one timestep after another of B rows, on memory of its own.
+
+        `inputs` (V, 1, I) are all that x will ever be: what depends on x alone is computed for them once.
+        """
+        return Stepping(self, B, _with(weights, self.once) if self.once else weights, inputs)
+
     def fill(self, numbers: Array, xs: Array, weights: Mapping[Symbol, Array], mask: Array | None) -> None:
         """Write the addresses of what is given into the table."""
         if self.x_slot is not None:
@@ -258,12 +267,63 @@ class LLVMProgram:
     def share(self, name: str, numbers: Array, parts: list[tuple[int, int]]) -> None:
         function = self.functions[name]
         table = address(numbers)
-        waits = [
-            crew().start(functools.partial(function, table, low, high, k)) for k, (low, high) in enumerate(parts[1:], 1)
-        ]
-        function(table, *parts[0], 0)
-        for wait in waits:
-            wait()
+        awake().run(function, table, parts)
+
+
+class Stepping:
+    """Final. One timestep after another, forward: the addresses are written once, the states are carried in place."""
+
+    def __init__(self, program: LLVMProgram, B: int, weights: Mapping[Symbol, Array], inputs: Array | None) -> None:
+        frames = program.frame(1, B)
+        self.program = program
+        self.B = B
+        self.weights = weights
+        self.block, self.numbers = frames.rows.lease()
+        states, more = frames.states.lease()
+        self.numbers += more
+        self.table = address(self.numbers)
+        held = {name: frames.states.array(f"state {name}", states, program.dtype) for name in program.sizes}
+        self.before = {name: both[0] for name, both in held.items()}
+        self.after = {name: both[1] for name, both in held.items()}
+        program.fill(self.numbers, next(iter(held.values())), weights, None)
+        self.shared = B * program.step_work > WORK
+        self.rows: list[tuple[Array, Array]] = []
+        if inputs is not None:
+            V = len(inputs)
+            every = program.frame(V, 1)
+            block, numbers = every.rows.lease()
+            program.fill(numbers, inputs, weights, None)
+            program.functions["before"](address(numbers), 0, V, 0)
+            self.rows = [
+                (
+                    every.rows.array(f"rows {name}", block, program.dtype),
+                    frames.rows.array(f"rows {name}", self.block, program.dtype),
+                )
+                for name in program.layout.rows
+            ]
+
+    def __call__(self, x: Array, state: Mapping[str, Array], chosen: Array | None = None) -> Mapping[str, Array]:
+        """The states (B, ...) after x (1, B, I), from `state`. The next call overwrites them.
+
+        `chosen` (B,) are the numbers of the rows of x in the `inputs` that were given.
+        """
+        program = self.program
+        for name, into in self.before.items():
+            into[...] = state[name]
+        if program.x_slot is not None:
+            self.numbers[program.x_slot] = address(x)
+        if chosen is not None:
+            for every, own in self.rows:
+                np.take(every, chosen, axis=0, out=own, mode="clip")
+        if self.shared:
+            if chosen is None:
+                program.run("before", self.numbers, self.B)
+            program.run("loop", self.numbers, self.B)
+        elif chosen is not None:
+            program.functions["loop"](self.table, 0, self.B, 0)
+        else:
+            program.functions["forward"](self.table, self.B, self.B, 0)
+        return self.after
 
 
 class _Totals(dict[str, Any]):
@@ -310,33 +370,79 @@ def threads_used() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Crew:
-    """Final. Threads that wait for work. Machine code runs without Python's lock, so they run side by side."""
+class _Awake:
+    """Final. Threads that wait for work: first at a mailbox, in machine code and awake, later asleep.
+
+    To wake a thread takes longer than a small product. Machine code runs without Python's lock, so they run at
+    the same time.
+    """
 
     def __init__(self, process: int) -> None:
         self.process = process
-        self.jobs: queue.SimpleQueue[tuple[Callable[[], None], threading.Lock]] = queue.SimpleQueue()
-        for _ in range(threads_used() - 1):
-            threading.Thread(target=self.work, daemon=True, name="tinygrad_rnn").start()
+        self.lock = threading.Lock()
+        self.alone = 0  # how many runs to do without the others
+        self.mails = [_Mail() for _ in range(threads_used() - 1)]
+        for mail in self.mails:
+            threading.Thread(target=mail.serve, daemon=True, name="tinygrad_rnn").start()
 
-    def work(self) -> None:
+    def run(self, function: Any, table: int, parts: list[tuple[int, int]]) -> None:
+        """``function(table, from, to, k)`` for every part: the first one here, the others by the other threads."""
+        self.alone = max(0, self.alone - 1)
+        # A lock that is held: the other threads work for somebody else.
+        if len(parts) == 1 or self.alone or not self.lock.acquire(blocking=False):
+            for k, (low, high) in enumerate(parts):
+                function(table, low, high, k)
+            return
+        try:
+            mails = self.mails[: len(parts) - 1]
+            for k, (mail, (low, high)) in enumerate(zip(mails, parts[1:], strict=True), 1):
+                mail.post(function, table, low, high, k)
+            began = time.perf_counter_ns()
+            function(table, *parts[0], 0)
+            between = time.perf_counter_ns()
+            for mail in mails:
+                mail.finish()
+            if time.perf_counter_ns() - between > 2 * (between - began) + 50_000:
+                self.alone = ALONE  # somebody else uses their cores, and what they have begun waits with them
+        finally:
+            self.lock.release()
+
+
+class _Mail:
+    """Final. One thread's mailbox. The machine code is `machine.MAILBOX`, which says what its numbers are."""
+
+    def __init__(self) -> None:
+        raw = np.zeros(4 * LINE, np.int64)
+        start = -address(raw) % LINE // 8
+        self.numbers = raw[start : start + 3 * LINE // 8]
+        self.table = address(self.numbers)
+        self.functions = machine.mailbox()
+        self.called = threading.Semaphore(0)
+
+    def serve(self) -> None:
+        """What the thread does: it returns from machine code when nothing came for a while, and sleeps."""
         while True:
-            job, done = self.jobs.get()
-            job()
-            done.release()
+            self.functions["serve"](self.table, SPINS, 0, 0)
+            self.called.acquire()
 
-    def start(self, job: Callable[[], None]) -> Callable[[], bool]:
-        done = threading.Lock()
-        done.acquire()
-        self.jobs.put((job, done))
-        return done.acquire
+    def post(self, function: Any, table: int, low: int, high: int, k: int) -> None:
+        self.numbers[1:6] = (function.address, table, low, high, k)
+        self.functions["post"](self.table, 0, 0, 0)
+        if self.numbers[6]:
+            self.called.release()
+
+    def finish(self) -> None:
+        self.functions["finish"](self.table, SPINS, 0, 0)
+        while self.numbers[9] != self.numbers[0]:  # that thread was stopped in its work: somebody else has its core
+            time.sleep(0.0)
+            self.functions["finish"](self.table, SPINS, 0, 0)
 
 
-_CREWS: list[_Crew] = []
+_AWAKE: list[_Awake] = []
 
 
-def crew() -> _Crew:
+def awake() -> _Awake:
     """The threads of this process: after a fork the child has none of its parent's."""
-    if not _CREWS or _CREWS[0].process != os.getpid():
-        _CREWS[:] = [_Crew(os.getpid())]
-    return _CREWS[0]
+    if not _AWAKE or _AWAKE[0].process != os.getpid():
+        _AWAKE[:] = [_Awake(os.getpid())]
+    return _AWAKE[0]

@@ -138,22 +138,25 @@ def load(text: str) -> Any:
         return engine.get_function_address
 
 
-_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
-GEMM = ctypes.CFUNCTYPE(
-    None, _POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _POINTER, _COUNT, _COUNT, _COUNT, _COUNT, ctypes.c_bool
-)
 STEP = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+def step(address: int) -> Any:
+    """The function at `address`: ``f(table, from, to, thread)``, with its address as an attribute."""
+    function: Any = STEP(address)
+    function.address = address
+    return function
 
 
 @functools.cache
 def shared(dtype: Any) -> dict[str, Any]:
-    """Load the functions that all cells of a dtype share, and make them known to those that call them; the product."""
+    """Load the functions that all cells of a dtype share, and make them known to those that call them; `product`."""
     with LOCK:
         t = typed(dtype)
         address = load(named(functions(t) + products(t) + "\n" + sums(t) + transposition(t), t))
         for name in SHARED:
             llvm().add_symbol(f"tinygrad_{name}_{t.suffix}", address(f"tinygrad_{name}_{t.suffix}"))
-        return {"gemm": GEMM(address(f"tinygrad_gemm_{t.suffix}"))}
+        return {"product": step(address(f"tinygrad_product_{t.suffix}"))}
 
 
 @functools.cache
@@ -167,4 +170,108 @@ def compiled(text: str, dtype: Any, names: tuple[str, ...]) -> dict[str, Any]:
     shared(dtype)
     t = typed(dtype)
     address = load(named(functions(t) + declarations(t) + text, t))
-    return {name: STEP(address(name)) for name in names}
+    return {name: step(address(name)) for name in names}
+
+
+MAILBOX = """
+; Numbers of 64 bits: 0 jobs posted; 1 the function, 2 to 5 its arguments; 6 asleep; in the next cache line: 8 jobs
+; taken, 9 jobs done. A job that its thread has not taken when the poster comes back is taken by
+; the poster: nobody waits for a thread that does not run.
+define void @post(ptr %m, i64 %a, i64 %b, i64 %c) {
+  %before = atomicrmw add ptr %m, i64 1 seq_cst
+  fence seq_cst
+  ret void
+}
+
+; Whether a job was there, and was ours to do: it is done then.
+define internal i1 @take(ptr %m) {
+  %taken.at = getelementptr i64, ptr %m, i64 8
+  %taken = load atomic i64, ptr %taken.at acquire, align 8
+  %posted = load atomic i64, ptr %m acquire, align 8
+  %new = icmp ne i64 %posted, %taken
+  br i1 %new, label %try, label %none
+try:
+  %next = add i64 %taken, 1
+  %pair = cmpxchg ptr %taken.at, i64 %taken, i64 %next seq_cst seq_cst
+  %ours = extractvalue { i64, i1 } %pair, 1
+  br i1 %ours, label %job, label %none
+job:
+  %f.at = getelementptr i64, ptr %m, i64 1
+  %t.at = getelementptr i64, ptr %m, i64 2
+  %l.at = getelementptr i64, ptr %m, i64 3
+  %h.at = getelementptr i64, ptr %m, i64 4
+  %k.at = getelementptr i64, ptr %m, i64 5
+  %done.at = getelementptr i64, ptr %m, i64 9
+  %f = load ptr, ptr %f.at
+  %t = load ptr, ptr %t.at
+  %l = load i64, ptr %l.at
+  %h = load i64, ptr %h.at
+  %k = load i64, ptr %k.at
+  call void %f(ptr %t, i64 %l, i64 %h, i64 %k)
+  store atomic i64 %next, ptr %done.at release, align 8
+  ret i1 true
+none:
+  ret i1 false
+}
+
+define void @finish(ptr %m, i64 %spins, i64 %b, i64 %c) {
+entry:
+  %mine = call i1 @take(ptr %m)
+  br i1 %mine, label %end, label %wait
+wait:
+  %posted = load i64, ptr %m
+  %done.at = getelementptr i64, ptr %m, i64 9
+  br label %look
+look:
+  %i = phi i64 [0, %wait], [%next, %again]
+  %done = load atomic i64, ptr %done.at acquire, align 8
+  %ready = icmp eq i64 %done, %posted
+  br i1 %ready, label %end, label %again
+again:
+  PAUSE
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %spins
+  br i1 %more, label %look, label %end
+end:
+  ret void
+}
+
+; Do what is posted until nothing comes for so many looks, then say "asleep" and look a last time: who posts later
+; sees it.
+define void @serve(ptr %m, i64 %spins, i64 %b, i64 %c) {
+entry:
+  %asleep = getelementptr i64, ptr %m, i64 6
+  store atomic i64 0, ptr %asleep seq_cst, align 8
+  br label %look
+look:
+  %i = phi i64 [0, %entry], [%next, %again], [0, %did]
+  %took = call i1 @take(ptr %m)
+  br i1 %took, label %did, label %again
+did:
+  br label %look
+again:
+  PAUSE
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %spins
+  br i1 %more, label %look, label %tired
+tired:
+  store atomic i64 1, ptr %asleep seq_cst, align 8
+  fence seq_cst
+  %last = call i1 @take(ptr %m)
+  ret void
+}
+"""
+
+
+@functools.cache
+def mailbox() -> dict[str, Any]:
+    """The functions of `MAILBOX`, with the processor's way to wait a moment."""
+    made, _, _ = machine()
+    pause = declare = ""
+    if made.triple.startswith("x86"):
+        pause, declare = "call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()"
+    elif made.triple.startswith(("aarch64", "arm64")):
+        pause, declare = "call void @llvm.aarch64.hint(i32 1)", "declare void @llvm.aarch64.hint(i32)"
+    code = MAILBOX.replace("PAUSE", pause) + declare
+    found = load(code)
+    return {name: step(found(name)) for name in ("post", "finish", "serve")}

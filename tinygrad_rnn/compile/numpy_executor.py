@@ -115,6 +115,14 @@ class NumPyProgram:
             self._run_steps(self.loop, arrays, 1)
         return record
 
+    def stepper(self, B: int, weights: Mapping[Symbol, Array], inputs: Array | None = None) -> Callable[..., Any]:
+        """One timestep after another of B rows; `inputs` are not looked at."""
+
+        def step(x: Array, state: Mapping[str, Array], chosen: Array | None = None) -> dict[str, Array]:
+            return {name: held[-1] for name, held in self.forward(x, state, weights, None).states.items()}
+
+        return step
+
     def backward(
         self,
         record: Record,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,15 +91,22 @@ def _make(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None) ->
             made.reason = "machine code made from the traced step"
             return made
         except Unsupported as error:
-            reason = f"the machine code has no {error}"
+            reason = f"no machine code: {error}"
         except machine.CompilerMissing as error:
             reason = str(error)
+            _warn(reason)
         except RuntimeError as error:  # LLVM refuses the code, or cannot be used here
             reason = f"LLVM failed: {' '.join(str(error).split())[:200]}"
-            warnings.warn(f"cell {cell.name}: {reason}; the NumPy executor goes on", RuntimeWarning, stacklevel=2)
+            _warn(reason)
     made = NumPyProgram(plan, dtype)
     made.reason = reason
     return made
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    """Say it once."""
+    warnings.warn(f"{reason}; cells run by NumPy, more slowly", RuntimeWarning, stacklevel=2)
 
 
 # ----------------------------------------------------------------------------------------------- the node
@@ -349,6 +357,7 @@ def _recorded_vjp(
     known: dict[Symbol, Any] = dict(zip(leaves, own[1 + len(names) :], strict=True))
     order = [s for s in ancestors(plan.step.new.values()) if s.op is not None]
     steps: dict[str, list[Any]] = {name: [] for name in names}
+    origins: dict[str, list[Any]] = {name: [] for name in names}  # what a total gradient is asked for
     inner_x = [own[0][t] for t in range(record.T)]
     first = dict(current)
     for t in range(record.T):
@@ -362,6 +371,7 @@ def _recorded_vjp(
         current = {name: values[s] for name, s in plan.step.new.items()}
         for name in names:
             steps[name].append(current[name])
+            origins[name].append(values[plan.origins.get(name, plan.step.new[name])])
     loss: Any = None
     for (name, at), g in gs.items():
         value = steps[name][at] if isinstance(at, int) else ops.stack(steps[name])
@@ -370,7 +380,7 @@ def _recorded_vjp(
     states: dict[Key, Any] = {}
     for key in [(name, t) for name, at in wanted for t in (range(record.T) if at == EVERY else [at])]:
         name, t = _source(plan, key)
-        states[key] = inner_x[t] if name == "" else first[name] if t < 0 else steps[name][t]
+        states[key] = inner_x[t] if name == "" else first[name] if t < 0 else origins[name][t]
     targets = {key: value.node for key, value in states.items()}
     chosen = [value.node if need else None for value, need in zip(own, needed, strict=True)]
     goals = {n for n in [*targets.values(), *chosen] if n is not None}

@@ -27,7 +27,6 @@ from tinygrad_rnn.compile.trace import (
     Graph,
     Step,
     Symbol,
-    Untraceable,
     ancestors,
     depends,
     pullback,
@@ -62,8 +61,9 @@ class Plan:
     `weights` maps a leaf of the loop to the symbol it stands for in the step as it was traced, whose value the tape
     computes from the parameters. `seeds` are the gradients that reach the new states from outside and from the next
     timestep, `totals` what that makes with the paths inside the step, `carried` what goes on to the step before.
-    `rows` are the values with a row for every row of the batch, `reach` the leaves that a gradient of a state reaches.
-    `stepwise` are gradients of weights that are no sink: they are added up in the loop.
+    `rows` are the values with a row for every row of the batch, `reach` the leaves that a gradient of a state reaches,
+    `origins` the values of which a new state is a copy. `stepwise` are gradients of weights that are no sink: they are
+    added up in the loop.
     """
 
     step: Step
@@ -83,22 +83,27 @@ class Plan:
     stepwise: dict[Symbol, Symbol] = field(default_factory=dict)
     rows: set[Symbol] = field(default_factory=set)
     reach: dict[str, set[Symbol]] = field(default_factory=dict)
+    origins: dict[str, Symbol] = field(default_factory=dict)
 
 
 def make_plan(cell: Cell, B: int, dtype: Any, masked: bool) -> Plan:
     """The schedule of `cell` for B rows. Raises Untraceable when the step cannot be traced."""
     traced = trace_step(cell, B, dtype, masked)
-    step, weights = _regrouped(traced)
-    plan = Plan(step, traced, weights)
+    step, weights, origins = _regrouped(traced)
+    plan = Plan(step, traced, weights, origins=origins)
     leaves = [step.x, *([step.mask] if step.mask is not None else []), *step.states.values()]
     order = [s for s in ancestors(step.new.values()) if s.op is not None]
     plan.once = [s for s in order if _once(s, weights)]
     order = [s for s in order if s not in set(plan.once)]
     plan.rows = _rows(order, leaves)
     of_state = depends(order, set(step.states.values()))
-    early = [s for s in order if s not in of_state and s in plan.rows]
-    ready = {*early, *leaves, *weights, *plan.once}
-    plan.before = _worth_hoisting([s for s in early if set(s.parents) <= ready])
+    ready = {*leaves, *weights, *plan.once} - set(step.states.values())
+    early: list[Symbol] = []
+    for s in order:
+        if s not in of_state and s in plan.rows and ready.issuperset(s.parents):
+            early.append(s)
+            ready.add(s)
+    plan.before = _worth_hoisting(early)
     hoisted = set(plan.before)
     plan.loop = [s for s in order if s not in hoisted]
     _derive(plan)
@@ -108,14 +113,12 @@ def make_plan(cell: Cell, B: int, dtype: Any, masked: bool) -> Plan:
 # ------------------------------------------------------------------------------------- weights and sums
 
 
-def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol]]:
+def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symbol]]:
     """The same step in a graph of its own: parameter-only values as leaves, sums taken apart by when they are known."""
     order = ancestors(traced.new.values())
     inputs = {traced.x, *traced.states.values(), *([traced.mask] if traced.mask is not None else [])}
     varying = depends(order, inputs)
     of_state = depends(order, set(traced.states.values()))
-    if not set(traced.new.values()) <= varying:
-        raise Untraceable("a state does not depend on the input or on a state")
     uses: dict[Symbol, int] = {}
     for s in [*[a for b in order for a in b.parents], *traced.new.values()]:
         uses[s] = uses.get(s, 0) + 1
@@ -200,12 +203,17 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol]]:
         if s in inside:
             continue
     new: dict[str, Symbol] = {}
+    origins: dict[str, Symbol] = {}
     for name, value in traced.new.items():
         result = known(value)
-        while not _own(result) or any(result is other for other in new.values()):
+        if value not in varying:  # made of parameters alone: chosen, whatever the state is, as a value of this timestep
+            sees = put(ops.greater_equal, (put(ops.abs, (states[name],), value), 0.0), value)
+            result = put(ops.where, (sees, result, result), value)
+        elif not _own(result):  # a copy, which can be written to the place of the state
+            origins[name] = result
             result = put(ops.mul, (result, 1.0), value)
         new[name] = result
-    return Step(graph, x, mask, states, {}, new, traced.aliases), weights
+    return Step(graph, x, mask, states, {}, new, traced.aliases), weights, origins
 
 
 def _apart(s: Symbol, taken: set[Symbol]) -> Symbol:
@@ -292,8 +300,10 @@ def _derive(plan: Plan) -> None:
     for name, value in step.new.items():
         seed = plan.seeds[name]
         outputs[value] = graph.apply(total, (outputs[value], seed), {}) if value in outputs else seed
-    found = pullback(outputs, [step.x, *step.states.values(), *plan.weights, *step.new.values()])
-    plan.totals = {name: found[value] for name, value in step.new.items()}
+    found = pullback(
+        outputs, [step.x, *step.states.values(), *plan.weights, *step.new.values(), *plan.origins.values()]
+    )
+    plan.totals = {name: found[plan.origins.get(name, value)] for name, value in step.new.items()}
     taken = {*plan.totals.values(), *(a for s in graph.symbols[fresh:] for a in s.parents)}
     for name, state in step.states.items():
         gradient = found.get(state)
