@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import ops
+from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import InputError
 from tinygrad_rnn.model import Forward, build_model
@@ -51,7 +51,7 @@ def training_step(
 
     def step() -> TrainedStep:
         forward = model.forward(params, x, executor=executor)
-        loss = ops.cross_entropy(forward.logits, y)
+        loss = cross_entropy(forward.logits, y)
         found = grad(loss, [params[name] for name in trained])
         return TrainedStep(forward, loss, dict(zip(trained, found, strict=True)))
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinygrad_rnn import backend, ops
+from tinygrad_rnn import backend
+from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.compile.program import StateSequence
 from tinygrad_rnn.engine import no_grad
 from tinygrad_rnn.errors import InputError, ShapeError, nearest
@@ -430,8 +431,8 @@ def _check_wrt(wrt: Sequence[str]) -> None:
 
 def _loss(forward: Forward, y: Any, loss: str, at: int) -> Any:
     if loss == "train":
-        return ops.cross_entropy(forward.logits, y)
-    return ops.cross_entropy(forward.logits[at], y[at])
+        return cross_entropy(forward.logits, y)
+    return cross_entropy(forward.logits[at], y[at])
 
 
 def _norms(

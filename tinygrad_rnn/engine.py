@@ -559,6 +559,10 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
             keys = {part.static["key"] for part in wanted}
             pulled, totals = op.many(g, saved[0], needed, keys, *saved[1:], **node.static)
             found.update((part, totals[part.static["key"]]) for part in wanted)
+            if not higher:  # memory that such an op makes is nobody else's
+                for maker, gx in zip(parents, pulled, strict=True):
+                    if maker is not None and gx is not None and grads.get(maker) is None:
+                        owned.add(maker)
         elif higher or node.static or not op.short:
             pulled = _pull(node, g, grads, cls, higher)
         elif len(parents) == 2:  # the same as _pull, written out for what a recurrent step is made of

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import backend, engine, ops
+from tinygrad_rnn import backend, engine
+from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.data import Streams, fitted_streams
 from tinygrad_rnn.model import Model, Params, State, detach
 
@@ -95,7 +96,7 @@ def _batches(model: Model, params: Params, batches: Iterable[tuple[Any, Any]]) -
             if state is None:
                 state = model.start(x.shape[1], params)
             out = model.forward(params, backend.from_host(x, xp), state)
-            losses = ops.cross_entropy(out.logits, backend.from_host(y, xp), reduction="none")
+            losses = cross_entropy(out.logits, backend.from_host(y, xp), reduction="none")
             state = detach(out.state)
             yield backend.to_host(losses.data).astype(np.float64)
 

@@ -16,7 +16,7 @@ import numpy as np
 from tinygrad_rnn import backend, engine, nn, ops
 from tinygrad_rnn.cell import Cell, Param, bias, init_params, specification
 from tinygrad_rnn.compile import program as compiler
-from tinygrad_rnn.compile.affine import affine
+from tinygrad_rnn.compile.ends import affine, lookup
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.registry import CellEntry
@@ -123,7 +123,8 @@ class Model:
         """What the first layer sees (T, B, I)."""
         if self.config.embed == "onehot":
             return _one_hot(x, self.V, params["readout.W"])
-        return ops.embedding(params["embed.W"], x)
+        table = params["embed.W"]
+        return lookup(table, ids=ops.checked_ids(table, x), shape=tuple(table.shape))
 
     def _read_out(self, params: Mapping[str, Any], h: Any) -> Any:
         """The logits (T, B, V) of the last layer's outputs (T, B, H)."""

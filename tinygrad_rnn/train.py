@@ -15,6 +15,7 @@ import numpy as np
 from tinygrad_rnn import backend, engine, ops, optim
 from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
+from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.config import RunConfig, SampleConfig, as_dict, check_memory
 from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
@@ -320,7 +321,7 @@ class Trainer:
         T = config.data.seq_len
         if len(x) > T:
             logits = logits[len(x) - T :]  # the loss of the new steps only; their gradient flows further back
-        loss = ops.cross_entropy(logits, self._on_device(y))
+        loss = cross_entropy(logits, self._on_device(y))
         if config.train.loss == "sum":
             loss = loss * float(T)
         found = grad(loss, list(self.trained.values()))

@@ -623,7 +623,188 @@ def transposition(t: Typed) -> str:
     return "\n".join(lines) + "\n"
 
 
-SHARED = ("gemm", "product", "sum_rows", "sum_all", "transpose")
+def spreading(t: Typed) -> str:
+    """``@add_rows(table, low, high, thread)``: columns low to high of the rows of values are added to rows of out.
+
+    The table has the addresses of out, of the row numbers (64 bits) and of the values, their count, and the row length.
+    """
+    lanes = ", ".join(f"i64 {i}" for i in range(t.lanes))
+    names = ("out", "ids", "values", "count", "width")
+    lines = ["define void @add_rows(ptr %table, i64 %low, i64 %high, i64 %thread) {", "entry:"]
+    for i, name in enumerate(names):
+        lines.append(f"  %{name}at = getelementptr i64, ptr %table, i64 {i}")
+        lines.append(f"  %{name}n = load i64, ptr %{name}at, align 8")
+    lines += [f"  %{name} = inttoptr i64 %{name}n to ptr" for name in names[:3]]
+    lines += [
+        "  br label %row",
+        "row:",
+        "  %k = phi i64 [0, %entry], [%k1, %rowdone]",
+        "  %idat = getelementptr i64, ptr %ids, i64 %k",
+        "  %id = load i64, ptr %idat, align 8",
+        "  %oo = mul i64 %id, %widthn",
+        f"  %o = getelementptr {t.scalar}, ptr %out, i64 %oo",
+        "  %vo = mul i64 %k, %widthn",
+        f"  %v = getelementptr {t.scalar}, ptr %values, i64 %vo",
+        "  br label %column",
+        "column:",
+        "  %j = phi i64 [%low, %row], [%j1, %column]",
+        "  %left = sub i64 %high, %j",
+        *t.spread("%lefts", "%left"),
+        f"  %mask = icmp slt <{t.lanes} x i64> <{lanes}>, %lefts",
+        f"  %oj = getelementptr {t.scalar}, ptr %o, i64 %j",
+        f"  %vj = getelementptr {t.scalar}, ptr %v, i64 %j",
+        f"  %a = {t.load('%oj', '%mask')}",
+        f"  %b = {t.load('%vj', '%mask')}",
+        f"  %s = fadd {t.vector} %a, %b",
+        f"  {t.store('%s', '%oj', '%mask')}",
+        f"  %j1 = add i64 %j, {t.lanes}",
+        "  %more = icmp slt i64 %j1, %high",
+        "  br i1 %more, label %column, label %rowdone",
+        "rowdone:",
+        "  %k1 = add i64 %k, 1",
+        "  %rows = icmp slt i64 %k1, %countn",
+        "  br i1 %rows, label %row, label %done",
+        "done:",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def losses(t: Typed) -> str:
+    """``@surprise`` and ``@slope`` ``(table, low, high, thread)``: the cross-entropy of rows, and its gradient.
+
+    The table has the addresses of the logits (N, V), of the targets (64 bits), of the losses (N,), of their gradient
+    (N,) and of the gradient of the logits, and V. The slope of a row is g (softmax - 1 at the target), and its softmax
+    e^(x - loss - x[target]).
+    """
+    v, bits = t.vector, 8 * t.dtype.itemsize
+    lanes = ", ".join(f"i64 {i}" for i in range(t.lanes))
+    names = ("logits", "targets", "losses", "g", "out", "V")
+    least, zero = t.splat(float("-inf")), f"{t.scalar} {t.number(-0.0)}"
+
+    def head(name: str) -> list[str]:
+        lines = [f"define void @{name}(ptr %table, i64 %low, i64 %high, i64 %thread) {{", "entry:"]
+        for i, word in enumerate(names):
+            lines.append(f"  %{word}at = getelementptr i64, ptr %table, i64 {i}")
+            lines.append(f"  %{word}n = load i64, ptr %{word}at, align 8")
+            lines.append(f"  %{word} = inttoptr i64 %{word}n to ptr")
+        return [
+            *lines,
+            "  br label %row",
+            "row:",
+            "  %r = phi i64 [%low, %entry], [%r1, %rowdone]",
+            "  %xo = mul i64 %r, %Vn",
+            f"  %x = getelementptr {t.scalar}, ptr %logits, i64 %xo",
+            "  %ta = getelementptr i64, ptr %targets, i64 %r",
+            "  %target = load i64, ptr %ta, align 8",
+            f"  %xta = getelementptr {t.scalar}, ptr %x, i64 %target",
+            f"  %xt = load {t.scalar}, ptr %xta",
+            f"  %la = getelementptr {t.scalar}, ptr %losses, i64 %r",
+        ]
+
+    def columns(label: str, before: str, work: list[str], after: str, sums: list[str]) -> list[str]:
+        """A loop over the columns of a row, by vectors under a mask."""
+        return [
+            f"  br label %{label}",
+            f"{label}:",
+            f"  %{label}j = phi i64 [0, %{before}], [%{label}j1, %{label}]",
+            *sums,
+            f"  %{label}left = sub i64 %Vn, %{label}j",
+            *t.spread(f"%{label}lefts", f"%{label}left"),
+            f"  %{label}mask = icmp slt <{t.lanes} x i64> <{lanes}>, %{label}lefts",
+            f"  %{label}xa = getelementptr {t.scalar}, ptr %x, i64 %{label}j",
+            f"  %{label}x = {t.load(f'%{label}xa', f'%{label}mask')}",
+            *work,
+            f"  %{label}j1 = add i64 %{label}j, {t.lanes}",
+            f"  %{label}more = icmp slt i64 %{label}j1, %Vn",
+            f"  br i1 %{label}more, label %{label}, label %{after}",
+            f"{after}:",
+        ]
+
+    def splat(name: str, number: str) -> list[str]:
+        return [
+            f"  {name}one = insertelement {v} poison, {t.scalar} {number}, i32 0",
+            f"  {name} = shufflevector {v} {name}one, {v} poison, <{t.lanes} x i32> zeroinitializer",
+        ]
+
+    foot = [
+        "  br label %rowdone",
+        "rowdone:",
+        "  %r1 = add i64 %r, 1",
+        "  %rmore = icmp slt i64 %r1, %high",
+        "  br i1 %rmore, label %row, label %end",
+        "end:",
+        "  ret void",
+        "}",
+    ]
+    forward = [
+        *head("surprise"),
+        *columns(
+            "a",
+            "row",
+            [
+                f"  %am = select {t.mask} %amask, {v} %ax, {v} {least}",
+                f"  %abig = fcmp ugt {v} %am, %amax",
+                f"  %amax1 = select {t.mask} %abig, {v} %am, {v} %amax",
+            ],
+            "b0",
+            [f"  %amax = phi {v} [{least}, %row], [%amax1, %a]"],
+        ),
+        f"  %top = call {t.scalar} @llvm.vector.reduce.fmax.{t.suffix}({v} %amax1)",
+        *splat("%tops", "%top"),
+        *columns(
+            "b",
+            "b0",
+            [
+                f"  %bd = fsub {v} %bx, %tops",
+                f"  %be = call {v} @exp({v} %bd)",
+                f"  %bk = select {t.mask} %bmask, {v} %be, {v} zeroinitializer",
+                f"  %bsum1 = fadd {v} %bsum, %bk",
+            ],
+            "c0",
+            [f"  %bsum = phi {v} [zeroinitializer, %b0], [%bsum1, %b]"],
+        ),
+        f"  %sum = call reassoc {t.scalar} @llvm.vector.reduce.fadd.{t.suffix}({zero}, {v} %bsum1)",
+        f"  %log = call {t.scalar} @llvm.log.f{bits}({t.scalar} %sum)",
+        f"  %over = fsub {t.scalar} %top, %xt",
+        f"  %loss = fadd {t.scalar} %log, %over",
+        f"  store {t.scalar} %loss, ptr %la",
+        *foot,
+    ]
+    backward = [
+        *head("slope"),
+        f"  %loss = load {t.scalar}, ptr %la",
+        f"  %lse = fadd {t.scalar} %loss, %xt",
+        *splat("%lses", "%lse"),
+        f"  %ga = getelementptr {t.scalar}, ptr %g, i64 %r",
+        f"  %gr = load {t.scalar}, ptr %ga",
+        *splat("%gs", "%gr"),
+        f"  %o = getelementptr {t.scalar}, ptr %out, i64 %xo",
+        *columns(
+            "a",
+            "row",
+            [
+                f"  %ad = fsub {v} %ax, %lses",
+                f"  %ae = call {v} @exp({v} %ad)",
+                f"  %ay = fmul {v} %ae, %gs",
+                f"  %aoa = getelementptr {t.scalar}, ptr %o, i64 %aj",
+                f"  {t.store('%ay', '%aoa', '%amask')}",
+            ],
+            "done",
+            [],
+        ),
+        f"  %oa = getelementptr {t.scalar}, ptr %o, i64 %target",
+        f"  %had = load {t.scalar}, ptr %oa",
+        f"  %less = fsub {t.scalar} %had, %gr",
+        f"  store {t.scalar} %less, ptr %oa",
+        *foot,
+    ]
+    declare = f"declare {t.scalar} @llvm.log.f{bits}({t.scalar})"
+    return "\n".join([declare, *forward, *backward]) + "\n"
+
+
+SHARED = ("gemm", "product", "add_rows", "surprise", "slope", "sum_rows", "sum_all", "transpose")
 
 
 def named(text: str, t: Typed) -> str:

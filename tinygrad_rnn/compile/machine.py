@@ -24,8 +24,10 @@ from tinygrad_rnn.compile.kernels import (
     Typed,
     declarations,
     functions,
+    losses,
     named,
     products,
+    spreading,
     sums,
     transposition,
 )
@@ -150,13 +152,17 @@ def step(address: int) -> Any:
 
 @functools.cache
 def shared(dtype: Any) -> dict[str, Any]:
-    """Load the functions that all cells of a dtype share, and make them known to those that call them; `product`."""
+    """Load the functions that all cells of a dtype share, and make them known to those that call them; some of them."""
     with LOCK:
         t = typed(dtype)
-        address = load(named(functions(t) + products(t) + "\n" + sums(t) + transposition(t), t))
+        address = load(
+            named(functions(t) + products(t) + "\n" + sums(t) + transposition(t) + spreading(t) + losses(t), t)
+        )
         for name in SHARED:
             llvm().add_symbol(f"tinygrad_{name}_{t.suffix}", address(f"tinygrad_{name}_{t.suffix}"))
-        return {"product": step(address(f"tinygrad_product_{t.suffix}"))}
+        return {
+            name: step(address(f"tinygrad_{name}_{t.suffix}")) for name in ("product", "add_rows", "surprise", "slope")
+        }
 
 
 @functools.cache

@@ -92,6 +92,12 @@ def embedding(table: Any, ids: Any) -> Any:
 
     Raises DtypeError for ids that are not integers, ShapeError for a table that is no matrix or an id outside it.
     """
+    ids = checked_ids(table, ids)
+    return _getitem(table, index=ids, shape=tuple(table.shape))
+
+
+def checked_ids(table: Any, ids: Any) -> Any:
+    """`ids` as an array of integers that name rows of `table`. Raises as `embedding` does."""
     ids = _plain(ids, table, "embedding")
     if len(table.shape) != 2:
         raise ShapeError(f"embedding: expected a table (V, H), got shape {tuple(table.shape)}")
@@ -99,4 +105,4 @@ def embedding(table: Any, ids: Any) -> Any:
         raise DtypeError(f"embedding: expected integer ids, got {getattr(ids, 'dtype', repr(ids))}")
     if ids.size and isinstance(ids, np.ndarray) and not (0 <= int(ids.min()) and int(ids.max()) < table.shape[0]):
         raise ShapeError(f"embedding: expected ids in [0, {table.shape[0]}), got {int(ids.min())} to {int(ids.max())}")
-    return _getitem(table, index=ids, shape=tuple(table.shape))
+    return ids

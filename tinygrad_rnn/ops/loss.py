@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tinygrad_rnn import backend
-from tinygrad_rnn.engine import Variable, primitive
+from tinygrad_rnn.engine import Op, Variable, primitive
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.ops.elementwise import where
 from tinygrad_rnn.ops.index import frozen
@@ -40,12 +40,18 @@ _cross_entropy.vjp(
 
 
 def cross_entropy(
-    logits: Any, targets: Any, *, mask: Any = None, reduction: Literal["mean", "sum", "none"] = "mean"
+    logits: Any,
+    targets: Any,
+    *,
+    mask: Any = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    kernel: Op | None = None,
 ) -> Any:
     """-log softmax(logits)[target], in nats.
 
     logits (..., V) floating, targets (...) integers in [0, V), mask (...) boolean: False counts for nothing.
-    ``mean`` divides by the number of targets that count. Raises ShapeError, DtypeError, InputError.
+    ``mean`` divides by the number of targets that count. `kernel` is the op that computes the losses, None for NumPy's.
+    Raises ShapeError, DtypeError, InputError.
     """
     targets = frozen(targets) if isinstance(targets, Variable) else targets
     if not backend.is_array(targets):
@@ -75,7 +81,7 @@ def cross_entropy(
                 f"cross_entropy: expected a mask of the shape of the targets, {tuple(targets.shape)}, "
                 f"got {tuple(mask.shape)}"
             )
-    losses = _cross_entropy(logits, targets=targets.astype(np.intp, copy=False))
+    losses = (kernel or _cross_entropy)(logits, targets=targets.astype(np.intp, copy=False))
     if mask is not None:
         losses = where(mask, losses, 0.0)
     if reduction == "none":
