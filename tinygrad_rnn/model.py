@@ -19,6 +19,7 @@ from tinygrad_rnn.compile import program as compiler
 from tinygrad_rnn.compile.ends import affine, lookup
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
+from tinygrad_rnn.ops.index import checked_ids
 from tinygrad_rnn.registry import CellEntry
 from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, scan, start_state
 from tinygrad_rnn.tensor import Tensor
@@ -124,7 +125,7 @@ class Model:
         if self.config.embed == "onehot":
             return _one_hot(x, self.V, params["readout.W"])
         table = params["embed.W"]
-        return lookup(table, ids=ops.checked_ids(table, x), shape=tuple(table.shape))
+        return lookup(table, ids=checked_ids(table, x), shape=tuple(table.shape))
 
     def _read_out(self, params: Mapping[str, Any], h: Any) -> Any:
         """The logits (T, B, V) of the last layer's outputs (T, B, H)."""

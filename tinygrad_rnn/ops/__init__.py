@@ -30,7 +30,6 @@ from tinygrad_rnn.ops.elementwise import sqrt as sqrt
 from tinygrad_rnn.ops.elementwise import sub as sub
 from tinygrad_rnn.ops.elementwise import tanh as tanh
 from tinygrad_rnn.ops.elementwise import where as where
-from tinygrad_rnn.ops.index import checked_ids as checked_ids
 from tinygrad_rnn.ops.index import embedding as embedding
 from tinygrad_rnn.ops.index import getitem as getitem
 from tinygrad_rnn.ops.index import scatter as scatter
