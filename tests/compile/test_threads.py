@@ -14,7 +14,7 @@ from tinygrad_rnn.compile import llvm_executor, machine
 def test_every_part_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("llvmlite")
     monkeypatch.setattr(llvm_executor, "threads_used", lambda: 3)
-    monkeypatch.setattr(llvm_executor, "ALONE", 2)
+    monkeypatch.setattr(llvm_executor, "ALONE", 1_000_000)
     crew = llvm_executor._Awake(0)
 
     def work(name: int, runs: int, pause: float) -> None:

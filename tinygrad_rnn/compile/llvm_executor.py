@@ -22,7 +22,7 @@ from tinygrad_rnn.compile.workspace import LINE, Pool
 
 Array = np.ndarray[Any, Any]
 SPINS = 10_000  # looks at a mailbox before a thread sleeps, about 0.2 ms
-ALONE = 200  # runs without the other threads, after one in which they were late
+ALONE = 5_000_000  # nanoseconds without the other threads, after a run in which they were late
 SECTIONS = ("before", "loop", "back", "after", "sinks", "transposed", "forward", "backward")
 WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
 APART = 11 * LINE  # between arrays: what begins at the same place of a page gets in each other's way in the caches
@@ -380,16 +380,15 @@ class _Awake:
     def __init__(self, process: int) -> None:
         self.process = process
         self.lock = threading.Lock()
-        self.alone = 0  # how many runs to do without the others
+        self.alone = 0  # until when to do without the others
         self.mails = [_Mail() for _ in range(threads_used() - 1)]
         for mail in self.mails:
             threading.Thread(target=mail.serve, daemon=True, name="tinygrad_rnn").start()
 
     def run(self, function: Any, table: int, parts: list[tuple[int, int]]) -> None:
         """``function(table, from, to, k)`` for every part: the first one here, the others by the other threads."""
-        self.alone = max(0, self.alone - 1)
         # A lock that is held: the other threads work for somebody else.
-        if len(parts) == 1 or self.alone or not self.lock.acquire(blocking=False):
+        if len(parts) == 1 or time.perf_counter_ns() < self.alone or not self.lock.acquire(blocking=False):
             for k, (low, high) in enumerate(parts):
                 function(table, low, high, k)
             return
@@ -402,8 +401,9 @@ class _Awake:
             between = time.perf_counter_ns()
             for mail in mails:
                 mail.finish()
-            if time.perf_counter_ns() - between > 2 * (between - began) + 50_000:
-                self.alone = ALONE  # somebody else uses their cores, and what they have begun waits with them
+            now = time.perf_counter_ns()
+            if now - between > 2 * (between - began) + 50_000:
+                self.alone = now + ALONE  # somebody else uses their cores, and what they have begun waits with them
         finally:
             self.lock.release()
 
