@@ -29,6 +29,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,7 @@ PAGE = HERE.parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- training_step: begin -->", "<!-- training_step: end -->"
 CELLS = ["rnn", "lstm", "gru", "mut1", "mut2", "mut3", "minimalrnn"]
 SMALL, MIDDLE, LARGE = (65, 100, 1, 1, 25), (65, 128, 2, 50, 50), (65, 512, 1, 64, 100)
+WIDTH = 148  # of prose on the page
 TINY = (5, 8, 2, 3, 6)
 
 # The goals: how many times faster than the best peer, at most how many times the products alone, and so on.
@@ -530,7 +532,8 @@ def write(path: Path, text: str) -> None:
     old = path.read_text(encoding="utf-8")
     if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
         sys.exit(f"{path}: expected the lines {BEGIN} and {END}, once each")
-    new = old[: old.index(BEGIN)] + f"{BEGIN}\n{text}\n" + old[old.index(END) :]
+    lines = [line if line.startswith("|") else textwrap.fill(line, WIDTH) for line in text.splitlines()]
+    new = old[: old.index(BEGIN)] + "\n".join([BEGIN, *lines, ""]) + old[old.index(END) :]
     path.write_text(new, encoding="utf-8")
 
 
