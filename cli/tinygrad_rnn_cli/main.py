@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -214,6 +215,7 @@ def main() -> None:
     blas.prepare()  # before a command imports NumPy
     if isinstance(sys.stdout, io.TextIOWrapper):  # a model may write what this terminal cannot
         sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_: console.warn(" ".join(str(message).split()))
     cli.main()
 
 

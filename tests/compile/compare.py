@@ -182,11 +182,19 @@ def worst(values: Mapping[str, Array], expected: Mapping[str, Array], least: flo
 
 
 def compare(
-    executor: str, case: Case, loss: str = "outputs", *, second: bool = False, seed: int = 1, bound: float = 1e-11
+    executor: str,
+    case: Case,
+    loss: str = "outputs",
+    *,
+    second: bool = False,
+    seed: int = 1,
+    bound: float = 1e-11,
+    recompute: int | None = None,
 ) -> Unrolled:
     """Run `case` by `scan` and by `unroll` in float64 and hold them against each other; what `scan` returned."""
     slow = outcome(unroll, case, loss, second=second, seed=seed)
-    fast = outcome(partial(scan, executor=executor), case, loss, second=second, seed=seed, like=slow)
+    run = partial(scan, executor=executor, recompute=recompute)
+    fast = outcome(run, case, loss, second=second, seed=seed, like=slow)
     for part in ("values", "first", "second"):
         expected = getattr(slow, part)
         got = getattr(fast, part)

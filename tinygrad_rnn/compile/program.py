@@ -299,11 +299,11 @@ def _scan_vjp(
         last[name] = end
     wants = {leaf for leaf, need in zip(leaves, needed[1 + len(names) :], strict=True) if need}
     grads = {leaf: np.empty(leaf.shape, made.dtype) for leaf in wants}
+    aliases = made.plan.step.aliases
     every = [name for name, t in wanted if t == EVERY]
-    steps = {(name, t) for name, t in wanted if t != EVERY} | {(name, t) for name in every for t in range(T)}
-    sources = (
-        {key: _source(made.plan, key) for key in steps} if len(steps) > len(every) * T or made.plan.step.aliases else {}
-    )
+    steps = {(name, t) for name, t in wanted if t != EVERY}
+    steps |= {(name, t) for name in every if name in aliases for t in range(T)}
+    sources = {key: _source(made.plan, key) for key in steps}
     wants_x = needed[0] or any(name == "" for name, _ in sources.values())
     dx, start, totals = made.backward(record, outside, last, wants_x, wants, grads, False)
     for leaf in wants - made.plan.sinks.keys() - made.plan.stepwise.keys():
@@ -319,7 +319,7 @@ def _scan_vjp(
         key: dx[t] if name == "" else start[name] if t < 0 else totals[name][t] for key, (name, t) in sources.items()
     }
     for name in every:
-        own = name not in made.plan.step.aliases
+        own = name not in aliases
         reached[name, EVERY] = totals[name] if own else np.stack([reached[name, t] for t in range(T)])
     return found, reached
 
