@@ -1023,3 +1023,26 @@ def test_the_states_are_all_there(executor: str) -> None:
         assert [value.shape for value in row[1:3]] == [(2, 4)] * 2
         np.testing.assert_array_equal(row[-1].data, done.state[name].data)
     np.testing.assert_array_equal(np.stack([value.data for value in done.states["h"]]), done.outputs.data)
+
+
+class OneForBoth(Cell):
+    """Final. For one row the gradient of q is the gradient of the state c, and is read twice."""
+
+    name = "one-for-both"
+    summary = citation = equation = "one gradient for a state and a parameter"
+
+    def state(self) -> dict[str, State]:
+        return {"h": State((self.H,)), "c": State(())}
+
+    def params(self) -> dict[str, Param]:
+        return {"q": Param((1,), "normal:0.5", "bias"), "U": Param((1, self.H), "normal:0.5", "recurrent")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        v = -(s.c + p.q)
+        return {"h": ops.tanh(ops.reshape(v, (x.shape[0], 1)) @ p.U), "c": ops.tanh(v)}
+
+
+@pytest.mark.parametrize("B", [1, 2])
+def test_a_gradient_that_is_carried_and_summed_up(executor: str, B: int) -> None:
+    done = compare(executor, make_case(OneForBoth(2, 3), T=5, B=B), "everything")
+    assert done.executor == executor

@@ -304,7 +304,9 @@ def _derive(plan: Plan) -> None:
         outputs, [step.x, *step.states.values(), *plan.weights, *step.new.values(), *plan.origins.values()]
     )
     plan.totals = {name: found[plan.origins.get(name, value)] for name, value in step.new.items()}
+    # What anybody else reads has a place of its own; for B = 1 the gradient of a weight may be that of a state.
     taken = {*plan.totals.values(), *(a for s in graph.symbols[fresh:] for a in s.parents)}
+    taken |= {found[weight] for weight in plan.weights if weight in found}
     for name, state in step.states.items():
         gradient = found.get(state)
         if gradient is not None:
