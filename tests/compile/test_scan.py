@@ -1046,3 +1046,27 @@ class OneForBoth(Cell):
 def test_a_gradient_that_is_carried_and_summed_up(executor: str, B: int) -> None:
     done = compare(executor, make_case(OneForBoth(2, 3), T=5, B=B), "everything")
     assert done.executor == executor
+
+
+class Joins(Cell):
+    """Final. Parts that are joined, and joined again; slices of what the same step has computed."""
+
+    name = "joins"
+    summary = citation = equation = "concatenations inside each other"
+
+    def state(self) -> dict[str, State]:
+        return {"h": State((self.H,))}
+
+    def params(self) -> dict[str, Param]:
+        return {"U": Param((self.I * 2 + self.H + 2, self.H), "normal:0.5", "recurrent")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        v = ops.tanh(s.h * 2.0)
+        inner = ops.concatenate([v[:, 1:3], x], axis=1)
+        return {"h": ops.tanh(ops.concatenate([inner, s.h, ops.sin(x)], axis=1) @ p.U)}
+
+
+def test_joined_parts_of_joined_parts(executor: str) -> None:
+    for B in (1, 3):
+        done = compare(executor, make_case(Joins(3, 4), B=B), "everything")
+        assert done.executor == executor

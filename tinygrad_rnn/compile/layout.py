@@ -117,8 +117,8 @@ def _is_slice(s: Symbol) -> bool:
     return s.op is not None and s.op.__name__ == "getitem" and cut(s) is not None
 
 
-def joined(s: Symbol) -> list[tuple[int, Symbol]] | None:
-    """The parts (from, symbol) that `s` is put together from along the last axis; None where it is no such thing."""
+def _parts(s: Symbol) -> list[tuple[int, Symbol]] | None:
+    """What `joined` says, with parts that may be put together themselves."""
     if s.op is None:
         return None
     if s.op.__name__ == "concatenate" and s.static["axis"] == len(s.shape) - 1 and math.prod(s.shape[1:-1]) == 1:
@@ -135,6 +135,24 @@ def joined(s: Symbol) -> list[tuple[int, Symbol]] | None:
     if any(end > start for end, (start, _) in zip(ends, parts[1:], strict=False)):
         return None
     return parts
+
+
+def joined(s: Symbol) -> list[tuple[int, Symbol]] | None:
+    """The parts (from, symbol) that `s` is put together from along the last axis; None where it is no such thing.
+
+    A part that is put together itself is told by its own parts.
+    """
+    parts = _parts(s)
+    if parts is None:
+        return None
+    found: list[tuple[int, Symbol]] = []
+    for start, part in parts:
+        whole = part
+        while (other := renamed(whole)) is not None:
+            whole = other
+        inner = joined(whole)
+        found += [(start, part)] if inner is None else [(start + at, piece) for at, piece in inner]
+    return found
 
 
 REDUCTIONS = ("sum", "max", "sum_to")
@@ -408,7 +426,11 @@ class _Builder:
                     stored_init[s] = [products[0], *rest]
                     block_of[s] = ready[s] = max(ats)
                 continue
-            block_of[s] = ready[s] = max((when(a) for a in s.args), default=0)
+            first = max((when(a) for a in s.args), default=0)
+            for _, part in joined(s) or []:  # parts that nobody stores here are copied, before the block
+                if _is_slice(self.base(part)) and self.root(part) in block_of:
+                    first = max(first, when(part) + 1)
+            block_of[s] = ready[s] = first
         self.finish(out, nodes, inside, block_of, ready, stored_init, stage_products, lasting, rows, inits)
         return out
 

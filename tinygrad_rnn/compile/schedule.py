@@ -188,6 +188,9 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
                         return known(traced.graph.apply(ops.neg, (value,), {}))
                     return put(ops.neg, (known(value),), s, whole=False)
 
+                if not early:  # nothing to take out: as the author wrote it, to the last bit
+                    made[s] = put(total, [term(p) for p in parts], s)
+                    continue
                 values = [term(p) for p in early + once]
                 if (
                     early
