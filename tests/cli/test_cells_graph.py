@@ -73,7 +73,7 @@ def test_stage_direction_options_mask_and_dtype(invoke: Any) -> None:
     ).stdout
     assert page.startswith("gru: I = 4, H = 4, B = 50, float64, with a mask\n")
     assert "traced" not in page and "gradient," not in page
-    assert "b_hn + h @ W_hn" in page and "where(mask, " in page
+    assert "h @ W_hn + b_hn" in page and "where(mask, " in page
     page = invoke("cells graph gru --hidden 4 --stage traced --direction backward").stdout
     assert "inside the loop" not in page and "d_W_hn" in page
 
