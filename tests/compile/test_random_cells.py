@@ -66,7 +66,7 @@ def over_cells(examples: int, longest: int, check: Callable[..., None]) -> None:
         facts["carried"] |= any(len(shape) > 1 for shape in drawn.states.values())
         check(drawn, facts, loss)
 
-    with np.errstate(invalid="ignore"):  # some kernels of BLAS leave the flag behind, for no value that is read
+    with np.errstate(invalid="ignore"):  # a stray flag of one product, seen once; values are compared
         each()
 
 
@@ -115,7 +115,7 @@ def test_float32(executor: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [first_order, second_order, single_precision])
 def test_many_more(executor: str, check: Callable[[str, int, int], None]) -> None:
-    check(executor, 3 * SHORT, 20)
+    check(executor, 10 * SHORT, 20)
 
 
 @pytest.mark.slow
@@ -135,5 +135,5 @@ def test_the_strategy_reaches_what_it_promises() -> None:
             seen[part] += part in drawn.source
 
     each()
-    missing = [name for name, times in seen.items() if times < 1]
-    assert not missing, f"never drawn: {missing}"
+    missing = [name for name, times in seen.items() if times < 3]
+    assert not missing, f"hardly ever drawn: {missing}"

@@ -16,6 +16,7 @@ from tinygrad_rnn import backend, engine, ops
 from tinygrad_rnn.compile import machine
 from tinygrad_rnn.compile.llvm_executor import POOL, WORK, address, awake, threads_used
 from tinygrad_rnn.ops.loss import _cross_entropy, _minus_target
+from tinygrad_rnn.ops.reduce import _softmax
 
 SPREAD = 200_000  # numbers to be added below which one thread does it
 SMALL = 1_000  # multiplications below which the call costs more than NumPy's
@@ -116,7 +117,7 @@ def slope(g: Any, losses: Any, logits: Any, *, targets: Any) -> Any:
     """The gradient of `surprise`: g (...) times softmax(logits) with 1 taken off at the target."""
     kernel = _kernel(logits.dtype, "slope") if type(logits) is np.ndarray and logits.size else None
     if kernel is None:
-        return g[..., None] * _minus_target.value(_softmax_of(logits), targets=targets)
+        return g[..., None] * _minus_target.value(_softmax.value(logits, axes=(logits.ndim - 1,)), targets=targets)
     out: Any = np.ndarray(logits.shape, logits.dtype, POOL.lease(logits.nbytes))
     _over_rows(kernel, np.ascontiguousarray(logits), targets, losses, np.ascontiguousarray(g), out)
     return out
@@ -132,11 +133,6 @@ slope.vjp(
 
 def _softmax_back(q: Any, p: Any) -> Any:
     return p * (q - ops.sum(q * p, -1, keepdims=True))
-
-
-def _softmax_of(logits: Any) -> Any:
-    weights = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
-    return weights / np.sum(weights, axis=-1, keepdims=True)
 
 
 def _over_rows(kernel: Any, logits: Any, targets: Any, losses: Any, g: Any, out: Any) -> None:

@@ -341,7 +341,6 @@ class _Builder:
                         if len(self.users[a]) == 1 and a not in lasting and a not in self.outputs:
                             absorbed[a] = s
         stage_products: dict[int, list[Product]] = {}
-        inits: list[tuple[Symbol, list[Any]]] = []
 
         def when(a: Any) -> int:
             if not isinstance(a, Symbol):
@@ -431,7 +430,7 @@ class _Builder:
                 if _is_slice(self.base(part)) and self.root(part) in block_of:
                     first = max(first, when(part) + 1)
             block_of[s] = ready[s] = first
-        self.finish(out, nodes, inside, block_of, ready, stored_init, stage_products, lasting, rows, inits)
+        self.finish(out, nodes, block_of, stored_init, stage_products, lasting, rows)
         return out
 
     def operand(self, a: Symbol, lasting: set[Symbol], rows: dict[str, int]) -> Place:
@@ -449,16 +448,14 @@ class _Builder:
         self,
         out: Section,
         nodes: list[Symbol],
-        inside: set[Symbol],
         block_of: dict[Symbol, int],
-        ready: dict[Symbol, int],
         init: dict[Symbol, list[Any]],
         products: dict[int, list[Product]],
         lasting: set[Symbol],
         rows: dict[str, int],
-        _: Any,
     ) -> None:
         """Passes within the blocks, and places for what has to be stored."""
+        inside = set(nodes)
         count = 1 + max([*block_of.values(), *products], default=-1)
         out.blocks = [Block() for _ in range(count)]
         out.products = [products.get(i, []) for i in range(count)]

@@ -159,7 +159,7 @@ class _Writer:
 
     # ------------------------------------------------------------------------------------------- blocks
 
-    def block(self, block: Block, section: str) -> None:
+    def block(self, block: Block) -> None:
         if not block.nodes:
             return
         loop, done = self.label("rows"), self.label("rowsdone")
@@ -174,7 +174,7 @@ class _Writer:
         row = _Row()
         for p in range(1 + max(block.passes.values())):
             nodes = [s for s in block.nodes if block.passes[s] == p]
-            self.scalars([s for s in nodes if size(s) == 1 and not is_reduction(s)], row, r, None)
+            self.scalars([s for s in nodes if size(s) == 1 and not is_reduction(s)], row, r)
             widths = dict.fromkeys(
                 [size(s.args[0]) if is_reduction(s) else size(s) for s in nodes if size(s) > 1 or is_reduction(s)]
             )
@@ -194,7 +194,7 @@ class _Writer:
             row.pointers[key] = self.start(place, r)
         return row.pointers[key]
 
-    def scalars(self, nodes: list[Symbol], row: _Row, r: str, mask: str | None) -> None:
+    def scalars(self, nodes: list[Symbol], row: _Row, r: str) -> None:
         """Nodes of one number per row, as a vector of equal numbers."""
         for s in nodes:
             value = self.node(s, row, row.env, r, "0", None)
@@ -481,10 +481,10 @@ class _Writer:
         for i, block in enumerate(section.blocks):
             for p in section.products[i]:
                 self.product(p)
-            self.joins(block, section.name)
-            self.block(block, section.name)
+            self.joins(block)
+            self.block(block)
 
-    def joins(self, block: Block, section: str) -> None:
+    def joins(self, block: Block) -> None:
         """Parts of joined values that no node of this block computes are copied; what is left open is zero."""
         inside = set(block.nodes)
         for s in block.nodes:

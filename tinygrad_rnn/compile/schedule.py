@@ -193,8 +193,7 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
                     continue
                 values = [term(p) for p in early + once]
                 if (
-                    early
-                    and late
+                    late
                     and len(values) > 1
                     and np.broadcast_shapes(*[v.shape for v in values if isinstance(v, Symbol)]) == s.shape
                 ):
@@ -203,8 +202,6 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
                 made[s] = put(total, values, s) if len(values) > 1 else values[0]
                 continue
         made[s] = put(s.op, [known(a) for a in s.args], s, s.static)
-        if s in inside:
-            continue
     new: dict[str, Symbol] = {}
     origins: dict[str, Symbol] = {}
     for name, value in traced.new.items():
@@ -299,10 +296,7 @@ def _derive(plan: Plan) -> None:
     graph.merging = True
     fresh = len(graph.symbols)
     plan.seeds = {name: graph.leaf("seed", f"d{name}", s.shape, s.dtype) for name, s in step.new.items()}
-    outputs: dict[Symbol, Symbol] = {}
-    for name, value in step.new.items():
-        seed = plan.seeds[name]
-        outputs[value] = graph.apply(total, (outputs[value], seed), {}) if value in outputs else seed
+    outputs = {value: plan.seeds[name] for name, value in step.new.items()}  # new states are distinct values
     found = pullback(
         outputs, [step.x, *step.states.values(), *plan.weights, *step.new.values(), *plan.origins.values()]
     )
