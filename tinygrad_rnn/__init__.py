@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.bench import bench as bench_cell
     from tinygrad_rnn.bench import training_step as training_step
     from tinygrad_rnn.cell import Cell as Cell
+    from tinygrad_rnn.cell import Noise as Noise
     from tinygrad_rnn.cell import Param as Param
     from tinygrad_rnn.cell import State as State
     from tinygrad_rnn.cell import bias as bias
@@ -163,7 +164,7 @@ _PUBLIC = {
     "autodiff": "gradcheck hvp jacobian jvp recompute vjp",
     "backend": "Device from_host select:select_device to_host",
     "bench": "BENCH_SHAPES TrainedStep bench:bench_cell training_step",
-    "cell": "Cell Param State bias buffer init_cell input_matrix recurrent_matrix specification",
+    "cell": "Cell Noise Param State bias buffer init_cell input_matrix recurrent_matrix specification",
     "checkpoint": "load:load_checkpoint save:save_checkpoint",
     "compile.show": "GraphPart GraphValue StepGraph step_code step_graph step_graph_dot step_graph_text",
     "config": (

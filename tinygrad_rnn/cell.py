@@ -37,6 +37,25 @@ class Param:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Random numbers that the host draws for a cell while it trains: 1 with probability `keep`, else 0, in (B, *shape).
+
+    `every` says how often: at each timestep, or once per sequence. `scale` multiplies them. A step reads them as
+    ``p.NAME``; outside training that is their mean, a plain number.
+    """
+
+    shape: tuple[int, ...]
+    keep: float
+    every: Literal["step", "sequence"] = "step"
+    scale: float = 1.0
+
+    @property
+    def mean(self) -> float:
+        """What a step reads outside training."""
+        return self.keep * self.scale
+
+
+@dataclass(frozen=True)
 class State:
     """One carried value of a cell: its shape without the batch axis, and the number it starts from."""
 
@@ -112,6 +131,17 @@ class Cell(ABC):
     @abstractmethod
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         """One timestep: parameters ``p.NAME``, input x (B, I), states ``s.NAME`` (B, H) to the new states by name."""
+
+    def reference(self, p: Any, x: Any, s: Any) -> dict[str, Any] | None:
+        """The same timestep in bare NumPy, from the paper and not from `step`: what `check_cell` compares with.
+
+        Arrays in float64 in and out, named as in `step`. None where there is no reference.
+        """
+        return None
+
+    def noise(self) -> dict[str, Noise]:
+        """The random numbers that the step reads as ``p.NAME``; most cells have none."""
+        return {}
 
 
 def check_declaration(cls: Any) -> None:
