@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_matrix, tap
+from tinygrad_rnn_cells import references
 
 
 class GRU(Cell):
@@ -24,6 +25,7 @@ z = sigmoid(x W_xz + h W_hz + b_z)
 n = tanh(x W_xn + (r * h) W_hn + b_n)            form reset_before
 n = tanh(x W_xn + b_n + r * (h W_hn + b_hn))     form reset_after
 h' = z * h + (1 - z) * n"""
+    reference = references.gru
 
     @dataclass(frozen=True)
     class Options:

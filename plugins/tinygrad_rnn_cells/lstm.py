@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_matrix, tap
+from tinygrad_rnn_cells import references
 
 
 class LSTM(Cell):
@@ -27,6 +28,7 @@ o = sigmoid(x W_xo + h W_ho + b_o)
 g = tanh(x W_xg + h W_hg + b_g)
 c' = f * c + i * g
 h' = o * tanh(c')"""
+    reference = references.lstm
 
     @dataclass(frozen=True)
     class Options:

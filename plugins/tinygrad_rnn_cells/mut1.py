@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_matrix, tap
+from tinygrad_rnn_cells import references
 from tinygrad_rnn_cells.input_map import CITATION, DEVIATIONS, MUTOptions, check_map, map_params, mapped
 
 
@@ -20,6 +21,7 @@ z = sigmoid(x W_xz + b_z)
 r = sigmoid(x W_xr + h W_hr + b_r)
 n = tanh((r * h) W_hh + tanh(x) + b_h)
 h' = n * z + h * (1 - z)"""
+    reference = references.mut1
     Options = MUTOptions
 
     def check(self) -> None:

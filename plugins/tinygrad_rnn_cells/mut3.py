@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_matrix, tap
+from tinygrad_rnn_cells import references
 from tinygrad_rnn_cells.input_map import CITATION, INITIAL
 
 
@@ -21,6 +22,7 @@ z = sigmoid(x W_xz + tanh(h) W_hz + b_z)
 r = sigmoid(x W_xr + h W_hr + b_r)
 n = tanh((r * h) W_hh + x W_xh + b_h)
 h' = n * z + h * (1 - z)"""
+    reference = references.mut3
 
     @dataclass(frozen=True)
     class Options:

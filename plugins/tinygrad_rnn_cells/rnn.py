@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_matrix, tap
+from tinygrad_rnn_cells import references
 
 
 class RNN(Cell):
@@ -18,6 +19,7 @@ class RNN(Cell):
     equation = """\
 a = x W_xh + h W_hh + b_h
 h' = f(a)"""
+    reference = references.rnn
 
     @dataclass(frozen=True)
     class Options:
