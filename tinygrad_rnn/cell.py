@@ -216,6 +216,51 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
     return states, params
 
 
+def noise_of(cell: Cell) -> dict[str, Noise]:
+    """The declared noise, checked once per cell. Raises PluginError when it makes no sense."""
+    known: dict[str, Noise] | None = cell.__dict__.get("_noise")
+    if known is None:
+        known = cell.__dict__["_noise"] = _checked_noise(cell)
+    return known
+
+
+def _checked_noise(cell: Cell) -> dict[str, Noise]:
+    noise: Any = _by_author(cell, "noise", cell.noise)
+    if not isinstance(noise, dict) or not all(isinstance(kind, Noise) for kind in noise.values()):
+        raise PluginError(
+            f"cell {cell.name}: expected noise() to return a dict of tinygrad_rnn.Noise by name, got {noise!r}"
+        )
+    states, params = specification(cell)
+    for name, kind in noise.items():
+        if not str(name).isidentifier() or name in params or name in states:
+            raise PluginError(
+                f"cell {cell.name}: expected names in noise() that no parameter or state has, got {name!r}"
+            )
+        if not isinstance(kind.shape, tuple) or not all(isinstance(n, int) and n >= 1 for n in kind.shape):
+            raise PluginError(f"cell {cell.name}, noise {name}: expected a tuple of sizes as shape, got {kind.shape!r}")
+        if not 0.0 < kind.keep <= 1.0 or kind.every not in ("step", "sequence"):
+            raise PluginError(
+                f"cell {cell.name}, noise {name}: expected 0 < keep <= 1, every 'step' or 'sequence', got {kind}"
+            )
+    return noise
+
+
+def draw_noise(
+    cell: Cell, T: int, B: int, rng: np.random.Generator, dtype: Any = np.float64, xp: Any = np
+) -> dict[str, Any]:
+    """New random numbers for T steps of B rows, (T, B, *shape) by name: what `unroll` and `scan` take in training.
+
+    Drawn on the host, so that a seed means the same on every device. Empty for a cell without noise.
+    """
+    drawn: dict[str, Any] = {}
+    for name, kind in noise_of(cell).items():
+        times = T if kind.every == "step" else 1
+        kept = (rng.random((times, B, *kind.shape)) < kind.keep) * kind.scale
+        whole = np.broadcast_to(kept.astype(dtype), (T, B, *kind.shape))
+        drawn[name] = backend.from_host(np.ascontiguousarray(whole), xp)
+    return drawn
+
+
 def _by_author(cell: Cell, what: str, method: Callable[..., Any], *args: Any) -> Any:
     """What the author wrote, called: whatever it raises is the author's, with file and line.
 

@@ -43,9 +43,10 @@ def cell_to_dot(cell: Any, batch: int = 2) -> str:
     x = leaf(batch, cell.I)
     params = {name: leaf(*spec.shape) for name, spec in cell.params().items()}
     old = {name: leaf(batch, *spec.shape) for name, spec in cell.state().items()}
+    means = {name: kind.mean for name, kind in cell.noise().items()}
     taps: dict[str, Tensor] = {}
     with engine.recording(), engine.listen(lambda name, value: taps.update({name: value})):
-        new = cell.step(SimpleNamespace(**params), x, SimpleNamespace(**old))
+        new = cell.step(SimpleNamespace(**params, **means), x, SimpleNamespace(**old))
     drawing = _Drawing(
         [value.node for value in new.values() if value.node is not None], {**taps, "x": x, **params, **old}
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, engine, nn, ops
-from tinygrad_rnn.cell import Cell, Param, bias, init_params, specification
+from tinygrad_rnn.cell import Cell, Param, bias, draw_noise, init_params, specification
 from tinygrad_rnn.compile import program as compiler
 from tinygrad_rnn.compile.ends import affine, lookup
 from tinygrad_rnn.config import ModelConfig
@@ -87,7 +87,7 @@ class Model:
     ) -> Forward:
         """Run symbols x (T, B), integers in [0, V), from `state`.
 
-        `mask` (T, B): rows keep their state where it is False. `rng` turns dropout on. `trace_inputs` puts `inputs` on
+        `mask` (T, B): rows keep their state where it is False. `rng` turns dropout and the cells' noise on. `trace_inputs` puts `inputs` on
         the tape even when they are one-hot, so that a gradient can be asked for. `executor` is that of `scan`.
         Raises InputError for a missing parameter, ShapeError for sizes or symbols that do not fit, DtypeError for
         symbols that are not integers.
@@ -106,11 +106,14 @@ class Model:
         if self.config.embed == "onehot":
             h = Tensor(h, requires_grad=trace_inputs)
         inputs = h
+        namespace = backend.namespace(h.data)
         layers = []
         for i, (cell, start) in enumerate(zip(self.cells, state, strict=True)):
             if i and rng is not None:
                 h = nn.dropout(h, self.config.dropout, rng)
-            layers.append(scan(cell, layer_params(params, i), h, start, mask=mask, layer=i, executor=executor))
+            own = layer_params(params, i)
+            noise = None if rng is None else draw_noise(cell, len(x), B, rng, h.dtype, namespace)
+            layers.append(scan(cell, own, h, start, mask=mask, noise=noise, layer=i, executor=executor))
             h = layers[-1].outputs
         if rng is not None:
             h = nn.dropout(h, self.config.dropout, rng)

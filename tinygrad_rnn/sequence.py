@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import engine, ops
-from tinygrad_rnn.cell import Cell, State, specification, take_step
+from tinygrad_rnn.cell import Cell, State, noise_of, specification, take_step
 from tinygrad_rnn.compile.program import NotCompiled, program
 from tinygrad_rnn.compile.program import run as run_program
 from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
@@ -79,26 +79,52 @@ def checked_state(
     return current
 
 
+def checked_noise(cell: Cell, xs: Any, noise: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The noise for every step, {} outside training. Raises ShapeError where names or sizes do not fit."""
+    declared = noise_of(cell)
+    if not noise:
+        return {}
+    T, B, _ = xs.shape
+    got = {name: tuple(value.shape) for name, value in noise.items()}
+    if got != {name: (T, B, *kind.shape) for name, kind in declared.items()}:
+        expected = ", ".join(f"{name} {(T, B, *kind.shape)}" for name, kind in declared.items())
+        raise ShapeError(
+            f"unroll of {cell.name}: expected the noise {expected or 'none'}, got "
+            f"{', '.join(f'{name} {shape}' for name, shape in got.items())}"
+        )
+    return dict(noise)
+
+
 def unroll(
-    cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None = None, *, mask: Any = None, layer: int = 0
+    cell: Cell,
+    params: Mapping[str, Any],
+    xs: Any,
+    state: LayerState | None = None,
+    *,
+    mask: Any = None,
+    noise: Mapping[str, Any] | None = None,
+    layer: int = 0,
 ) -> Unrolled:
     """Apply `cell` to the sequence `xs` (T, B, I), one step after another on the tape.
 
     `params` are the cell's arrays by name; `state` is where it starts (the declared start values when None). Where
-    `mask` (T, B) is False a row keeps its states: ragged batches; the padding may be anything finite. `layer` is only
-    told in errors.
+    `mask` (T, B) is False a row keeps its states: ragged batches; the padding may be anything finite. `noise` is what
+    `draw_noise` gave, in training; without it the step reads the means. `layer` is only told in errors.
     Raises ShapeError for sizes that do not fit, PluginError when the step breaks its contract; inside `anomaly()`
     NonFiniteError with op, layer, timestep and gate.
     """
     shapes, declared = specification(cell)
     current: dict[str, Any] = checked_state(cell, params, xs, state, mask)
+    drawn = checked_noise(cell, xs, noise)
     T, B, _ = xs.shape
     current = {name: value if isinstance(value, Tensor) else Tensor(value) for name, value in current.items()}
     p = SimpleNamespace(**{name: params[name] for name in declared})
+    vars(p).update({name: kind.mean for name, kind in noise_of(cell).items()})
     states: dict[str, list[Any]] = {name: [] for name in shapes}
     place = engine.MODE.anomaly
     try:
         for t in range(T):
+            vars(p).update({name: value[t] for name, value in drawn.items()})
             if place is None:
                 new = take_step(cell, p, xs[t], current, shapes)
             else:
@@ -161,6 +187,7 @@ def scan(
     state: LayerState | None = None,
     *,
     mask: Any = None,
+    noise: Mapping[str, Any] | None = None,
     layer: int = 0,
     executor: str | None = None,
     recompute: int | None = None,
@@ -178,14 +205,15 @@ def scan(
     if executor not in (None, *EXECUTORS):
         raise InputError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
     current = checked_state(cell, params, xs, state, mask)
+    drawn = checked_noise(cell, xs, noise)
     try:
-        made = _program(cell, params, xs, current, mask, executor)
+        made = _program(cell, params, xs, current, mask, drawn, executor)
     except NotCompiled as error:
-        done = unroll(cell, params, xs, state, mask=mask, layer=layer)
+        done = unroll(cell, params, xs, state, mask=mask, noise=noise, layer=layer)
         return dataclasses.replace(done, reason=str(error))
     shapes, _ = specification(cell)
     ordered = {name: current[name] for name in shapes}
-    outputs, states, reason = run_program(made, params, xs, ordered, mask, recompute)
+    outputs, states, reason = run_program(made, params, xs, ordered, mask, drawn, recompute)
     return Unrolled(outputs, {name: sequence[-1] for name, sequence in states.items()}, states, made.name, reason)
 
 
@@ -193,7 +221,13 @@ EXECUTORS = ("llvm", "numpy", "unroll")
 
 
 def _program(
-    cell: Cell, params: Mapping[str, Any], xs: Any, state: Mapping[str, Any], mask: Any, executor: str | None
+    cell: Cell,
+    params: Mapping[str, Any],
+    xs: Any,
+    state: Mapping[str, Any],
+    mask: Any,
+    noise: Mapping[str, Any],
+    executor: str | None,
 ) -> Any:
     """The compiled cell. Raises NotCompiled where only `unroll` can do what is asked for."""
     if executor == "unroll":
@@ -203,7 +237,7 @@ def _program(
     if engine.MODE.listener is not None:
         raise NotCompiled("somebody listens to the taps of every step")
     dtype = xs.dtype
-    for value in (xs, *state.values(), *params.values()):
+    for value in (xs, *state.values(), *params.values(), *noise.values()):
         data = value.data if isinstance(value, Tensor) else value
         if type(data) is not np.ndarray:
             raise NotCompiled("compiled cells run on the CPU, and the arrays are elsewhere")
@@ -211,7 +245,7 @@ def _program(
             raise NotCompiled(f"expected arrays of one floating dtype, got {dtype} and {data.dtype}")
     if mask is not None and mask.dtype != bool:
         raise NotCompiled(f"expected a boolean mask, got {mask.dtype}")
-    return program(cell, xs.shape[1], dtype, mask is not None, executor)
+    return program(cell, xs.shape[1], dtype, mask is not None, executor, bool(noise))
 
 
 @dataclass(frozen=True)

@@ -314,9 +314,7 @@ class Trainer:
     def _gradients(self, x: Array, y: Array, start: State) -> tuple[Forward, Tensor, dict[str, Array]]:
         """One forward and backward pass: the pass itself, the training loss, and the gradient of every parameter."""
         config = self.config
-        forward = self.model.forward(
-            self.params, self._on_device(x), start, rng=self.rng if config.model.dropout else None
-        )
+        forward = self.model.forward(self.params, self._on_device(x), start, rng=self.rng)
         logits = forward.logits
         T = config.data.seq_len
         if len(x) > T:

@@ -61,6 +61,9 @@ class Gated:
     def params(self) -> dict[str, Any]:
         return {"W_xz": SimpleNamespace(shape=(3, 2))}
 
+    def noise(self) -> dict[str, Any]:
+        return {}
+
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         z = engine.tap("z", ops.sigmoid(x @ p.W_xz))
         return {"h": s.h * z, "c": s.c}

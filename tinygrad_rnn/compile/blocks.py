@@ -42,7 +42,7 @@ class BlockedRecord:
     B: int
     xs: Array
     weights: dict[Symbol, Array]
-    mask: Array | None
+    given: Mapping[str, Array]
     states: dict[str, Array]
 
 
@@ -58,14 +58,14 @@ class BlockedProgram:
         self.reason = f"{made.reason}; in blocks of {length} timesteps, which the way back computes again"
 
     def forward(
-        self, xs: Array, start: Mapping[str, Array], weights: Mapping[Symbol, Array], mask: Array | None
+        self, xs: Array, start: Mapping[str, Array], weights: Mapping[Symbol, Array], given: Mapping[str, Array]
     ) -> BlockedRecord:
         """Like the program's own, without what it keeps."""
         T, B, _ = xs.shape
         states = {name: np.empty((T + 1, *value.shape), self.dtype) for name, value in start.items()}
         for name, value in start.items():
             states[name][0] = value
-        record = BlockedRecord(T, B, xs, dict(weights), mask, states)
+        record = BlockedRecord(T, B, xs, dict(weights), given, states)
         for t in range(0, T, self.length):
             done = self.block(record, t)
             for name, held in done.states.items():
@@ -76,8 +76,8 @@ class BlockedProgram:
         """The program's own record of the block that begins at timestep t."""
         end = t + self.length
         start = {name: held[t] for name, held in record.states.items()}
-        mask = None if record.mask is None else record.mask[t:end]
-        return self.made.forward(record.xs[t:end], start, record.weights, mask)
+        given = {key: array[t:end] for key, array in record.given.items()}
+        return self.made.forward(record.xs[t:end], start, record.weights, given)
 
     def backward(
         self,

@@ -8,7 +8,7 @@ Per row a value is `size` numbers, one after the other. Places:
   rows     a buffer with a row for every timestep and every row of the batch (T * B rows)
   scratch  a buffer with a row for every row in work, used again at every timestep
   state    the states: T + 1 times B rows, of which a step reads row t and writes row t + 1
-  given    x, the mask, a weight, or what the executor computes from weights
+  given    x, the mask, noise, a weight, or what the executor computes from weights
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def check(plan: Plan) -> None:
 
 def size_of(a: Symbol, plan: Plan) -> int:
     """Numbers per row of an argument; of a weight, which has no rows, all its numbers."""
-    return size(a) if a in plan.rows or a.kind in ("x", "state", "seed", "mask") else math.prod(a.shape)
+    return size(a) if a in plan.rows or a.kind in ("x", "state", "seed", "mask", "noise") else math.prod(a.shape)
 
 
 # ---------------------------------------------------------------------------------------------- layout
@@ -266,8 +266,8 @@ class _Builder:
     def layout(self) -> Layout:
         plan, step = self.plan, self.plan.step
         self.places[step.x] = [Place("given", "x", size(step.x))]
-        if step.mask is not None:
-            self.places[step.mask] = [Place("given", "mask", 1)]
+        for key, given in step.given.items():
+            self.places[given] = [Place("given", key, size(given))]
         for name, state in step.states.items():
             self.places[state] = [Place("state", name, size(state))]
             self.places[step.new[name]] = [Place("next", name, size(state))]

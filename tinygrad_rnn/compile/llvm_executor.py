@@ -37,7 +37,7 @@ class Record:
     B: int
     xs: Array
     weights: Mapping[Symbol, Array]
-    mask: Array | None
+    given: Mapping[str, Array]
     states: dict[str, Array]
     numbers: Array
     block: Array
@@ -112,7 +112,7 @@ class LLVMProgram:
         self.frames: dict[tuple[int, int], _Frames] = {}
         slots = self.code.slots
         self.x_slot = slots.get("x")
-        self.mask_slot = slots.get("mask")
+        self.given_slots = {key: slots[key] for key in plan.step.given if key in slots}
         self.weight_slots = [(w, slots[f"weight {w.name}"]) for w in plan.weights if f"weight {w.name}" in slots]
         self.once_slots = [(s, slots[f"weight {s.name}"]) for s in plan.once if f"weight {s.name}" in slots]
         self.grad_slots = {w: slots[f"grad {w.name}"] for w in plan.weights if f"grad {w.name}" in slots}
@@ -153,9 +153,12 @@ class LLVMProgram:
         return found
 
     def forward(
-        self, xs: Array, start: Mapping[str, Array], weights: Mapping[Symbol, Array], mask: Array | None
+        self, xs: Array, start: Mapping[str, Array], weights: Mapping[Symbol, Array], given: Mapping[str, Array]
     ) -> Record:
-        """Run xs (T, B, I) from `start`. Everything is C-contiguous and of the program's dtype; the mask too."""
+        """Run xs (T, B, I) from `start`, with mask and noise `given` (T, B, ...) by the keys of `Step.given`.
+
+        Everything is C-contiguous and of the program's dtype; the mask too.
+        """
         T, B, _ = xs.shape
         frames = self.frame(T, B)
         block, numbers = frames.rows.lease()
@@ -165,8 +168,8 @@ class LLVMProgram:
         for name, array in states.items():
             array[0] = start[name]
         known = weights if not self.once and not self.discrete else self.known(weights)
-        self.fill(numbers, xs, known, mask)
-        record = Record(T, B, xs, known, mask, states, numbers, block)
+        self.fill(numbers, xs, known, given)
+        record = Record(T, B, xs, known, given, states, numbers, block)
         if not T * B * self.step_work > WORK:
             self.functions["forward"](address(numbers), T * B, B, 0)
         else:
@@ -185,12 +188,12 @@ class LLVMProgram:
         """
         return Stepping(self, B, _with(weights, self.once) if self.once else weights, inputs)
 
-    def fill(self, numbers: Array, xs: Array, weights: Mapping[Symbol, Array], mask: Array | None) -> None:
+    def fill(self, numbers: Array, xs: Array, weights: Mapping[Symbol, Array], given: Mapping[str, Array]) -> None:
         """Write the addresses of what is given into the table."""
         if self.x_slot is not None:
             numbers[self.x_slot] = address(xs)
-        if self.mask_slot is not None and mask is not None:
-            numbers[self.mask_slot] = address(mask)
+        for key, slot in self.given_slots.items():
+            numbers[slot] = address(given[key])
         for w, slot in self.weight_slots:
             numbers[slot] = address(weights[w])
         for s, slot in self.once_slots:
@@ -285,14 +288,14 @@ class Stepping:
         held = {name: frames.states.array(f"state {name}", states, program.dtype) for name in program.sizes}
         self.before = {name: both[0] for name, both in held.items()}
         self.after = {name: both[1] for name, both in held.items()}
-        program.fill(self.numbers, next(iter(held.values())), weights, None)
+        program.fill(self.numbers, next(iter(held.values())), weights, {})
         self.shared = B * program.step_work > WORK
         self.rows: list[tuple[Array, Array]] = []
         if inputs is not None:
             V = len(inputs)
             every = program.frame(V, 1)
             block, numbers = every.rows.lease()
-            program.fill(numbers, inputs, weights, None)
+            program.fill(numbers, inputs, weights, {})
             program.functions["before"](address(numbers), 0, V, 0)
             self.rows = [
                 (

@@ -58,7 +58,7 @@ class Record:
     B: int
     xs: Array
     weights: dict[Symbol, Array]
-    mask: Array | None
+    given: Mapping[str, Array]
     states: dict[str, Array]
     rows: dict[str, Array]
 
@@ -98,9 +98,12 @@ class NumPyProgram:
     # ------------------------------------------------------------------------------------------ running
 
     def forward(
-        self, xs: Array, start: Mapping[str, Array], weights: Mapping[Symbol, Array], mask: Array | None
+        self, xs: Array, start: Mapping[str, Array], weights: Mapping[Symbol, Array], given: Mapping[str, Array]
     ) -> Record:
-        """Run xs (T, B, I) from `start`. Everything is C-contiguous and of the program's dtype; the mask too."""
+        """Run xs (T, B, I) from `start`, with mask and noise `given` (T, B, ...) by the keys of `Step.given`.
+
+        Everything is C-contiguous and of the program's dtype; the mask too.
+        """
         T, B, _ = xs.shape
         states: dict[str, Array] = {}
         for name, s in self.plan.step.states.items():
@@ -108,7 +111,7 @@ class NumPyProgram:
             states[name] = held[name]
             states[name][0] = start[name]
         rows = _allocated(self.rows, T)
-        record = Record(T, B, xs, _with(weights, self.once, self.copied), mask, states, rows)
+        record = Record(T, B, xs, _with(weights, self.once, self.copied), given, states, rows)
         arrays = self._given(record)
         with np.errstate(all="ignore"):
             self._run_wide(self.before, arrays, T * B)
@@ -119,7 +122,7 @@ class NumPyProgram:
         """One timestep after another of B rows; `inputs` are not looked at."""
 
         def step(x: Array, state: Mapping[str, Array], chosen: Array | None = None) -> dict[str, Array]:
-            return {name: held[-1] for name, held in self.forward(x, state, weights, None).states.items()}
+            return {name: held[-1] for name, held in self.forward(x, state, weights, {}).states.items()}
 
         return step
 
@@ -143,7 +146,13 @@ class NumPyProgram:
         if "dx" in self.back_rows and (wants_x or not self.dx_late):
             rows.update(_allocated({"dx": self.back_rows["dx"]}, T))
         known = Record(
-            T, B, record.xs, _with(record.weights, self.once_back, self.copied), record.mask, record.states, record.rows
+            T,
+            B,
+            record.xs,
+            _with(record.weights, self.once_back, self.copied),
+            record.given,
+            record.states,
+            record.rows,
         )
         arrays = {**self._given(known), **rows}
         carry: dict[str, Array] = {}
@@ -173,8 +182,9 @@ class NumPyProgram:
     def _given(self, record: Record) -> dict[str, Array]:
         """Arrays by key: with a row per timestep, or fixed."""
         arrays = {"x": record.xs, **record.rows}
-        if record.mask is not None:
-            arrays["mask"] = record.mask != 0
+        arrays.update(record.given)
+        if "mask" in arrays:
+            arrays["mask"] = arrays["mask"] != 0
         for name, held in record.states.items():
             arrays[f"state {name}"] = held[:-1]
             arrays[f"next {name}"] = held[1:]
@@ -215,8 +225,7 @@ class NumPyProgram:
         behind = (reads["back"] | reads["after"] | operands) - set(back) - late
 
         self.places[step.x] = "x"
-        if step.mask is not None:
-            self.places[step.mask] = "mask"
+        self.places.update({s: key for key, s in step.given.items()})
         for name, s in step.states.items():
             self.places[s] = f"state {name}"
             self.places[step.new[name]] = f"next {name}"
@@ -249,8 +258,7 @@ class NumPyProgram:
     def _sections(self) -> tuple[list[Symbol], list[Symbol], list[Symbol], list[Symbol]]:
         """The lists of the plan, with what cannot be done for all rows at once moved into the loops."""
         plan = self.plan
-        inputs = {plan.step.x} | ({plan.step.mask} if plan.step.mask is not None else set())
-        ready = {*inputs, *self.static}
+        ready = {plan.step.x, *plan.step.given.values(), *self.static}
         before = []
         for s in plan.before:
             if s in plan.rows and ready.issuperset(s.parents):

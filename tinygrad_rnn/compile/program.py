@@ -29,19 +29,19 @@ class NotCompiled(Exception):
     """No executor can run this; the text says why."""
 
 
-def program(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None) -> Any:
+def program(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None, noisy: bool = False) -> Any:
     """The program of `cell` for B rows by `executor` (None: the fastest), made once and kept with the cell.
 
-    Raises NotCompiled with the reason.
+    `noisy` is the step of training, where the cell draws noise. Raises NotCompiled with the reason.
     """
     kept: Any = cell.__dict__.get("_programs")
     if kept is None or not kept.holds(cell):
         kept = cell.__dict__["_programs"] = _Kept(cell)
-    key = (B, dtype, masked, executor)
+    key = (B, dtype, masked, executor, noisy)
     found = kept.programs.get(key)
     if found is None:
         try:
-            found = _make(cell, B, dtype, masked, executor)
+            found = _make(cell, B, dtype, masked, executor, noisy)
         except (Untraceable, Unsupported) as error:
             found = NotCompiled(str(error))
         kept.programs[key] = found
@@ -77,13 +77,13 @@ class _Kept:
         return same(self.copies, (public(cell), surroundings(cell)))
 
 
-def _make(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None) -> Any:
+def _make(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None, noisy: bool) -> Any:
     from tinygrad_rnn.compile import machine
     from tinygrad_rnn.compile.llvm_executor import LLVMProgram
     from tinygrad_rnn.compile.numpy_executor import NumPyProgram
 
     with engine.recording():  # whatever the rule is outside
-        plan = make_plan(cell, B, dtype, masked)
+        plan = make_plan(cell, B, dtype, masked, noisy)
     reason = "asked for"
     if executor in (None, "llvm"):
         try:
@@ -186,6 +186,7 @@ def run(
     xs: Any,
     state: Mapping[str, Any],
     mask: Any,
+    noise: Mapping[str, Any] | None = None,
     recompute: int | None = None,
 ) -> tuple[Tensor, dict[str, StateSequence], str]:
     """The outputs (T, B, H) and every state at every timestep, on the tape where a gradient may be asked for; and why.
@@ -205,10 +206,11 @@ def run(
     dtype = made.dtype
     solid = [a if a.flags.c_contiguous else np.ascontiguousarray(a) for a in arrays]
     weights = dict(zip(leaves, solid[1 + len(names) :], strict=True))
-    alive = None
-    if mask is not None:
-        alive = np.ascontiguousarray(mask.data if isinstance(mask, Tensor) else mask, dtype)
-    record = made.forward(solid[0], dict(zip(names, solid[1:], strict=False)), weights, alive)
+    given: dict[str, Any] = {} if mask is None else {"mask": mask}
+    given |= {f"noise {name}": value for name, value in (noise or {}).items()}
+    for key, value in given.items():
+        given[key] = np.ascontiguousarray(value.data if isinstance(value, Tensor) else value, dtype)
+    record = made.forward(solid[0], dict(zip(names, solid[1:], strict=False)), weights, given)
     node = None
     order = (plan.step.x, *plan.step.states.values(), *leaves)
     nodes = tuple([a.node if isinstance(a, Tensor) else None for a in inputs])
@@ -363,8 +365,9 @@ def _recorded_vjp(
     for t in range(record.T):
         values = dict(known)
         values[plan.step.x] = inner_x[t]
-        if plan.step.mask is not None:
-            values[plan.step.mask] = Tensor(record.mask[t] != 0)
+        for given, s in plan.step.given.items():
+            array = record.given[given][t]
+            values[s] = Tensor(array != 0 if given == "mask" else array)
         values.update({s: current[name] for name, s in plan.step.states.items()})
         for s in order:
             values[s] = _apply(s, values)

@@ -86,12 +86,12 @@ class Plan:
     origins: dict[str, Symbol] = field(default_factory=dict)
 
 
-def make_plan(cell: Cell, B: int, dtype: Any, masked: bool) -> Plan:
+def make_plan(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool = False) -> Plan:
     """The schedule of `cell` for B rows. Raises Untraceable when the step cannot be traced."""
-    traced = trace_step(cell, B, dtype, masked)
+    traced = trace_step(cell, B, dtype, masked, noisy)
     step, weights, origins = _regrouped(traced)
     plan = Plan(step, traced, weights, origins=origins)
-    leaves = [step.x, *([step.mask] if step.mask is not None else []), *step.states.values()]
+    leaves = step.leaves
     order = [s for s in ancestors(step.new.values()) if s.op is not None]
     plan.once = [s for s in order if _once(s, weights)]
     order = [s for s in order if s not in set(plan.once)]
@@ -116,8 +116,7 @@ def make_plan(cell: Cell, B: int, dtype: Any, masked: bool) -> Plan:
 def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symbol]]:
     """The same step in a graph of its own: parameter-only values as leaves, sums taken apart by when they are known."""
     order = ancestors(traced.new.values())
-    inputs = {traced.x, *traced.states.values(), *([traced.mask] if traced.mask is not None else [])}
-    varying = depends(order, inputs)
+    varying = depends(order, set(traced.leaves))
     of_state = depends(order, set(traced.states.values()))
     uses: dict[Symbol, int] = {}
     for s in [*[a for b in order for a in b.parents], *traced.new.values()]:
@@ -129,9 +128,8 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
     x = made[traced.x] = graph.leaf("x", "x", traced.x.shape, traced.x.dtype)
     states = {name: graph.leaf("state", name, s.shape, s.dtype) for name, s in traced.states.items()}
     made.update({traced.states[name]: s for name, s in states.items()})
-    mask = None
-    if traced.mask is not None:
-        mask = made[traced.mask] = graph.leaf("mask", "mask", traced.mask.shape, traced.mask.dtype)
+    given = {key: graph.leaf(s.kind, s.name, s.shape, s.dtype) for key, s in traced.given.items()}
+    made.update({traced.given[key]: s for key, s in given.items()})
 
     def known(arg: Any) -> Any:
         """The counterpart of an argument: a leaf of its own for what needs parameters alone."""
@@ -213,7 +211,7 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
             origins[name] = result
             result = put(ops.mul, (result, 1.0), value)
         new[name] = result
-    return Step(graph, x, mask, states, {}, new, traced.aliases), weights, origins
+    return Step(graph, x, given, states, {}, new, traced.aliases), weights, origins
 
 
 def _apart(s: Symbol, taken: set[Symbol]) -> Symbol:
@@ -314,8 +312,7 @@ def _derive(plan: Plan) -> None:
     if plan.dx is not None:
         plan.dx = _apart(plan.dx, taken)
     new = [s for s in graph.symbols[fresh:] if s.op is not None]
-    leaves = [step.x, *([step.mask] if step.mask is not None else []), *step.states.values(), *plan.seeds.values()]
-    known = {*plan.rows, *leaves}
+    known = {*plan.rows, *step.leaves, *plan.seeds.values()}
     for s in new:
         if rowwise(s, known):
             known.add(s)

@@ -193,7 +193,7 @@ class _Names:
 
 def _name_forward(names: _Names, step: Step, order: Sequence[Symbol], before: Iterable[Symbol] = ()) -> None:
     """States after the step, taps, what goes into a nonlinearity, and what is known of that before the loop."""
-    for s in (step.x, *step.states.values(), *([step.mask] if step.mask is not None else []), *step.params.values()):
+    for s in (*step.leaves, *step.params.values()):
         names.give(s, s.name)
     for name, value in step.new.items():
         names.give(value, f"{name}'")
@@ -372,7 +372,7 @@ def _traced(step: Step, folded: bool) -> list[GraphPart]:
     found = pullback(outputs, [*targets, *step.new.values()])
     wanted = [found[s] for s in targets if s in found]
     back = [s for s in ancestors(wanted) if s.op is not None and s.number >= fresh]
-    rows = _rows([step.x, step.mask, *step.states.values(), *seeds.values()], graph.symbols)
+    rows = _rows([*step.leaves, *seeds.values()], graph.symbols)
     names = _Names()
     _name_forward(names, step, order)
     for name, value in step.new.items():

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, engine, ops
-from tinygrad_rnn.cell import Cell, specification
+from tinygrad_rnn.cell import Cell, noise_of, specification
 from tinygrad_rnn.engine import Op, Scatter, Variable, pull, sum_to
 from tinygrad_rnn.tensor import Algebra
 
@@ -31,8 +31,8 @@ class Untraceable(Exception):
 class Symbol(Algebra):
     """A value in a traced graph: an op applied to symbols and Python numbers, or a leaf with a name.
 
-    `kind` of a leaf is "x", "mask", "state", "param", "weight" (what stands for a value of parameters alone) or "seed"
-    (the gradient that reaches a new state); of anything else it is "op".
+    `kind` of a leaf is "x", "mask", "noise", "state", "param", "weight" (what stands for a value of parameters alone)
+    or "seed" (the gradient that reaches a new state); of anything else it is "op".
     """
 
     __slots__ = ("_shape", "args", "dtype", "graph", "kind", "name", "number", "op", "static", "where")
@@ -239,22 +239,35 @@ SUM_TO = _internal(lambda a: sum_to(a, (1, 1)), (1, 2))  # type: ignore[arg-type
 class Step:
     """One timestep as a graph: leaves by name, and the symbol of every new state.
 
+    `given` has what comes with every timestep beside x, and has no gradient: "mask", and "noise NAME".
     `aliases` has the states that are no value of their own: the state whose tensor they share, and how many timesteps
     before; "" is the input. Such a tensor has one gradient.
     """
 
     graph: Graph
     x: Symbol
-    mask: Symbol | None
+    given: dict[str, Symbol]
     states: dict[str, Symbol]
     params: dict[str, Symbol]
     new: dict[str, Symbol]
     aliases: dict[str, tuple[str, int]]
 
+    @property
+    def mask(self) -> Symbol | None:
+        return self.given.get("mask")
 
-def trace_step(cell: Cell, B: int, dtype: Any, masked: bool) -> Step:
-    """The step of `cell` for B rows. Raises Untraceable, also for a step that is not the same twice."""
-    first, second = (_trace(cell, B, dtype, masked) for _ in range(2))
+    @property
+    def leaves(self) -> list[Symbol]:
+        """What differs from timestep to timestep."""
+        return [self.x, *self.given.values(), *self.states.values()]
+
+
+def trace_step(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool = False) -> Step:
+    """The step of `cell` for B rows; `noisy` as in training, with random numbers for those that the cell asks for.
+
+    Raises Untraceable, also for a step that is not the same twice.
+    """
+    first, second = (_trace(cell, B, dtype, masked, noisy) for _ in range(2))
     one, two = (_signature(step) for step in (first, second))
     if one != two:
         where = next((a[-1] for a, b in zip(one, two, strict=False) if a != b and a[-1]), "")
@@ -274,20 +287,24 @@ def _signature(step: Step) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _trace(cell: Cell, B: int, dtype: Any, masked: bool) -> Step:
+def _trace(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool) -> Step:
     shapes, declared = specification(cell)
     graph = Graph(getattr(sys.modules.get(type(cell).__module__), "__file__", None), B)
     x = graph.leaf("x", "x", (B, cell.I), dtype)
     states = {name: graph.leaf("state", name, (B, *spec.shape), dtype) for name, spec in shapes.items()}
     params = {name: graph.leaf("param", name, spec.shape, dtype) for name, spec in declared.items()}
-    mask = graph.leaf("mask", "mask", (B,), bool) if masked else None
+    given = {"mask": graph.leaf("mask", "mask", (B,), bool)} if masked else {}
+    random_numbers: dict[str, Any] = {name: kind.mean for name, kind in noise_of(cell).items()}
+    if noisy:
+        for name, kind in noise_of(cell).items():
+            random_numbers[name] = given[f"noise {name}"] = graph.leaf("noise", name, (B, *kind.shape), dtype)
 
     def heard(name: str, value: Any) -> None:
         if isinstance(value, Symbol) and value.kind == "op":
             graph.taps.setdefault(value.number, name)
 
     shadow = _shadow(cell, graph)
-    p = _Given(graph, params)
+    p = _Given(graph, {**params, **random_numbers})
     chance = _chance()
     around = copy.deepcopy(surroundings(cell))
     try:
@@ -322,12 +339,12 @@ def _trace(cell: Cell, B: int, dtype: Any, masked: bool) -> Step:
     for name, value in new.items():
         if value.shape != states[name].shape or value.dtype != states[name].dtype:
             raise Untraceable(f"state {name} has another shape or dtype after the step")
-    aliases = {} if mask is not None else _copied(graph, x, states, new)
-    if mask is not None:
+    aliases = {} if masked else _copied(graph, x, states, new)
+    if masked:
         for name, value in new.items():
-            alive = ops.reshape(mask, (B,) + (1,) * (len(value.shape) - 1))
+            alive = ops.reshape(given["mask"], (B,) + (1,) * (len(value.shape) - 1))
             new[name] = ops.where(alive, value, states[name])
-    return Step(graph, x, mask, states, params, new, aliases)
+    return Step(graph, x, given, states, params, new, aliases)
 
 
 def _copied(
@@ -339,13 +356,14 @@ def _copied(
     for name, value in list(new.items()):
         if value is x:
             aliases[name] = ("", 0)
-        elif value.op is None:
+        elif value.kind == "state":
             aliases[name] = next((old, 1) for old, state in states.items() if state is value)
         elif value in seen:
             aliases[name] = (seen[value], 0)
         else:
             seen[value] = name
-            continue
+            if value.op is not None:
+                continue
         new[name] = graph.apply(ops.mul, (value, 1.0), {})
     return aliases
 
@@ -361,7 +379,7 @@ def _chance() -> tuple[Any, Any]:
 class _Given(SimpleNamespace):
     """Final. The parameters of a step that is traced: to be read."""
 
-    def __init__(self, graph: Graph, params: Mapping[str, Symbol]) -> None:
+    def __init__(self, graph: Graph, params: Mapping[str, Any]) -> None:
         super().__init__(**params)
         object.__setattr__(self, "__graph", graph)
 
@@ -407,6 +425,8 @@ def same(a: Any, b: Any) -> bool:
         return same(a.bit_generator.state, b.bit_generator.state)
     if isinstance(a, random.Random):
         return bool(a.getstate() == b.getstate())
+    if isinstance(a, Cell):
+        return same(public(a), public(b))
     if getattr(type(a), "__eq__", None) is getattr(object, "__eq__", None) and hasattr(a, "__dict__"):
         return same(vars(a), vars(b))
     try:
@@ -427,6 +447,9 @@ def surroundings(cell: Cell) -> dict[str, Any]:
     Numbers, texts and containers by name, also of functions of that module that the step calls, and of the class.
     """
     found: dict[str, Any] = {}
+    for value in public(cell).values():
+        if isinstance(value, Cell):  # which does the step, or a part of it
+            found.update(surroundings(value))
     for kind in type(cell).__mro__[: type(cell).__mro__.index(Cell)]:
         for name, value in vars(kind).items():
             if isinstance(value, bool | int | float | list | dict | np.ndarray) and not name.startswith("_"):
