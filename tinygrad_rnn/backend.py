@@ -1,6 +1,6 @@
 """Arrays and where they live: the one file that names cupy.
 
-Ops call NumPy's functions; an array that is not NumPy's (CuPy's, or the guard arrays of the tests)
+Ops call NumPy's functions; an array that is not NumPy's (CuPy's, or a guard array)
 takes the call over through ``__array_ufunc__`` and ``__array_function__``. So the owner of the data
 decides, and only creation (`Device.xp`), copies between devices and scatter-add need this module.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from tinygrad_rnn.errors import DeviceError
 
-Array = Any  # numpy.ndarray, cupy.ndarray, or a guard array in tests
+Array = Any  # numpy.ndarray, cupy.ndarray, or a guard array
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from tinygrad_rnn import guard as guard_arrays
+
 EXECUTORS = ("numpy", "llvm")
 
 
-def load(name: str, folder: Path = Path(__file__).parent) -> Any:
-    """A module of a test folder by its name: with --import-mode=importlib the folder is not on sys.path."""
+def load(name: str) -> Any:
+    """A module of this folder by its name: with --import-mode=importlib the folder is not on sys.path."""
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
@@ -46,5 +48,5 @@ def executor(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def guard() -> Any:
-    """Arrays that behave as those of another device: tests/guard.py."""
-    return load("guard", Path(__file__).parent.parent)
+    """Arrays that behave as those of another device."""
+    return guard_arrays

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-
-def _load_guard() -> Any:
-    """tests/guard.py, whatever started pytest: with --import-mode=importlib the folder is not on the path."""
-    if "guard" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("guard", Path(__file__).parent.parent / "guard.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["guard"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["guard"]
+from tinygrad_rnn import guard as guard_arrays
 
 
 @dataclass(frozen=True)
@@ -35,7 +23,7 @@ class Place:
 
 @pytest.fixture(scope="session")
 def guard() -> Any:
-    return _load_guard()
+    return guard_arrays
 
 
 @pytest.fixture(scope="session", params=["numpy", "guard", pytest.param("cupy", marks=pytest.mark.gpu)])
@@ -43,7 +31,7 @@ def place(request: pytest.FixtureRequest) -> Place:
     if request.param == "numpy":
         return Place("numpy", np.asarray, np.asarray)
     if request.param == "guard":
-        return Place("guard", _load_guard().asarray, lambda array: array.get())
+        return Place("guard", guard_arrays.asarray, lambda array: array.get())
     cupy = pytest.importorskip("cupy", reason="needs CuPy")
     try:
         count = cupy.cuda.runtime.getDeviceCount()

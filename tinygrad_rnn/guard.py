@@ -1,8 +1,9 @@
 """The guard array: NumPy inside, CuPy's manners outside, so that mistakes only a GPU would show fail on every machine.
 
-What CuPy 13.3 and 14 do, as their `ndarray.__array_ufunc__` and `__array_function__` do it:
-no implicit way to the host, no mixing with numpy.ndarray, 0-d arrays where NumPy gives scalars, and only the functions
-that CuPy has. Stricter than CuPy in one thing: an index on the host is refused, where CuPy copies it at every use.
+For `testing` and our own tests. It does what CuPy 13.3 and 14 do, as their `ndarray.__array_ufunc__` and
+`__array_function__` do it: no implicit way to the host, no mixing with numpy.ndarray, 0-d arrays where NumPy gives
+scalars, and only the functions that CuPy has. Stricter than CuPy in one thing: an index on the host is refused, where
+CuPy copies it at every use.
 """
 
 from __future__ import annotations
@@ -204,26 +205,27 @@ def _operator(name: str, ufunc: np.ufunc, *, reflected: bool) -> None:
         setattr(Array, f"__i{name}__", in_place)
 
 
-for _name, _ufunc in (
-    ("add", np.add),
-    ("sub", np.subtract),
-    ("mul", np.multiply),
-    ("truediv", np.true_divide),
-    ("pow", np.power),
-    ("mod", np.remainder),
-):
-    _operator(_name, _ufunc, reflected=True)
-for _name, _ufunc in (
-    ("matmul", np.matmul),
-    ("eq", np.equal),
-    ("ne", np.not_equal),
-    ("lt", np.less),
-    ("le", np.less_equal),
-    ("gt", np.greater),
-    ("ge", np.greater_equal),
-):
-    _operator(_name, _ufunc, reflected=False)
-for _name, _ufunc in (("neg", np.negative), ("abs", np.absolute), ("invert", np.invert)):
+_BINARY: dict[str, Any] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "truediv": np.true_divide,
+    "pow": np.power,
+    "mod": np.remainder,
+}
+_ONE_SIDED: dict[str, Any] = {
+    "matmul": np.matmul,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
+_UNARY: dict[str, Any] = {"neg": np.negative, "abs": np.absolute, "invert": np.invert}
+for _name, _ufunc in (_BINARY | _ONE_SIDED).items():
+    _operator(_name, _ufunc, reflected=_name in _BINARY)
+for _name, _ufunc in _UNARY.items():
     setattr(Array, f"__{_name}__", lambda self, _ufunc=_ufunc: _ufunc(self))
 
 
