@@ -53,7 +53,7 @@ def save(
     """
     target = Path(path)
     text = to_json(meta, f"checkpoint {target}: meta", indent=None)
-    host = {name: _contiguous(name, array) for name, array in arrays.items()}
+    host = {name: contiguous(name, array) for name, array in arrays.items()}
     digest = _digest(text, host)
     data = safetensors.numpy.save(host, {"format": FORMAT, "meta": text, "sha256": digest})
     good = target if target.is_file() else last_good
@@ -121,6 +121,24 @@ def to_json(value: Any, what: str, indent: int | None) -> str:
         ) from error
 
 
+def contiguous(name: str, array: Array) -> np.ndarray[Any, Any]:
+    """`array` on the host, C-contiguous, little-endian, its shape unchanged: as safetensors can write it.
+
+    safetensors 0.8.0 writes the memory of a ``.T`` view in the wrong order without a word.
+    np.ascontiguousarray would turn 0-d into 1-d.
+    Raises InputError, with the array's `name`, for a dtype that safetensors cannot hold.
+    """
+    host = np.asarray(to_host(array), order="C")
+    if host.dtype.name not in _DTYPES:
+        raise InputError(
+            f"checkpoint: expected a bool, integer or floating array for {name!r}, got dtype "
+            f"{host.dtype}; convert it first"
+        )
+    if name == "__metadata__":
+        raise InputError("checkpoint: the array name '__metadata__' belongs to safetensors; rename it")
+    return host.astype(host.dtype.newbyteorder("<"), order="C", copy=False)
+
+
 def is_temporary(path: Path) -> bool:
     """Whether `path` is named like an unfinished file of this module, left by a process that was killed."""
     return re.fullmatch(r"\..+\.\d+\.[0-9a-f]{8}\.tmp", path.name) is not None
@@ -157,23 +175,6 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
-
-
-def _contiguous(name: str, array: Array) -> np.ndarray[Any, Any]:
-    """`array` on the host, C-contiguous, little-endian, its shape unchanged.
-
-    safetensors 0.8.0 writes the memory of a ``.T`` view in the wrong order without a word.
-    np.ascontiguousarray would turn 0-d into 1-d.
-    """
-    host = np.asarray(to_host(array), order="C")
-    if host.dtype.name not in _DTYPES:
-        raise InputError(
-            f"checkpoint: expected a bool, integer or floating array for {name!r}, got dtype "
-            f"{host.dtype}; convert it first"
-        )
-    if name == "__metadata__":
-        raise InputError("checkpoint: the array name '__metadata__' belongs to safetensors; rename it")
-    return host.astype(host.dtype.newbyteorder("<"), order="C", copy=False)
 
 
 def _digest(meta: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""A model taken up again from a run folder: checked against the code and the data it was made with."""
+"""A model put into a run folder, and taken up again: checked against the code and the data it was made with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygrad_rnn import backend
 from tinygrad_rnn.backend import Device
-from tinygrad_rnn.config import RunConfig
+from tinygrad_rnn.config import RunConfig, as_dict
 from tinygrad_rnn.data import Vocabulary
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, PluginError
 from tinygrad_rnn.model import Model, Params, build_model
@@ -20,6 +20,7 @@ from tinygrad_rnn.run import (
     DESCRIPTION,
     Run,
     best_checkpoint,
+    create_run,
     describe,
     described,
     latest_checkpoint,
@@ -30,6 +31,7 @@ from tinygrad_rnn.run import (
 from tinygrad_rnn.tensor import Tensor
 
 PARAMS = "params/"
+IMPORTED = "imported"  # the entry of run.json that says which file a run was imported from
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,41 @@ def place_params(
             backend.from_host(array.astype(dtype, copy=False), device.xp), requires_grad=spec.role != "buffer"
         )
     return params
+
+
+def new_run(
+    path: str | Path,
+    config: RunConfig,
+    model: Model,
+    entry: CellEntry,
+    vocabulary: Vocabulary,
+    *,
+    data: Mapping[str, Any],
+    device: str,
+    plugins: Sequence[str | Path] = (),
+    origin: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """A run folder whose run.json describes `model`; it holds no checkpoint yet.
+
+    `data` says which text it is trained on (sha256, source, characters), `origin` where its weights come from.
+    Raises FileError where a run stands already and `overwrite` is off, or where the folder cannot be made.
+    """
+    return create_run(
+        path,
+        {
+            "config": as_dict(config),
+            "cell": entry.identity.to_json(),
+            "plugins": [str(Path(plugin).resolve()) for plugin in plugins],
+            "data": dict(data),
+            "vocabulary": vocabulary.to_json(),
+            "device": device,
+            "seed": config.train.seed,
+            **(origin or {}),
+            "parameters": model.count(),
+        },
+        overwrite=overwrite,
+    )
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,13 @@ from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFinit
 from tinygrad_rnn.evaluate import mean_loss
 from tinygrad_rnn.model import Forward, Model, Params, State, build_model, detach
 from tinygrad_rnn.registry import CellEntry
-from tinygrad_rnn.restore import PARAMS, find_cell, load_run_model, open_with_cell, place_params
+from tinygrad_rnn.restore import IMPORTED, PARAMS, find_cell, load_run_model, new_run, open_with_cell, place_params
 from tinygrad_rnn.run import (
     METRICS,
     TEXT,
     Run,
     append_metrics,
     checkpoints,
-    create_run,
     describe,
     described,
     latest_checkpoint,
@@ -575,19 +574,16 @@ def start_training(
         params = place_params(model, arrays, config.train.dtype, device, str(init_from))
     Streams(dataset.train, config.data.batch, config.data.seq_len)
     _first_step(model, params, device)
-    run = create_run(
+    run = new_run(
         out,
-        {
-            "config": as_dict(config),
-            "cell": entry.identity.to_json(),
-            "plugins": [str(Path(path).resolve()) for path in plugins],
-            "data": {"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters},
-            "vocabulary": vocabulary.to_json(),
-            "device": device.name,
-            "seed": config.train.seed,
-            "init_from": None if init_from is None else str(Path(init_from).absolute()),
-            "parameters": model.count(),
-        },
+        config,
+        model,
+        entry,
+        vocabulary,
+        data={"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters},
+        device=device.name,
+        plugins=plugins,
+        origin={"init_from": None if init_from is None else str(Path(init_from).absolute())},
         overwrite=overwrite,
     )
     if stdin_text is not None:
@@ -612,6 +608,11 @@ def resume_training(
     """
     opened = open_with_cell(path, plugins=plugins, third_party=third_party, allow_changed_cell=allow_changed_cell)
     run, config, vocabulary = opened.run, opened.config, opened.vocabulary
+    if IMPORTED in describe(run):
+        raise InputError(
+            f"run {run.path} was imported: it holds weights, and no optimiser or text to continue with; train a new "
+            f"run from them: train TEXT --init-from {run.path}, with the same --cell, --hidden, --layers and --embed"
+        )
     changes: dict[str, Any] = {}
     if steps is not None or epochs is not None:
         changes = {"steps": steps or 0, "epochs": epochs or config.train.epochs}
