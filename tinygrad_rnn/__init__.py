@@ -147,6 +147,8 @@ if TYPE_CHECKING:
     from tinygrad_rnn.train import plan as plan
     from tinygrad_rnn.train import resume_training as resume_training
     from tinygrad_rnn.train import start_training as start_training
+    from tinygrad_rnn.wrap import WRAPPERS as WRAPPERS
+    from tinygrad_rnn.wrap import wrap_cell as wrap_cell
 
     # To a type checker an import under another name is private unless it stands here.
     __all__ = [
@@ -196,6 +198,7 @@ _PUBLIC = {
         "DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated Watched "
         "plan resume_training start_training"
     ),
+    "wrap": "WRAPPERS wrap_cell",
 }
 _SOURCES = {
     name.rpartition(":")[2]: (module, name.partition(":")[0])

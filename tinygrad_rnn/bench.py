@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,22 +35,30 @@ class TrainedStep:
 
 
 def training_step(
-    entry: CellEntry, shape: Sequence[int], *, executor: str | None = None, seed: int = 0
+    entry: CellEntry,
+    shape: Sequence[int],
+    *,
+    options: Mapping[str, Any] | None = None,
+    wrap: Sequence[str] = (),
+    executor: str | None = None,
+    seed: int = 0,
 ) -> Callable[[], TrainedStep]:
     """A function that does one training step of a model of the cell `entry`, the same one at every call.
 
-    `shape` is (V, H, L, B, T); `executor` as in `scan`, None for the fastest. Parameters and symbols come from `seed`.
-    Raises InputError for a shape or an executor that cannot work.
+    `shape` is (V, H, L, B, T); `options` and `wrap` are those of the cell; `executor` as in `scan`, None for the
+    fastest. Parameters, symbols and noise come from `seed`.
+    Raises InputError for a shape, an option or an executor that cannot work.
     """
     V, H, L, B, T = _checked(shape)
-    model = build_model(ModelConfig(cell=entry.identity.name, hidden=H, layers=L), V, entry)
+    cell = {"cell": entry.identity.name, "cell_options": options or {}, "wrap": tuple(wrap)}
+    model = build_model(ModelConfig(**cell, hidden=H, layers=L), V, entry)
     rng = np.random.default_rng(seed)
     params = model.init(rng, np.float32)
     trained = [name for name, value in params.items() if value.requires_grad]
     x, y = rng.integers(0, V, (2, T, B))
 
     def step() -> TrainedStep:
-        forward = model.forward(params, x, executor=executor)
+        forward = model.forward(params, x, rng=np.random.default_rng(seed), executor=executor)
         loss = cross_entropy(forward.logits, y)
         found = grad(loss, [params[name] for name in trained])
         return TrainedStep(forward, loss, dict(zip(trained, found, strict=True)))
@@ -59,18 +67,25 @@ def training_step(
 
 
 def bench(
-    entry: CellEntry, shape: Sequence[int], *, executor: str | None = None, runs: int = 10, seed: int = 0
+    entry: CellEntry,
+    shape: Sequence[int],
+    *,
+    options: Mapping[str, Any] | None = None,
+    wrap: Sequence[str] = (),
+    executor: str | None = None,
+    runs: int = 10,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Time `training_step` in this process: one row, as JSON values.
 
-    ``cell``, ``shape``, ``executor`` (the one that ran; several, joined by +, where layers differ), ``ms`` (median of
+    ``cell`` (with its wrappers), ``shape``, ``executor`` (the one that ran; several, joined by +, where layers differ), ``ms`` (median of
     `runs` calls) and ``min_ms``, both behind two calls that are not counted, and ``first_s``, seconds of the first
     call, in which whatever has to be compiled is compiled.
     Raises InputError as `training_step` does, and for fewer than one run.
     """
     if runs < 1:
         raise InputError(f"bench: expected at least 1 run, got {runs}")
-    step = training_step(entry, shape, executor=executor, seed=seed)
+    step = training_step(entry, shape, options=options, wrap=wrap, executor=executor, seed=seed)
     began = time.perf_counter()
     done = step()
     first = time.perf_counter() - began
@@ -83,7 +98,7 @@ def bench(
         step()
         times.append((time.perf_counter() - began) * 1e3)
     return {
-        "cell": entry.identity.name,
+        "cell": "+".join([entry.identity.name, *wrap]),
         "shape": list(shape),
         "executor": ran,
         "ms": statistics.median(times),

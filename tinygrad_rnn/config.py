@@ -36,6 +36,9 @@ class ModelConfig:
 
     cell: str = setting("lstm", "the recurrent cell, by its registered name")
     cell_options: Mapping[str, Scalar] = setting({}, "options of the cell", flag="cell-opt", metavar="KEY=VALUE")
+    wrap: tuple[str, ...] = setting(
+        (), "put the cell into a wrapper: zoneout:RATE, recurrent_dropout:RATE, layernorm, residual, highway"
+    )
     hidden: int = setting(128, "hidden units per layer (H)", minimum=1)
     layers: int = setting(2, "stacked layers", minimum=1)
     embed: str = setting(

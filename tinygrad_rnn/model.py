@@ -23,6 +23,7 @@ from tinygrad_rnn.ops.index import checked_ids
 from tinygrad_rnn.registry import CellEntry
 from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, scan, start_state
 from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.wrap import wrap_cell
 
 Params = dict[str, Tensor]
 State = list[dict[str, Any]]  # one dict of states per layer
@@ -198,8 +199,11 @@ def layer_params(params: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
 
 
 def _override(spec: Param, config: ModelConfig) -> Param:
-    """The initialiser that the configuration asks for; a bias that the cell does not start at zero keeps its own."""
-    if spec.role in ("input", "recurrent") and config.init != "cell":
+    """The initialiser that the configuration asks for.
+
+    A bias that the cell does not start at zero keeps its own, and so does a vector that a matrix's cannot fill.
+    """
+    if spec.role in ("input", "recurrent") and config.init != "cell" and nn.fills(config.init, spec.shape):
         return Param(spec.shape, config.init, spec.role)
     if spec.role == "bias" and spec.init == "zeros" and config.init_bias != "cell":
         return Param(spec.shape, config.init_bias, spec.role)
@@ -248,8 +252,9 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
         if text != "cell":
             nn.parse_initialiser(text)
     first = input_size(config, V)
+    cls = wrap_cell(entry.cls, config.wrap)
     cells = tuple(
-        entry.cls(first if i == 0 else config.hidden, config.hidden, config.cell_options) for i in range(config.layers)
+        cls(first if i == 0 else config.hidden, config.hidden, config.cell_options) for i in range(config.layers)
     )
     for cell in cells:
         states, _ = specification(cell)

@@ -280,6 +280,10 @@ def _option(key: str, short: Sequence[str] = (), hidden: bool = False, section: 
             metavar=declared.metadata["metavar"],
             **{**facts, "help": f"{facts['help']}; repeat for several (see: cells info NAME)", "shown": ""},
         )
+    if isinstance(default, tuple):
+        return Flag(
+            [f"--{flag}", name], multiple=True, type=str, **{**facts, "help": f"{facts['help']}; repeat for several"}
+        )
     return Flag([f"--{flag}", *short, name], type=_SettingType(key), **facts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,34 @@ _matmul.vjp(
 )
 
 
+class Factor:
+    """Final. A matrix that computes its products itself: ``a @ factor`` is ``product(a, matrix)``.
+
+    A wrapper puts it in the place of a cell's matrix, and so changes what the cell's products are.
+    """
+
+    __slots__ = ("matrix", "product")
+    __array_ufunc__ = None  # a NumPy array on the left leaves the product to us
+
+    def __init__(self, matrix: Any, product: Callable[[Any, Any], Any]) -> None:
+        self.matrix = matrix
+        self.product = product
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.matrix.shape)
+
+    def __rmatmul__(self, a: Any) -> Any:
+        return self.product(a, self.matrix)
+
+
 def matmul(a: Any, b: Any) -> Any:
     """The matrix product of a (..., n, k) and b (..., k, m), batched over the leading axes; vectors as in NumPy.
 
     Raises ShapeError when the inner sizes differ or one side is a scalar.
     """
+    if type(b) is Factor:
+        return b.product(a, b.matrix)
     rank_a, rank_b = len(a.shape), len(b.shape)
     if rank_a == 2 and rank_b == 2:
         return _matmul(a, b)
