@@ -15,6 +15,7 @@ import tinygrad_rnn as tr
 from tinygrad_rnn_cli import peers
 from tinygrad_rnn_cli.console import detail, emit, emit_json, note, paint, table
 from tinygrad_rnn_cli.main import USAGE, Group
+from tinygrad_rnn_cli.new import new
 from tinygrad_rnn_cli.options import Command, Flag, common, given, load_plugins, resolve, settings, spell
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ _I, _H = 10007, 10009
 @click.group(cls=Group)
 def cells() -> None:
     """Recurrent cells: built-in ones, installed plugins, files given with --plugin."""
+
+
+cells.add_command(new)
 
 
 @cells.command("list", cls=Command)
