@@ -92,8 +92,15 @@ if TYPE_CHECKING:
     from tinygrad_rnn.evaluate import score as score
     from tinygrad_rnn.graph import cell_to_dot as cell_to_dot
     from tinygrad_rnn.graph import to_dot as to_dot
+    from tinygrad_rnn.interchange import Imported as Imported
+    from tinygrad_rnn.interchange import StateDict as StateDict
     from tinygrad_rnn.interchange import from_torch as from_torch
+    from tinygrad_rnn.interchange import import_torch as import_torch
+    from tinygrad_rnn.interchange import read_state_dict as read_state_dict
+    from tinygrad_rnn.interchange import read_vocabulary as read_vocabulary
+    from tinygrad_rnn.interchange import save_torch as save_torch
     from tinygrad_rnn.interchange import to_torch as to_torch
+    from tinygrad_rnn.interchange import torch_code as torch_code
     from tinygrad_rnn.model import Forward as Forward
     from tinygrad_rnn.model import Model as Model
     from tinygrad_rnn.model import build_model as build_model
@@ -183,7 +190,9 @@ _PUBLIC = {
     ),
     "evaluate": "Score score",
     "graph": "cell_to_dot to_dot",
-    "interchange": "from_torch to_torch",
+    "interchange": (
+        "Imported StateDict from_torch import_torch read_state_dict read_vocabulary save_torch to_torch torch_code"
+    ),
     "model": "Forward Model build_model",
     "options": "check_limits coerce field_types parse_options",
     "plots": "gradnorm_figure loss_figure save_figure",

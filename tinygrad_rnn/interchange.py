@@ -1,6 +1,7 @@
-"""Weights to and from PyTorch, by name: plain NumPy arrays on both sides, PyTorch itself is not imported.
+"""Weights to and from PyTorch: plain NumPy arrays by PyTorch's names, their files, and runs made of them.
 
-The names are those of ``torch.nn.RNN``, ``LSTM`` and ``GRU`` (2.13), for all layers of one module:
+PyTorch itself is not imported. The names are those of ``torch.nn.RNN``, ``LSTM`` and ``GRU`` (2.13), for all layers of
+one module:
 
     ours                                    theirs
     embed.W (V, I)                          embed.weight (V, I), a torch.nn.Embedding; no entry for one-hot input
@@ -12,26 +13,53 @@ The names are those of ``torch.nn.RNN``, ``LSTM`` and ``GRU`` (2.13), for all la
 Order of the gates: lstm i, f, g, o; gru r, z, n. PyTorch has two biases that only ever appear as a sum; it goes into
 bias_ih, and the way back adds the two. The one exception is the n gate of a GRU, whose second bias is multiplied by r:
 b_hn goes into bias_hh and comes back from there.
+
+A file is safetensors: arrays and text, nothing that could be executed. `save_torch` writes one, `read_state_dict` reads
+anybody's, `recognise` finds out what its arrays are, `import_torch` makes a run of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from tinygrad_rnn import backend
 from tinygrad_rnn.cell import Cell
-from tinygrad_rnn.errors import InputError, ShapeError
-from tinygrad_rnn.model import Model, Params
+from tinygrad_rnn.checkpoint import contiguous, to_json, write_bytes_atomic
+from tinygrad_rnn.config import ModelConfig, RunConfig
+from tinygrad_rnn.data import Vocabulary
+from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, ShapeError, nearest
+from tinygrad_rnn.model import Model, Params, build_model
+from tinygrad_rnn.restore import IMPORTED, PARAMS, find_cell, new_run
+from tinygrad_rnn.run import Run, save_run_checkpoint, versions
 from tinygrad_rnn.tensor import Tensor
 
 HostArray = np.ndarray[Any, Any]
 
 # cell -> the names of its gates in the order of PyTorch's blocks; an rnn has one block, called h
 _GATES = {"rnn": "h", "lstm": "ifgo", "gru": "rzn"}
-_EXPRESSIBLE = "rnn (activation=tanh or relu), lstm and gru (form=reset_after)"
+_EXPRESSIBLE = "rnn (activation=tanh or relu), lstm and gru (form=reset_after), without wrappers"
+_MODULES = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+_RECURRENT = re.compile(r"(.*?)(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)_l\d+(_reverse)?")
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_CONVERT = (
+    "import sys, torch, safetensors.torch as s; s.save_file({k: v.clone().contiguous() for k, v in "
+    'torch.load(sys.argv[1], "cpu", weights_only=True).items()}, sys.argv[2])'
+)
+
+
+# ---------------------------------------------------------------------------------------------- arrays
 
 
 def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> dict[str, HostArray]:
@@ -55,7 +83,7 @@ def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> di
     if "embed.W" in wanted:
         theirs["embed.weight"] = ours["embed.W"].copy()
     for k, cell in enumerate(model.cells):
-        gates = _gates(cell)
+        gates = _gates(model, cell)
         own = f"layers.{k}."
         first = [ours[f"{own}b_{gate}"] for gate in gates]
         second = [
@@ -86,7 +114,7 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
     if model.config.embed != "onehot":
         shapes["embed.weight"] = (model.V, model.cells[0].I)
     for k, cell in enumerate(model.cells):
-        rows = len(_gates(cell)) * H
+        rows = len(_gates(model, cell)) * H
         shapes |= {
             f"{prefix}weight_ih_l{k}": (rows, cell.I),
             f"{prefix}weight_hh_l{k}": (rows, H),
@@ -111,7 +139,7 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
     if "embed.weight" in theirs:
         ours["embed.W"] = theirs["embed.weight"]
     for k, cell in enumerate(model.cells):
-        gates = _gates(cell)
+        gates = _gates(model, cell)
         own = f"layers.{k}."
         weights, recurrent, first, second = (
             np.split(theirs[f"{prefix}{name}_l{k}"], len(gates))
@@ -128,11 +156,13 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
     return {name: Tensor(backend.from_host(ours[name].copy("C"), xp), requires_grad=True) for name in model.params()}
 
 
-def _gates(cell: Cell) -> str:
-    """The gates of `cell` in PyTorch's order. Raises InputError where PyTorch has no such module."""
+def _gates(model: Model, cell: Cell) -> str:
+    """The gates of a cell of `model` in PyTorch's order. Raises InputError where PyTorch has no such module."""
     reason = ""
     if cell.name not in _GATES:
         reason = f"cell {cell.name} has no module in torch.nn"
+    elif model.config.wrap:
+        reason = f"cell {cell.name} with --wrap {' '.join(model.config.wrap)} has no module in torch.nn"
     elif cell.name == "rnn" and cell.options.activation not in ("tanh", "relu"):
         reason = f"torch.nn.RNN has no activation={cell.options.activation}"
     elif cell.name == "gru" and cell.options.form != "reset_after":
@@ -140,3 +170,462 @@ def _gates(cell: Cell) -> str:
     if reason:
         raise InputError(f"{reason}; what can be exchanged: {_EXPRESSIBLE}")
     return _GATES[cell.name]
+
+
+# ----------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """The arrays of a safetensors file by their names, and the text in its header."""
+
+    path: Path
+    arrays: dict[str, HostArray]
+    metadata: dict[str, str]
+    sha256: str
+
+    def nonlinearity(self) -> str | None:
+        """What the torch.nn.RNN that `save_torch` wrote squashes with; None where the file does not say."""
+        try:
+            options = json.loads(self.metadata.get("cell_options", "{}"))
+        except (ValueError, RecursionError):
+            return None
+        found = options.get("activation") if isinstance(options, dict) else None
+        return str(found) if self.metadata.get("cell") == "rnn" and found in ("tanh", "relu") else None
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The symbols that `save_torch` left in the file; None where nobody did. Raises FileError if they are none."""
+        if "vocabulary" not in self.metadata:
+            return None
+        try:
+            return Vocabulary.from_json(json.loads(self.metadata["vocabulary"]))
+        except (ValueError, RecursionError, DataError) as error:
+            raise FileError(f"{self.path}: its vocabulary is broken ({error}); give another one") from error
+
+
+def save_torch(
+    path: str | Path,
+    model: Model,
+    params: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    *,
+    seed: int = 0,
+    step: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Write the parameters as a state_dict in one safetensors file, whole or not at all; `torch_code` loads it.
+
+    Names as `to_torch` with the prefix ``rnn.``. The header holds text by name: cell, cell_options (JSON), hidden,
+    layers, embed, V, vocabulary (JSON), seed, step (of the training) and tinygrad_rnn (our version).
+    Raises what `to_torch` raises; FileError where the disk refuses, or a file is there already and `overwrite` is off.
+    """
+    config = model.config
+    metadata = {
+        "format": "pt",
+        "tinygrad_rnn": versions()["tinygrad_rnn"],
+        "cell": config.cell,
+        "cell_options": to_json(config.cell_options, "cell options", indent=None),
+        "hidden": str(config.hidden),
+        "layers": str(config.layers),
+        "embed": config.embed,
+        "V": str(model.V),
+        "vocabulary": to_json(vocabulary.to_json(), "vocabulary", indent=None),
+        "seed": str(seed),
+        "step": str(step),
+    }
+    data = _packed(to_torch(model, params, prefix="rnn."), metadata)
+    target = Path(path)
+    if target.is_dir():
+        raise FileError(f"{target} is a folder; name a file in it")
+    if os.path.lexists(target) and not overwrite:
+        raise FileError(f"{target} is there already; replace it with --overwrite, or choose another name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder {target.parent}: {error.strerror or error}; choose another") from error
+    write_bytes_atomic(target, data)
+
+
+def _packed(arrays: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
+    """A safetensors file of `arrays`, read back and compared. Raises CheckpointError where safetensors changed them."""
+    host = {name: contiguous(name, array) for name, array in arrays.items()}
+    data = safetensors.numpy.save(host, metadata)
+    back = {name: bytes(entry["data"]) for name, entry in _entries(data)}
+    for name, array in host.items():
+        if back.get(name) != array.tobytes():
+            raise CheckpointError(
+                f"safetensors {safetensors.__version__} changed {name}; install another version of it"
+            )
+    return data
+
+
+def _entries(data: bytes) -> list[tuple[str, dict[str, Any]]]:
+    """Name, and dtype, shape and data, of every array of a safetensors file."""
+    found: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+    return found
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """The arrays of a safetensors file, whoever wrote it. bfloat16, which NumPy has not, comes as float32: the same
+    numbers. Nothing in the file is executed.
+
+    Raises FileError for what is no such file; for one that torch.save wrote it says how to convert it.
+    """
+    source = Path(path)
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot read {source}: {error.strerror or error}; expected a safetensors file") from error
+    try:
+        entries = _entries(data)
+    except safetensors.SafetensorError as error:
+        if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
+            line = shlex.join(["python", "-c", _CONVERT, str(source), str(source.with_suffix(".safetensors"))])
+            raise FileError(
+                f"{source} was written by torch.save, whose format (pickle) can run code and is not read here; where "
+                f"PyTorch is, convert it: {line}"
+            ) from error
+        raise FileError(
+            f"{source} is no safetensors file, or is damaged ({' '.join(str(error).split())[:120]}); write it with "
+            "safetensors.torch.save_file(module.state_dict(), FILE)"
+        ) from error
+    arrays = {}
+    for name, entry in entries:
+        kind = str(entry["dtype"])
+        if kind not in _DTYPES:
+            raise FileError(
+                f"{source}: expected {name} in 16, 32 or 64 bit floating point, got {kind}; convert it in PyTorch with "
+                ".float(), or leave it out"
+            )
+        array = np.frombuffer(entry["data"], _DTYPES[kind]).reshape(entry["shape"])
+        # bfloat16 is the upper half of a float32
+        arrays[name] = (array.astype("<u4") << np.uint32(16)).view("<f4") if kind == "BF16" else array
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    if metadata.get("format", "").startswith("tinygrad_rnn.checkpoint."):
+        raise FileError(f"{source} is a checkpoint of a run and no state dict; export the run, or use it as it is")
+    return StateDict(source, arrays, metadata, hashlib.sha256(data).hexdigest())
+
+
+def read_vocabulary(path: str | Path, kind: str = "chars") -> Vocabulary:
+    """The symbols of somebody else's model, in the order of their numbers; `kind` says what a symbol is.
+
+    A file ``*.json`` holds a list of symbols, an object from symbols to numbers, or what `Vocabulary.to_json` gives,
+    which has a kind of its own. Any other is a text of which every character is a symbol, a line end at the end too.
+    Raises FileError for a file that cannot be read, DataError for one that holds something else.
+    """
+    source = Path(path)
+    try:
+        text = source.read_bytes().decode("utf-8")
+        value: Any = json.loads(text) if source.suffix.lower() == ".json" else list(text)
+    except OSError as error:
+        raise FileError(f"cannot read {source}: {error.strerror or error}; expected a vocabulary") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{source}: expected a vocabulary, got something else ({' '.join(str(error).split())})"
+        ) from error
+    if isinstance(value, dict) and "symbols" not in value:
+        numbers = list(value.values())
+        if any(type(number) is not int for number in numbers) or sorted(numbers) != list(range(len(numbers))):
+            raise DataError(f"{source}: expected a number from 0 to {len(numbers) - 1} for each symbol, got others")
+        value = sorted(value, key=value.__getitem__)
+    if not isinstance(value, dict):
+        value = {"kind": kind, "symbols": value, "unknown": None}
+    try:
+        return Vocabulary.from_json(value)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+
+
+def torch_code(model: Model, path: str | Path, dtype: Any = np.float32) -> str:
+    """Lines of Python that load what `save_torch` wrote to `path` into a new module of PyTorch: `net` and `symbols`.
+
+    Called with symbols (T, B) and a state or None, `net` gives logits (T, B, V) and the state.
+    Raises InputError for a cell that PyTorch has no module for.
+    """
+    config, first = model.config, model.cells[0]
+    _gates(model, first)
+    onehot = config.embed == "onehot"
+    sizes = [f"{first.I}, {config.hidden}", *([f"num_layers={config.layers}"] if config.layers > 1 else [])]
+    if first.name == "rnn" and first.options.activation != "tanh":
+        sizes.append(f"nonlinearity={first.options.activation!r}")
+    inputs = f"torch.nn.functional.one_hot(x, {model.V}).to(self.readout.weight.dtype)" if onehot else "self.embed(x)"
+    lines = [
+        "import json",
+        "import torch",
+        "from safetensors import safe_open",
+        "from safetensors.torch import load_file",
+        "",
+        "class Net(torch.nn.Module):",
+        "    def __init__(self):",
+        "        super().__init__()",
+        *([] if onehot else [f"        self.embed = torch.nn.Embedding({model.V}, {first.I})"]),
+        f"        self.rnn = torch.nn.{_MODULES[first.name]}({', '.join(sizes)})",
+        f"        self.readout = torch.nn.Linear({config.hidden}, {model.V})",
+        "",
+        "    def forward(self, x, state=None):  # x: numbers of symbols (T, B)",
+        f"        y, state = self.rnn({inputs}, state)",
+        "        return self.readout(y), state  # logits (T, B, V)",
+        "",
+        f"net = Net(){'.double()' if np.dtype(dtype) == np.float64 else ''}",
+        f"net.load_state_dict(load_file({str(path)!r}))",
+        f"with safe_open({str(path)!r}, 'pt') as file:",
+        "    symbols = json.loads(file.metadata()['vocabulary'])['symbols']",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------- what somebody's arrays are
+
+
+@dataclass(frozen=True)
+class TorchModule:
+    """What `recognise` found: the model, and its arrays as `from_torch` takes them with the prefix ``rnn.``.
+
+    `missing` are arrays of the model's two ends that the file has not; `zeros` are biases that the module was made
+    without, and that stand here as zeros.
+    """
+
+    config: ModelConfig
+    arrays: dict[str, HostArray]
+    missing: tuple[str, ...]
+    zeros: tuple[str, ...]
+
+
+def recognise(
+    arrays: Mapping[str, HostArray],
+    V: int,
+    *,
+    nonlinearity: str | None = None,
+    embed: str | None = None,
+    readout: str | None = None,
+) -> TorchModule:
+    """Find one RNN, LSTM or GRU, an embedding and a readout among `arrays`, under whatever names they have.
+
+    The recurrent module is known by weight_ih_l0 and so on, behind any prefix; its cell and sizes follow from the
+    shapes. What a torch.nn.RNN squashes with does not: `nonlinearity` is tanh or relu. The others are found by shape;
+    `embed` and `readout` name them (``encoder`` or ``encoder.weight``) where several fit. Without an embedding the
+    input is one-hot.
+    Raises InputError for what this library has not (two directions, projections), for arrays that belong to none of the
+    three and where several fit, ShapeError for sizes that do not go together or with the V symbols.
+    """
+    found = {name: match for name in arrays if (match := _RECURRENT.fullmatch(name)) is not None}
+    prefixes = sorted({match[1] for match in found.values()})
+    if not prefixes:
+        raise InputError(
+            f"expected the arrays of a torch.nn.RNN, LSTM or GRU (weight_ih_l0, weight_hh_l0, ...), got {_some(arrays)}"
+        )
+    if len(prefixes) > 1:
+        raise InputError(
+            f"expected one recurrent module, got {len(prefixes)}: {_some(prefixes)}; layers of one torch.nn module "
+            "(num_layers) can be imported, a chain of modules cannot"
+        )
+    if any(match[3] for match in found.values()):
+        raise InputError("expected a module in one direction, got a bidirectional one; it cannot write text forwards")
+    if any(match[2] == "weight_hr" for match in found.values()):
+        raise InputError("expected a module without projections, got one with proj_size; no cell here has them")
+    prefix = prefixes[0]
+    own = {name.removeprefix(prefix): arrays[name] for name in found}
+    cell, I, H = _sizes(own, prefix)
+    if nonlinearity is not None and cell != "rnn":
+        raise InputError(
+            f"--nonlinearity {nonlinearity}: expected a torch.nn.RNN, got a {_MODULES[cell]}; leave it out"
+        )
+    layers = sum(name.startswith("weight_ih") for name in own)
+    zeros = []
+    if not any(name.startswith("bias") for name in own):
+        rows = len(_GATES[cell]) * H
+        own |= {f"bias_{side}_l{k}": np.zeros(rows, np.float32) for side in ("ih", "hh") for k in range(layers)}
+        zeros.append(f"the biases of {prefix.rstrip('.') or 'the recurrent module'}")
+    theirs = {f"rnn.{name}": array for name, array in own.items()}
+
+    rest = {name: array for name, array in arrays.items() if name not in found}
+    embed, readout = _ends(rest, I, H, embed, readout)
+    used = {name for name in (embed, readout) if name is not None}
+    for ours, name, columns in (("embed.weight", embed, I), ("readout.weight", readout, H)):
+        if name is not None:
+            if rest[name].shape != (V, columns):
+                raise ShapeError(
+                    f"expected {name} of shape ({V}, {columns}), a row for each of the {V} symbols of the vocabulary, "
+                    f"got {rest[name].shape}; give the vocabulary that the module was trained with"
+                )
+            theirs[ours] = rest[name]
+    if readout is not None:
+        name = _bias_of(readout)
+        if name in rest:
+            theirs["readout.bias"] = rest[name]
+            used.add(name)
+        else:
+            theirs["readout.bias"] = np.zeros(V, np.float32)
+            zeros.append(f"the bias of {readout.removesuffix('.weight')}")
+    others = sorted(rest.keys() - used)
+    if others:
+        raise InputError(
+            f"expected a recurrent module, an embedding and a readout alone, got also {_some(others)}; "
+            "a model with more parts cannot be imported; leave out what does not change its output"
+        )
+    onehot = embed is None and I == V
+    missing = [] if embed is not None or onehot else ["embed.weight"]
+    missing += [] if readout is not None else ["readout.weight", "readout.bias"]
+    options: dict[str, Any] = {"gru": {"form": "reset_after"}, "rnn": {"activation": nonlinearity or "tanh"}}.get(
+        cell, {}
+    )
+    config = ModelConfig(
+        cell=cell,
+        cell_options=options,
+        hidden=H,
+        layers=layers,
+        embed="onehot" if onehot else "hidden" if I == H else str(I),
+    )
+    return TorchModule(config, theirs, tuple(missing), tuple(zeros))
+
+
+def _sizes(own: Mapping[str, HostArray], prefix: str) -> tuple[str, int, int]:
+    """The cell, I and H of a recurrent module, from the shapes of its first layer."""
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        if name not in own or own[name].ndim != 2:
+            got = f"shape {own[name].shape}" if name in own else "none"
+            raise ShapeError(f"expected a matrix {prefix}{name}, got {got}; take the whole state_dict of the module")
+    rows, H = own["weight_hh_l0"].shape
+    for cell, gates in _GATES.items():
+        if H and rows == len(gates) * H:
+            return cell, own["weight_ih_l0"].shape[1], H
+    raise ShapeError(
+        f"expected {prefix}weight_hh_l0 of shape (G H, H) with G = 1 (RNN), 3 (GRU) or 4 (LSTM), got {(rows, H)}"
+    )
+
+
+def _ends(
+    rest: Mapping[str, HostArray], I: int, H: int, embed: str | None, readout: str | None
+) -> tuple[str | None, str | None]:
+    """The names of the embedding (V, I) and the readout (V, H) among what is not recurrent; None for what is not there.
+
+    A matrix with a bias is no embedding; without one, a matrix of H = I columns can be either.
+    """
+    matrices = [name for name, array in rest.items() if array.ndim == 2]
+    embed = _named("--embed-name", embed, matrices)
+    readout = _named("--readout-name", readout, matrices)
+    free = [name for name in matrices if name not in (embed, readout)]
+    biased = [name for name in free if _bias_of(name) in rest]
+    if readout is None:
+        fits = [name for name in free if rest[name].shape[1] == H]
+        fits = [name for name in fits if name in biased] or fits
+        if fits and I == H and embed is None and fits[0] not in biased:
+            raise InputError(
+                f"{_some(fits)}: fits as embedding and as readout; say which is which with --embed-name, --readout-name"
+            )
+        readout = _only("--readout-name", fits)
+    if embed is None:
+        embed = _only(
+            "--embed-name",
+            [name for name in free if name not in (readout, *biased) and rest[name].shape[1] == I],
+        )
+    return embed, readout
+
+
+def _named(flag: str, wish: str | None, matrices: Sequence[str]) -> str | None:
+    if wish is None:
+        return None
+    for name in (wish, f"{wish}.weight"):
+        if name in matrices:
+            return name
+    raise InputError(f"{flag} {wish}: no such matrix outside the recurrent module{nearest(wish, matrices)}")
+
+
+def _only(flag: str, fits: Sequence[str]) -> str | None:
+    if len(fits) > 1:
+        raise InputError(f"{flag}: expected one matrix that fits, got {_some(fits)}; name one")
+    return fits[0] if fits else None
+
+
+def _bias_of(weight: str) -> str:
+    return weight.removesuffix("weight") + "bias" if weight.endswith("weight") else weight + ".bias"
+
+
+def _some(names: Mapping[str, Any] | Sequence[str]) -> str:
+    """The first few of `names`; a prefix that is empty stands as ''."""
+    listed = [name or "''" for name in list(names)[:4]]
+    return (", ".join(listed) or "nothing") + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A run made by `import_torch`: its folder, its configuration, V, and what the file did not hold."""
+
+    run: Run
+    config: RunConfig
+    V: int
+    zeros: tuple[str, ...]
+    drawn: tuple[str, ...]
+
+
+def import_torch(
+    state: StateDict,
+    out: str | Path,
+    vocabulary: Vocabulary,
+    config: RunConfig,
+    *,
+    data: Mapping[str, Any],
+    dtype: str | None = None,
+    nonlinearity: str | None = None,
+    embed: str | None = None,
+    readout: str | None = None,
+    init_missing: bool = False,
+    overwrite: bool = False,
+) -> Imported:
+    """Make a run folder of somebody's weights: to sample, score, diagnose, export, or train from with ``--init-from``.
+
+    Its model is that of the file (see `recognise`; `nonlinearity` may stand in its header), the rest of its
+    configuration that of `config`; `data` says which text belongs to it (sha256, source, characters; a sha256 of None:
+    none). `dtype` is float64 where an array of the file is, else float32, unless it is given. `init_missing` draws an
+    embedding or a readout that the file has not, from the seed of `config`. Everything that can be wrong is found
+    before the folder is touched.
+    Raises InputError and ShapeError as `recognise`, and where something is missing or not finite; FileError.
+    """
+    V = vocabulary.size
+    try:
+        found = recognise(
+            state.arrays, V, nonlinearity=nonlinearity or state.nonlinearity(), embed=embed, readout=readout
+        )
+        chosen: Any = dtype or ("float64" if any(a.dtype == np.float64 for a in found.arrays.values()) else "float32")
+        entry = find_cell(found.config.cell)
+        model = build_model(found.config, V, entry)
+        config = replace(config, model=found.config, train=replace(config.train, dtype=chosen))
+        first = model.init(np.random.default_rng([config.train.seed, 0]), chosen)
+        if found.missing and not init_missing:
+            ends = " and no ".join(dict.fromkeys(name.partition(".")[0] for name in found.missing))
+            I, H = model.cells[0].I, found.config.hidden
+            raise InputError(
+                f"expected an embedding (V, I) = ({V}, {I}), or one-hot input with I = V, and a readout (V, H) = "
+                f"({V}, {H}), got no {ends}; give the state_dict of the whole model, or draw what is missing with "
+                "--init-missing"
+            )
+        drawn = {name: to_torch(model, first, prefix="rnn.")[name] for name in found.missing}
+        arrays = {name: _finite(name, array, chosen) for name, array in {**found.arrays, **drawn}.items()}
+        params = from_torch(model, arrays, prefix="rnn.")
+    except InputError as error:
+        raise type(error)(f"{state.path}: {error}") from error
+    run = new_run(
+        out,
+        config,
+        model,
+        entry,
+        vocabulary,
+        data=data,
+        device="cpu",
+        origin={IMPORTED: {"file": str(state.path.absolute()), "sha256": state.sha256}},
+        overwrite=overwrite,
+    )
+    save_run_checkpoint(run, 0, {PARAMS + name: value.data for name, value in params.items()}, {"step": 0})
+    return Imported(run, config, V, found.zeros, found.missing)
+
+
+def _finite(name: str, array: HostArray, dtype: Any) -> HostArray:
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise InputError(f"expected finite numbers of {dtype} in {name}, got a NaN or an infinity")
+    return cast

@@ -38,7 +38,7 @@ BEST = "best.json"
 TEXT = "text.txt"
 FORMAT = 1
 
-_TABLES = ("cell", "data", "vocabulary", "versions")  # what run.json holds by custom, see create_run
+_TABLES = ("cell", "data", "vocabulary", "versions", "imported")  # what run.json holds by custom, see create_run
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})(?:-val-(-?\d+\.\d{4}|nan|-?inf))?\.safetensors")
 

@@ -67,6 +67,7 @@ def examine(path: Path) -> dict[str, Any]:
         "cell": described.get("cell"),
         "cell_error": error,
         "plugins": described.get("plugins", []),
+        "imported": described.get("imported"),
         "data": described.get("data"),
         "vocabulary": {"kind": described.get("vocabulary", {}).get("kind"), "size": _symbols(described)},
         "device": described.get("device"),
@@ -127,9 +128,13 @@ def _print(facts: dict[str, Any]) -> None:
         line("", paint(facts["cell_error"], sys.stdout, fg="red"))
     for plugin in facts["plugins"]:
         line("plugin", plugin)
+    if facts["imported"]:
+        line("imported from", f"{facts['imported'].get('file')}, sha256 {str(facts['imported'].get('sha256'))[:16]}")
     line(
         "text",
-        f"{data.get('source')}: {number(int(data.get('characters') or 0))} characters, sha256 "
+        "none"
+        if data.get("sha256") is None
+        else f"{data.get('source')}: {number(int(data.get('characters') or 0))} characters, sha256 "
         f"{str(data.get('sha256'))[:16]}",
     )
     line("vocabulary", f"{number(facts['vocabulary']['size'])} {facts['vocabulary']['kind']}")

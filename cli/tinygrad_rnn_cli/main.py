@@ -34,6 +34,8 @@ COMMANDS = {
     "data": ("data:data", "texts to train on: list them, count one"),
     "inspect": ("inspect_run:inspect_run", "what a run is made from"),
     "plot": ("plot:plot", "curves of a run"),
+    "export": ("export:export", "a trained model as a file for other programs"),
+    "import": ("import_torch:imports", "a run made of weights that another program trained"),
     "doctor": ("doctor:doctor", "check this machine, and what would make it faster"),
 }
 

@@ -28,7 +28,9 @@ def whole_text(
 
 def own_text(loaded: LoadedModel, run: Path) -> Dataset:
     """The text that a run was trained on, cut as it was. Raises DataError that says what to do without it."""
-    data = loaded.config.data
+    if tr.describe_run(tr.open_run(run)).get("data", {}).get("sha256") is None:
+        raise tr.DataError(f"run {run} was imported without a text; name one, or import it again with --text")
+    data = dataclasses.replace(loaded.config.data, batch=1, seq_len=1)  # a text to look at may be a short one
     if data.text == ("-",):  # the run keeps what came from standard input
         data = dataclasses.replace(data, text=(str(run / "text.txt"),))
     try:
