@@ -92,7 +92,7 @@ def checked_noise(cell: Cell, xs: Any, noise: Mapping[str, Any] | None) -> dict[
             f"unroll of {cell.name}: expected the noise {expected or 'none'}, got "
             f"{', '.join(f'{name} {shape}' for name, shape in got.items())}"
         )
-    return dict(noise)
+    return {name: value.data if isinstance(value, Tensor) else value for name, value in noise.items()}
 
 
 def unroll(
@@ -124,7 +124,7 @@ def unroll(
     place = engine.MODE.anomaly
     try:
         for t in range(T):
-            vars(p).update({name: value[t] for name, value in drawn.items()})
+            vars(p).update({name: Tensor(value[t]) for name, value in drawn.items()})
             if place is None:
                 new = take_step(cell, p, xs[t], current, shapes)
             else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import Cell, Tensor, Unrolled, grad, ops, scan, specification, unroll
+from tinygrad_rnn import Cell, Tensor, Unrolled, draw_noise, grad, ops, scan, specification, unroll
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., Unrolled]
@@ -25,11 +25,20 @@ class Case:
     state: Mapping[str, Array] | None = None
     mask: Array | None = None
     xs_grad: bool = True
+    noise: Mapping[str, Array] | None = None
     state_grad: bool = True  # whether the start state is given as tensors that require a gradient, or as arrays
 
 
 def make_case(
-    cell: Cell, T: int = 4, B: int = 3, *, seed: int = 0, carried: bool = True, masked: bool = False, **facts: Any
+    cell: Cell,
+    T: int = 4,
+    B: int = 3,
+    *,
+    seed: int = 0,
+    carried: bool = True,
+    masked: bool = False,
+    noisy: bool = False,
+    **facts: Any,
 ) -> Case:
     """Parameters around 0.5 in size, inputs of size 1; a mask that leaves out about every third step."""
     rng = np.random.default_rng(seed)
@@ -40,6 +49,7 @@ def make_case(
         rng.normal(size=(T, B, cell.I)),
         {name: rng.uniform(-0.9, 0.9, (B, *spec.shape)) for name, spec in states.items()} if carried else None,
         rng.uniform(size=(T, B)) < 0.7 if masked else None,
+        noise=draw_noise(cell, T, B, rng) if noisy else None,
         **facts,
     )
 
@@ -51,6 +61,7 @@ def cast(case: Case, dtype: Any) -> Case:
         params={name: value.astype(dtype) for name, value in case.params.items()},
         xs=case.xs.astype(dtype),
         state=None if case.state is None else {name: value.astype(dtype) for name, value in case.state.items()},
+        noise=None if case.noise is None else {name: value.astype(dtype) for name, value in case.noise.items()},
     )
 
 
@@ -134,7 +145,7 @@ def outcome(
     state: Any = case.state
     if case.state is not None and case.state_grad:
         state = {name: Tensor(value, requires_grad=True) for name, value in case.state.items()}
-    done = run(case.cell, params, xs, state, mask=case.mask)
+    done = run(case.cell, params, xs, state, mask=case.mask, noise=case.noise)
     values = {"outputs": done.outputs.data}
     values |= {f"last {name}": value.data for name, value in done.state.items()}
     steps = {f"{name}[{t}]": value for name, row in done.states.items() for t, value in enumerate(row)}
@@ -262,4 +273,5 @@ def laid_out(case: Case, layout: str) -> Case:
         xs=put(case.xs),
         state=None if case.state is None else {name: put(value) for name, value in case.state.items()},
         mask=None if case.mask is None else put(case.mask),
+        noise=None if case.noise is None else {name: put(value) for name, value in case.noise.items()},
     )
