@@ -330,9 +330,7 @@ def _trace(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool) -> Step:
             raise Untraceable(f"the step changes {key} ({_first_line(cell)})")
     if extra := [name for name in vars(type(shadow)) if not name.startswith("_")]:
         raise Untraceable(f"the step changes {type(cell).__name__}.{extra[0]} ({_first_line(cell)})")
-    changed = [key for key, value in public(cell).items() if not same(value, shadow.__dict__.get(key, MISSING))]
-    changed += [key for key in public(shadow) if key not in vars(cell)]
-    if changed:
+    if changed := _changed(cell, shadow):
         raise Untraceable(f"the step changes the attribute {changed[0]} of the cell ({_first_line(cell)})")
     if not isinstance(new, dict) or new.keys() != shapes.keys() or not all(isinstance(v, Symbol) for v in new.values()):
         raise Untraceable("the step does not return a dict with its states")
@@ -392,6 +390,18 @@ def public(cell: Any) -> dict[str, Any]:
     return {key: value for key, value in vars(cell).items() if not key.startswith("_")}
 
 
+def _changed(cell: Any, shadow: Any) -> list[str]:
+    """The attributes that are others in the copy of `cell` that did the step; those of a cell in it by their own name."""
+    found = []
+    for key, value in public(cell).items():
+        now = shadow.__dict__.get(key, MISSING)
+        if isinstance(value, Cell) and type(now) is type(value):
+            found += _changed(value, now)
+        elif not same(value, now):
+            found.append(key)
+    return found + [key for key in public(shadow) if key not in vars(cell)]
+
+
 def _shadow(cell: Cell, graph: Graph) -> Any:
     """A copy of `cell` to run the step on: what it does to itself is seen, and undone."""
 
@@ -436,7 +446,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _first_line(cell: Cell) -> str:
-    """``file.py:line`` of the step."""
+    """``file.py:line`` of the step; of that of the cell inside, where there is one."""
+    for value in public(cell).values():
+        if isinstance(value, Cell):
+            return _first_line(value)
     code = getattr(inspect.unwrap(type(cell).step), "__code__", None)
     return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code is not None else "unknown place"
 
