@@ -391,7 +391,7 @@ def public(cell: Any) -> dict[str, Any]:
 
 
 def _changed(cell: Any, shadow: Any) -> list[str]:
-    """The attributes that are others in the copy of `cell` that did the step; those of a cell in it by their own name."""
+    """The attributes that differ in the copy of `cell` that did the step; those of a cell in it by their own name."""
     found = []
     for key, value in public(cell).items():
         now = shadow.__dict__.get(key, MISSING)
