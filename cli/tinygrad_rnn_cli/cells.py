@@ -220,7 +220,7 @@ def _shape(letters: list[str]) -> str:
     "--code", "as_code", is_flag=True, help="print the machine code as LLVM assembly, commented; needs llvmlite"
 )
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-@settings("model.hidden", "model.cell_options", "data.batch")
+@settings("model.hidden", "model.cell_options", "model.wrap", "data.batch")
 @common("dtype", "plugin")
 def graph(
     name: str,
@@ -248,7 +248,7 @@ def graph(
         entry = tr.load_cell(name, third_party=given().third_party)
         run = resolve().run
         size = run.model.hidden
-        cell = entry.cls(inputs or size, size, run.model.cell_options)
+        cell = tr.wrap_cell(entry.cls, run.model.wrap)(inputs or size, size, run.model.cell_options)
         how: dict[str, Any] = {"dtype": run.train.dtype, "masked": masked}
         if as_code:
             text = tr.step_code(cell, run.data.batch, **how)
@@ -312,6 +312,7 @@ def _shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 )
 @click.option("--here", is_flag=True, hidden=True, help="time our side in this process")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@settings("model.cell_options", "model.wrap")
 @common("plugin")
 def bench(
     names: tuple[str, ...],
@@ -337,11 +338,13 @@ def bench(
     with contextlib.redirect_stdout(sys.stderr):
         load_plugins()
         entries = {name: tr.load_cell(name, third_party=given().third_party) for name in names}
+        config = resolve().run.model
     wanted = [(name, shape) for name in entries for shape in dict.fromkeys(shapes or tr.BENCH_SHAPES)]
     if here:
-        chosen = None if executor == "auto" else executor
+        how: dict[str, Any] = {"executor": None if executor == "auto" else executor, "runs": runs}
+        how |= {"options": config.cell_options, "wrap": config.wrap}
         try:
-            emit_json({"rows": [tr.bench_cell(entries[n], s, executor=chosen, runs=runs) for n, s in wanted]})
+            emit_json({"rows": [tr.bench_cell(entries[n], s, **how) for n, s in wanted]})
         except MemoryError as error:
             raise click.ClickException(f"not enough memory ({error}); expected a smaller --shape") from error
         return
@@ -350,7 +353,7 @@ def bench(
     for name, shape in wanted:
         size = ",".join(map(str, shape))
         sides = {
-            OURS: _our_side(name, size, executor, runs, threads),
+            OURS: _our_side(name, size, config, executor, runs, threads),
             **{peer: _peer_side(peer, name, shape, runs, threads) for peer in rivals},
         }
         note(f"{name} {size} ...", dim=True)
@@ -364,12 +367,18 @@ def bench(
     _print_times(found, rivals)
 
 
-def _our_side(name: str, shape: str, executor: str, runs: int, threads: int | None) -> Callable[[], peers.Row]:
+def _our_side(
+    name: str, shape: str, config: tr.ModelConfig, executor: str, runs: int, threads: int | None
+) -> Callable[[], peers.Row]:
     """Time our step by this very command in a process of its own, before whose NumPy the threads are set."""
     asked = given()
     words = ["--shape", shape, "--executor", executor, "--runs", str(runs), "--here", "--json"]
     for path in asked.plugins:
         words += ["--plugin", path]
+    for key, value in config.cell_options.items():
+        words += ["--cell-opt", f"{key}={value}"]
+    for text in config.wrap:
+        words += ["--wrap", text]
     if not asked.third_party:
         words += ["--no-plugins"]
     command = [sys.executable, "-P", "-m", "tinygrad_rnn_cli", "cells", "bench", name, *words]
