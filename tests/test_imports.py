@@ -42,3 +42,10 @@ def test_import_loads_nothing_heavy(module: str, unwanted: set[str], tmp_path: P
 
 def test_the_probe_sees_what_an_import_loads(tmp_path: Path) -> None:
     assert "numpy" in loaded_by("safetensors.numpy", tmp_path)
+
+
+def test_names_may_be_used_first_inside_no_grad(tmp_path: Path) -> None:
+    """They are loaded when they are first used, and what a module makes of itself then must not depend on the place."""
+    program = "import tinygrad_rnn as tr\nwith tr.no_grad():\n    for name in dir(tr): getattr(tr, name)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

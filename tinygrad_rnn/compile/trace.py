@@ -211,7 +211,8 @@ class _Probe(Variable):
 def _internal(make: Callable[[Any, Any], Any], *shapes: tuple[int, ...]) -> Op:
     """The primitive behind a public function of `ops`."""
     graph = Graph(None, 1)
-    op = make(*[graph.leaf("x", "", shape, np.float32) for shape in shapes]).op
+    with engine.recording():  # this module may be loaded by the first call inside somebody's no_grad()
+        op = make(*[graph.leaf("x", "", shape, np.float32) for shape in shapes]).op
     assert op is not None
     return op  # type: ignore[no-any-return]
 
