@@ -20,6 +20,7 @@ from tinygrad_rnn import (
     draw_noise,
     grad,
     gradcheck,
+    guard,
     init_cell,
     input_matrix,
     load_cell,
@@ -319,3 +320,20 @@ def test_every_wrapper_says_what_it_does_and_where_it_is_from() -> None:
     assert "zoneout" in cell.citation and "layernorm" in cell.citation
     assert "probability 0.1" in cell.equation
     assert isinstance(Tensor(np.ones((2, 2))) @ np.ones((2, 2)), Tensor)
+
+
+@pytest.mark.parametrize("wraps", [("layernorm", "zoneout:0.3"), ("recurrent_dropout:0.3", "residual", "highway")])
+def test_a_wrapped_model_stays_on_its_device(wraps: tuple[str, ...]) -> None:
+    """What CuPy would refuse, the guard arrays refuse; the same seed draws the same noise."""
+    config = ModelConfig(cell="gru", wrap=wraps, hidden=4, layers=2, embed="3")
+    model = build_model(config, 5, load_cell("gru"))
+    ids = np.random.default_rng(1).integers(0, 5, (6, 2))
+    results = []
+    for xp, put in ((np, lambda array: array), (guard.MODULE, guard.asarray)):
+        params = model.init(np.random.default_rng(0), np.float64, xp)
+        done = model.forward(params, put(ids), rng=np.random.default_rng(2))
+        found = grad(ops.cross_entropy(done.logits, put(ids)), list(params.values()))
+        results.append([value.data for value in (done.logits, *found)])
+    for expected, value in zip(*results, strict=True):
+        assert type(value) is guard.Array
+        np.testing.assert_allclose(value.get(), expected, rtol=1e-11, atol=1e-13)
