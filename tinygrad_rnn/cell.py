@@ -20,7 +20,7 @@ import numpy as np
 
 from tinygrad_rnn import backend
 from tinygrad_rnn.errors import InputError, NonFiniteError, PluginError, ShapeError, nearest
-from tinygrad_rnn.nn import initialise, parse_initialiser
+from tinygrad_rnn.nn import initialise, mirrored, parse_initialiser
 from tinygrad_rnn.options import parse_options
 from tinygrad_rnn.tensor import Tensor
 
@@ -29,7 +29,7 @@ Role = Literal["input", "recurrent", "bias", "buffer"]
 
 @dataclass(frozen=True)
 class Param:
-    """One array of a cell: shape, initialiser (``name[:number]``) and role. A buffer is saved but not trained."""
+    """One array of a cell: shape, initialiser (see nn.py) and role. A buffer is saved but not trained."""
 
     shape: tuple[int, ...]
     init: str
@@ -204,6 +204,14 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
             raise PluginError(
                 f"cell {cell.name}, parameter {name}: no role {spec.role!r}{nearest(str(spec.role), get_args(Role))}"
             )
+        of = mirrored(spec.init)
+        if of is not None:
+            if of not in params or params[of].shape != spec.shape or mirrored(params[of].init) is not None:
+                raise PluginError(
+                    f"cell {cell.name}, parameter {name}: expected minus:NAME of a drawn parameter of shape "
+                    f"{spec.shape}, got {spec.init!r}"
+                )
+            continue
         try:
             parse_initialiser(spec.init)
         except InputError as error:
@@ -304,14 +312,20 @@ def init_params(
 ) -> dict[str, Tensor]:
     """Tensors for declared parameters, in the order of `specs`, on the device whose module is `xp`.
 
-    Raises InputError, with the parameter's name, where an initialiser cannot fill a shape.
+    ``minus:b_f`` for layers.1.b_i means layers.1.b_f. Raises InputError, with the parameter's name, where an
+    initialiser cannot fill a shape.
     """
+    drawn = {}
+    for name, spec in specs.items():
+        if mirrored(spec.init) is None:
+            try:
+                drawn[name] = initialise(spec.init, spec.shape, rng, dtype)
+            except InputError as error:
+                raise InputError(f"parameter {name}: {error}") from error
     tensors = {}
     for name, spec in specs.items():
-        try:
-            values = initialise(spec.init, spec.shape, rng, dtype)
-        except InputError as error:
-            raise InputError(f"parameter {name}: {error}") from error
+        of = mirrored(spec.init)
+        values = drawn[name] if of is None else -drawn[name[: name.rfind(".") + 1] + of]
         tensors[name] = Tensor(backend.from_host(values, xp), requires_grad=spec.role != "buffer")
     return tensors
 

@@ -1,10 +1,12 @@
 """What models are made of besides cells: initialisers by name, and dropout.
 
-An initialiser is written ``name`` or ``name:number``: ``orthogonal:0.9``, ``uniform:0.08``, ``glorot``.
+An initialiser is written ``name``, ``name:number`` or ``name:number,number``: ``glorot``, ``orthogonal:0.9``,
+``sparse:15,0.95``. One more belongs to a cell: ``minus:b_f`` is the negative of its parameter b_f, whatever was drawn.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,66 +17,103 @@ from tinygrad_rnn import backend
 from tinygrad_rnn.errors import InputError, nearest
 
 Shape = tuple[int, ...]
-Initialiser = Callable[[Shape, float | None, np.random.Generator], np.ndarray[Any, Any]]
+Initialiser = Callable[..., np.ndarray[Any, Any]]  # of a shape, a generator, and its numbers
 
 
 def _fans(shape: Shape) -> tuple[int, int]:
     return (shape[0], shape[-1]) if len(shape) > 1 else (shape[0], shape[0]) if shape else (1, 1)
 
 
-def _uniform(shape: Shape, bound: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _uniform(shape: Shape, rng: np.random.Generator, bound: float | None = None) -> np.ndarray[Any, Any]:
     """Uniform in (-bound, bound); bound 1/sqrt(columns) when not given, PyTorch's choice for recurrent layers."""
     limit = 1.0 / math.sqrt(_fans(shape)[1]) if bound is None else bound
     return rng.uniform(-limit, limit, shape)
 
 
-def _normal(shape: Shape, std: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _normal(shape: Shape, rng: np.random.Generator, std: float | None = None) -> np.ndarray[Any, Any]:
     """Normal with standard deviation `std`; 1/sqrt(rows + columns) when not given, torch-rnn's choice."""
     rows, columns = _fans(shape)
     return rng.normal(0.0, 1.0 / math.sqrt(rows + columns) if std is None else std, shape)
 
 
-def _glorot(shape: Shape, gain: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _glorot(shape: Shape, rng: np.random.Generator, gain: float = 1.0) -> np.ndarray[Any, Any]:
     """Uniform in (-a, a), a = gain sqrt(6 / (rows + columns)). Source: Glorot & Bengio 2010, equation 16."""
     rows, columns = _fans(shape)
-    limit = (1.0 if gain is None else gain) * math.sqrt(6.0 / (rows + columns))
+    limit = gain * math.sqrt(6.0 / (rows + columns))
     return rng.uniform(-limit, limit, shape)
 
 
-def _orthogonal(shape: Shape, gain: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _orthogonal(shape: Shape, rng: np.random.Generator, gain: float = 1.0) -> np.ndarray[Any, Any]:
     """gain times a uniformly random orthogonal matrix (rows or columns, when not square).
 
     Source: Saxe, McClelland & Ganguli 2013, arXiv 1312.6120.
     """
-    if len(shape) != 2:
-        raise InputError(f"initialiser orthogonal: expected a matrix, got shape {shape}")
     rows, columns = shape
     q, r = np.linalg.qr(rng.normal(size=(max(shape), min(shape))))
     q = q * np.where(np.diag(r) < 0, -1.0, 1.0)  # without the signs of r the distribution is not uniform
-    return (1.0 if gain is None else gain) * (q if rows >= columns else q.T)
+    return gain * (q if rows >= columns else q.T)
 
 
-def _identity(shape: Shape, gain: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _identity(shape: Shape, rng: np.random.Generator, gain: float = 1.0) -> np.ndarray[Any, Any]:
     """gain times the identity. Source: Le, Jaitly & Hinton 2015, arXiv 1504.00941 (IRNN)."""
-    if len(shape) != 2:
-        raise InputError(f"initialiser identity: expected a matrix, got shape {shape}")
-    return (1.0 if gain is None else gain) * np.eye(*shape)
+    rows, columns = shape
+    return gain * np.eye(rows, columns)
 
 
-def _zeros(shape: Shape, number: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _zeros(shape: Shape, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """All zero; takes no number."""
     return np.zeros(shape)
 
 
-def _constant(shape: Shape, value: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _constant(shape: Shape, rng: np.random.Generator, value: float) -> np.ndarray[Any, Any]:
     """Every element `value`, which has to be given."""
     return np.full(shape, value)
 
 
-def _signs(shape: Shape, scale: float | None, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _signs(shape: Shape, rng: np.random.Generator, scale: float | None = None) -> np.ndarray[Any, Any]:
     """Random signs times `scale`, 1/sqrt(rows) when not given: the fixed input map of the Keras 0.x MUT cells."""
     size = 1.0 / math.sqrt(_fans(shape)[0]) if scale is None else scale
     return rng.choice([-size, size], shape)
+
+
+def _with_radius(matrix: np.ndarray[Any, Any], radius: float) -> np.ndarray[Any, Any]:
+    return matrix * (radius / float(np.abs(np.linalg.eigvals(matrix)).max()))
+
+
+def _few_inputs(shape: Shape, rng: np.random.Generator, n: int) -> np.ndarray[Any, Any]:
+    """A square matrix with n normal numbers in each column, the rest zero: each unit hears n units.
+
+    With one or more of them the units form a cycle somewhere, so that the spectral radius is not 0.
+    """
+    H = shape[0]
+    kept = np.argsort(rng.random(shape), axis=0) < n
+    return np.where(kept, rng.normal(size=(H, H)), 0.0)
+
+
+def _sparse(shape: Shape, rng: np.random.Generator, n: float = 15, radius: float = 0.95) -> np.ndarray[Any, Any]:
+    """At most `n` inputs to a unit, scaled to the spectral radius `radius`.
+
+    Source: the "smart tanh" of Pascanu, Mikolov & Bengio 2013, arXiv 1211.5063: 15 numbers per row of W, 0.95.
+    """
+    return _with_radius(_few_inputs(shape, rng, min(int(n), shape[0])), radius)
+
+
+def _reservoir(
+    shape: Shape, rng: np.random.Generator, radius: float = 0.95, density: float = 0.1
+) -> np.ndarray[Any, Any]:
+    """A share `density` of inputs to each unit (at least one), scaled to the spectral radius `radius`.
+
+    Source: Jaeger 2001, The "echo state" approach to analysing and training recurrent neural networks.
+    """
+    return _with_radius(_few_inputs(shape, rng, max(1, round(density * shape[0]))), radius)
+
+
+def _chrono(shape: Shape, rng: np.random.Generator, T: float) -> np.ndarray[Any, Any]:
+    """log U(1, T - 1): the bias of a gate that keeps, for memories of up to T steps.
+
+    Source: Tallec & Ollivier 2018, arXiv 1804.11188; b_i of an LSTM is then ``minus:b_f``.
+    """
+    return np.log(rng.uniform(1.0, T - 1.0, shape))
 
 
 INITIALISERS: Mapping[str, Initialiser] = {
@@ -83,35 +122,67 @@ INITIALISERS: Mapping[str, Initialiser] = {
     "glorot": _glorot,
     "orthogonal": _orthogonal,
     "identity": _identity,
+    "sparse": _sparse,
+    "reservoir": _reservoir,
     "zeros": _zeros,
     "constant": _constant,
     "signs": _signs,
+    "chrono": _chrono,
+}
+MATRICES = ("orthogonal", "identity", "sparse", "reservoir")  # what fills no vector
+SQUARE = ("sparse", "reservoir")
+# name -> its numbers: what holds of each, in words and as a test
+LIMITS: Mapping[str, tuple[tuple[str, Callable[[float], bool]], ...]] = {
+    "uniform": (("a width of at least 0", lambda a: a >= 0),),
+    "normal": (("a width of at least 0", lambda a: a >= 0),),
+    "sparse": (("a whole number from 1", lambda a: a >= 1 and a == int(a)), ("a radius above 0", lambda a: a > 0)),
+    "reservoir": (("a radius above 0", lambda a: a > 0), ("a density in (0, 1]", lambda a: 0 < a <= 1)),
+    "chrono": (("a number of steps above 2", lambda a: a > 2),),
 }
 
 
-def parse_initialiser(text: str) -> tuple[str, float | None]:
-    """``name`` or ``name:number`` as (name, number).
+def parse_initialiser(text: str) -> tuple[str, tuple[float, ...]]:
+    """``name``, ``name:number`` or ``name:number,number`` as (name, numbers).
 
     Raises InputError for an unknown name (with the nearest), a number that is none, is missing, or cannot be used.
     """
-    name, colon, number = text.partition(":")
+    name, colon, rest = text.partition(":")
     if name not in INITIALISERS:
         raise InputError(f"no initialiser {name!r}{nearest(name, INITIALISERS)}")
+    takes = list(inspect.signature(INITIALISERS[name]).parameters.values())[2:]
     if not colon:
-        if name == "constant":
-            raise InputError("initialiser constant: expected a number, as in constant:1, got none")
-        return name, None
-    try:
-        value = float(number)
-    except ValueError:
-        raise InputError(f"initialiser {text!r}: expected a number after the colon, got {number!r}") from None
-    if not math.isfinite(value):
-        raise InputError(f"initialiser {text!r}: expected a finite number, got {number}")
+        if takes and takes[0].default is inspect.Parameter.empty:
+            raise InputError(
+                f"initialiser {name}: expected a number, as in {name}:{100 if name == 'chrono' else 1}, got none"
+            )
+        return name, ()
+    numbers = []
+    for number in rest.split(","):
+        try:
+            numbers.append(float(number))
+        except ValueError:
+            raise InputError(f"initialiser {text!r}: expected a number after the colon, got {number!r}") from None
+        if not math.isfinite(numbers[-1]):
+            raise InputError(f"initialiser {text!r}: expected a finite number, got {number}")
     if name == "zeros":
-        raise InputError(f"initialiser {text!r}: expected no number, got {number}; use constant:{number}")
-    if name in ("uniform", "normal") and value < 0:
-        raise InputError(f"initialiser {text!r}: expected a width of at least 0, got {number}")
-    return name, value
+        raise InputError(f"initialiser {text!r}: expected no number, got {rest}; use constant:{rest}")
+    if len(numbers) > len(takes):
+        raise InputError(f"initialiser {text!r}: expected at most {len(takes)} number(s), got {len(numbers)}")
+    for value, (words, holds) in zip(numbers, LIMITS.get(name, ()), strict=False):
+        if not holds(value):
+            raise InputError(f"initialiser {text!r}: expected {words}, got {value:g}")
+    return name, tuple(numbers)
+
+
+def fills(text: str, shape: Shape) -> bool:
+    """Whether the initialiser `text` can fill `shape` at all: ``orthogonal`` and the like need a matrix."""
+    return len(shape) == 2 or parse_initialiser(text)[0] not in MATRICES
+
+
+def mirrored(text: str) -> str | None:
+    """The parameter whose negative ``minus:NAME`` asks for; None for every other initialiser."""
+    name, _, of = text.partition(":")
+    return of if name == "minus" else None
 
 
 def initialise(text: str, shape: Shape, rng: np.random.Generator, dtype: Any = np.float64) -> np.ndarray[Any, Any]:
@@ -120,8 +191,12 @@ def initialise(text: str, shape: Shape, rng: np.random.Generator, dtype: Any = n
     So the same seed gives the same numbers on every device and in every dtype.
     Raises InputError for a text that means nothing, or a shape that the initialiser cannot fill.
     """
-    name, number = parse_initialiser(text)
-    return np.asarray(INITIALISERS[name](shape, number, rng), dtype, order="C")
+    name, numbers = parse_initialiser(text)
+    if name in MATRICES and len(shape) != 2:
+        raise InputError(f"initialiser {name}: expected a matrix, got shape {shape}")
+    if name in SQUARE and shape[0] != shape[1]:
+        raise InputError(f"initialiser {name}: expected a square matrix, got shape {shape}; use it as recurrent_init")
+    return np.asarray(INITIALISERS[name](shape, rng, *numbers), dtype, order="C")
 
 
 def dropout(x: Any, rate: float, rng: np.random.Generator) -> Any:

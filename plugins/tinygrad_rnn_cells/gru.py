@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_matrix, tap
 from tinygrad_rnn_cells import references
+from tinygrad_rnn_cells.chrono import HELP, chrono
 
 
 class GRU(Cell):
@@ -32,6 +33,7 @@ h' = z * h + (1 - z) * n"""
         form: Literal["reset_before", "reset_after"] = field(
             default="reset_before", metadata={"help": "reset the state, or its product with W_hn (PyTorch)"}
         )
+        chrono: float = field(default=0.0, metadata={"help": HELP.format(keeps="b_z", rest="")})
         recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of every W_h*"})
 
     def state(self) -> dict[str, State]:
@@ -45,7 +47,7 @@ h' = z * h + (1 - z) * n"""
             specs[f"b_{gate}"] = bias(self.H)
         if self.options.form == "reset_after":
             specs["b_hn"] = bias(self.H)
-        return specs
+        return specs | chrono(self.H, self.options.chrono, "b_z")
 
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         r = tap("r", ops.sigmoid(x @ p.W_xr + s.h @ p.W_hr + p.b_r))

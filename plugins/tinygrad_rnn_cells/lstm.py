@@ -7,6 +7,7 @@ from typing import Any
 
 from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_matrix, tap
 from tinygrad_rnn_cells import references
+from tinygrad_rnn_cells.chrono import HELP, chrono
 
 
 class LSTM(Cell):
@@ -33,6 +34,7 @@ h' = o * tanh(c')"""
     @dataclass(frozen=True)
     class Options:
         forget_bias: float = field(default=1.0, metadata={"help": "start value of b_f; above 0 means remember"})
+        chrono: float = field(default=0.0, metadata={"help": HELP.format(keeps="b_f", rest=", b_i at -b_f")})
         recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of every W_h*"})
 
     def state(self) -> dict[str, State]:
@@ -44,7 +46,7 @@ h' = o * tanh(c')"""
             specs[f"W_x{gate}"] = input_matrix(self.I, self.H)
             specs[f"W_h{gate}"] = recurrent_matrix(self.H, self.options.recurrent_init)
             specs[f"b_{gate}"] = bias(self.H, self.options.forget_bias if gate == "f" else 0.0)
-        return specs
+        return specs | chrono(self.H, self.options.chrono, "b_f", "b_i")
 
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         i = tap("i", ops.sigmoid(x @ p.W_xi + s.h @ p.W_hi + p.b_i))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinygrad_rnn import Cell, load_cell, specification
+from tinygrad_rnn import Cell, available_cells, load_cell, specification
 from tinygrad_rnn import guard as guard_arrays
 
 Array = np.ndarray[Any, Any]
@@ -33,20 +33,25 @@ def by_equation(cell: Cell, params: Mapping[str, Array], x: Array, state: Mappin
     """
     options = vars(cell.options)
     names = {**FUNCTIONS, **params, **options, **state, "x": x, "f": FUNCTIONS.get(options.get("activation", ""))}
-    found: Arrays = {}
-    for line in cell.equation.splitlines():
+    lines: dict[str, str] = {}
+    for line in re.sub(r"\n +", " ", cell.equation).splitlines():  # an indented line goes on with the one above
         formula, _, condition = re.sub(r" {2,}", "\t", line.strip()).partition("\t")
         option, *values = condition.split() or [""]
-        if option and str(options[option]) not in values:
-            continue
         name, _, right = formula.partition(" = ")
+        if option in ("", *(key for key, value in options.items() if str(value) in values)):
+            lines[name] = right
+    found: Arrays = {}
+    for name, right in lines.items():
         if "P" in params:
             right = re.sub(r"\(x(?=\)| \+)", "(x P", right)
-        code = re.sub(r"(?<=[\w)']) (?=[WPU]\b|[WU]_)", " @ ", right)
-        found[name] = np.broadcast_to(eval(code.replace("'", "_new"), dict(names)), next(iter(state.values())).shape)
-        names[name.replace("'", "_new")] = found[name]
+        code = re.sub(r"(?<=[\w)']) (?=[WU]\b|P\b|[WUR]_)", " @ ", right).replace("'", "_new")
+        names[name.replace("'", "_new")] = value = eval(code, dict(names))
+        if isinstance(value, np.ndarray):  # not a gate that is a plain 1
+            found[name] = value
     return found
 
+
+PEEPHOLE_VARIANTS = ["vanilla", "NIG", "NFG", "NOG", "NIAF", "NOAF", "NP", "CIFG", "FGR"]
 
 # Every cell with every option that changes its equation: (cell, options).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,7 +69,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mut2-fixed": ("mut2", {"input_map": "fixed"}),
     "mut2-learned": ("mut2", {"input_map": "learned"}),
     "mut3": ("mut3", {}),
+    **{f"lstm_peephole-{variant}": ("lstm_peephole", {"variant": variant}) for variant in PEEPHOLE_VARIANTS},
+    "forget_update": ("forget_update", {}),
+    "irnn": ("irnn", {}),
+    "ugrnn": ("ugrnn", {}),
+    "mgu": ("mgu", {}),
+    "minimalrnn": ("minimalrnn", {}),
+    "janet": ("janet", {}),
+    "janet-beta": ("janet", {"beta": 0.3}),
+    "mingru": ("mingru", {}),
+    "minlstm": ("minlstm", {}),
+    "scrn": ("scrn", {"slow": 2}),
+    "scrn-alpha": ("scrn", {"slow": 5, "alpha": 0.4}),
+    "fastgrnn": ("fastgrnn", {}),
+    "esn": ("esn", {}),
+    "esn-leak": ("esn", {"leak": 1.0}),
 }
+BUILT_IN = [row.name for row in available_cells(third_party=False)]
 
 
 @dataclass
@@ -121,7 +142,7 @@ def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["rnn", "lstm", "gru", "mut1", "mut2", "mut3"])
+@pytest.fixture(params=BUILT_IN)
 def cell_name(request: pytest.FixtureRequest) -> str:
     """Every built-in cell."""
     return str(request.param)
