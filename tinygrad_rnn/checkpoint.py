@@ -108,6 +108,23 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         raise FileError(f"cannot write {path}: {_reason(error)}; {_remedy(error)}") from error
 
 
+def write_new_file(path: str | os.PathLike[str], data: bytes, *, overwrite: bool) -> None:
+    """`write_bytes_atomic` for a file that a user named: makes its folder, replaces a file with `overwrite` alone.
+
+    Raises FileError.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise FileError(f"{target} is a folder; name a file in it")
+    if os.path.lexists(target) and not overwrite:
+        raise FileError(f"{target} is there already; replace it with --overwrite, or choose another name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder {target.parent}: {error.strerror or error}; choose another") from error
+    write_bytes_atomic(target, data)
+
+
 def to_json(value: Any, what: str, indent: int | None) -> str:
     """`value` as strict ASCII JSON text; numbers come back exactly. `what` names it in the error.
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ import safetensors.numpy
 
 from tinygrad_rnn import backend
 from tinygrad_rnn.cell import Cell
-from tinygrad_rnn.checkpoint import contiguous, to_json, write_bytes_atomic
+from tinygrad_rnn.checkpoint import contiguous, to_json, write_new_file
 from tinygrad_rnn.config import ModelConfig, RunConfig
 from tinygrad_rnn.data import Vocabulary
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, ShapeError, nearest
@@ -83,7 +82,7 @@ def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> di
     if "embed.W" in wanted:
         theirs["embed.weight"] = ours["embed.W"].copy()
     for k, cell in enumerate(model.cells):
-        gates = _gates(model, cell)
+        gates = _gates(cell)
         own = f"layers.{k}."
         first = [ours[f"{own}b_{gate}"] for gate in gates]
         second = [
@@ -114,7 +113,7 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
     if model.config.embed != "onehot":
         shapes["embed.weight"] = (model.V, model.cells[0].I)
     for k, cell in enumerate(model.cells):
-        rows = len(_gates(model, cell)) * H
+        rows = len(_gates(cell)) * H
         shapes |= {
             f"{prefix}weight_ih_l{k}": (rows, cell.I),
             f"{prefix}weight_hh_l{k}": (rows, H),
@@ -139,7 +138,7 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
     if "embed.weight" in theirs:
         ours["embed.W"] = theirs["embed.weight"]
     for k, cell in enumerate(model.cells):
-        gates = _gates(model, cell)
+        gates = _gates(cell)
         own = f"layers.{k}."
         weights, recurrent, first, second = (
             np.split(theirs[f"{prefix}{name}_l{k}"], len(gates))
@@ -156,13 +155,11 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
     return {name: Tensor(backend.from_host(ours[name].copy("C"), xp), requires_grad=True) for name in model.params()}
 
 
-def _gates(model: Model, cell: Cell) -> str:
-    """The gates of a cell of `model` in PyTorch's order. Raises InputError where PyTorch has no such module."""
+def _gates(cell: Cell) -> str:
+    """The gates of `cell` in PyTorch's order. Raises InputError where PyTorch has no such module."""
     reason = ""
     if cell.name not in _GATES:
         reason = f"cell {cell.name} has no module in torch.nn"
-    elif model.config.wrap:
-        reason = f"cell {cell.name} with --wrap {' '.join(model.config.wrap)} has no module in torch.nn"
     elif cell.name == "rnn" and cell.options.activation not in ("tanh", "relu"):
         reason = f"torch.nn.RNN has no activation={cell.options.activation}"
     elif cell.name == "gru" and cell.options.form != "reset_after":
@@ -233,17 +230,7 @@ def save_torch(
         "seed": str(seed),
         "step": str(step),
     }
-    data = _packed(to_torch(model, params, prefix="rnn."), metadata)
-    target = Path(path)
-    if target.is_dir():
-        raise FileError(f"{target} is a folder; name a file in it")
-    if os.path.lexists(target) and not overwrite:
-        raise FileError(f"{target} is there already; replace it with --overwrite, or choose another name")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"cannot make the folder {target.parent}: {error.strerror or error}; choose another") from error
-    write_bytes_atomic(target, data)
+    write_new_file(path, _packed(to_torch(model, params, prefix="rnn."), metadata), overwrite=overwrite)
 
 
 def _packed(arrays: Mapping[str, Any], metadata: dict[str, str]) -> bytes:
@@ -344,7 +331,7 @@ def torch_code(model: Model, path: str | Path, dtype: Any = np.float32) -> str:
     Raises InputError for a cell that PyTorch has no module for.
     """
     config, first = model.config, model.cells[0]
-    _gates(model, first)
+    _gates(first)
     onehot = config.embed == "onehot"
     sizes = [f"{first.I}, {config.hidden}", *([f"num_layers={config.layers}"] if config.layers > 1 else [])]
     if first.name == "rnn" and first.options.activation != "tanh":
@@ -529,7 +516,8 @@ def _named(flag: str, wish: str | None, matrices: Sequence[str]) -> str | None:
     for name in (wish, f"{wish}.weight"):
         if name in matrices:
             return name
-    raise InputError(f"{flag} {wish}: no such matrix outside the recurrent module{nearest(wish, matrices)}")
+    known = [name.removesuffix(".weight") for name in matrices]
+    raise InputError(f"{flag} {wish}: no such matrix outside the recurrent module{nearest(wish, known)}")
 
 
 def _only(flag: str, fits: Sequence[str]) -> str | None:
