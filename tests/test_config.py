@@ -97,7 +97,7 @@ def test_replace_sets_one_cell_option_beside_the_others() -> None:
         ({"optim.lr": "fast"}, ["optim.lr", "a number", "'fast'"]),
         ({"optim.lr": -1}, ["optim.lr", "at least 0"]),
         ({"optim.beta1": "1"}, ["less than 1"]),
-        ({"optim.optim": "adan"}, ["did you mean adam"]),
+        ({"data.tokens": "char"}, ["did you mean chars"]),
         ({"optim.lr.x": 1}, ["single value"]),
         ({"": 1}, ["section.field"]),
     ],

@@ -26,6 +26,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,11 +37,12 @@ import numpy as np
 import pytest
 
 import tinygrad_rnn
-from tinygrad_rnn import registry
+from tinygrad_rnn import plugins
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 EXECUTED = ["tutorial", "write-a-cell", "diagnostics"]
+LEFT_BY_TOOLS = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "build", "dist"}
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ .*\n(?:> .*\n)*", re.MULTILINE)
 
@@ -76,6 +78,7 @@ class Runner:
         self.folder = folder
         self.slow = slow
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        self.installed: list[Path] = []  # where Python finds what the document has installed
         self.mismatches: list[tuple[int, str, str]] = []
         self.got: dict[int, str] = {}  # line of a block -> what should stand in it
 
@@ -122,19 +125,15 @@ class Runner:
         self.compare(block, printed)
 
     def shell(self, command: str) -> str:
-        """What `command` prints, both streams, as where no terminal is, with the program of this environment.
-
-        ``pip install FOLDER`` installs into a folder of its own, without the network, and not into this environment.
-        """
-        target = self.folder / ".installed"
+        """What `command` prints, both streams, as where no terminal is, with the program of this environment."""
         scripts = Path(sys.executable).parent
         if command.startswith("pip install "):
-            quiet = f"--quiet --disable-pip-version-check --no-build-isolation --no-deps --target {target}"
-            command = command.replace("pip install", f"{sys.executable} -m pip install {quiet}", 1)
+            command = self.install(command.split()[2:])
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TINYGRAD_RNN_")}
         environment |= {
             "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
-            "PYTHONPATH": str(target),
+            "PYTHONPATH": os.pathsep.join(map(str, self.installed)),
+            "PYTHONDONTWRITEBYTECODE": "1",  # a file that is changed twice in a second is read twice
             "COLUMNS": "120",
             "NO_COLOR": "1",
             "PYTHONIOENCODING": "utf-8",
@@ -153,6 +152,28 @@ class Runner:
         )
         lines = [line.rstrip() for line in done.stdout.splitlines()]
         return "".join(line + "\n" for line in lines)
+
+    def install(self, words: list[str]) -> str:
+        """The command that installs into a folder of its own, without the network, and not into this environment.
+
+        With -e modules are found in the source. In the quick run nothing but its metadata is then made, and by hand.
+        """
+        source = self.folder / words[-1].strip("'").partition("[")[0]
+        target = self.folder / ".installed"
+        self.installed = [source, target] if "-e" in words else [target]
+        if "-e" not in words or self.slow:
+            quiet = f"--quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade --target {target}"
+            return f"{sys.executable} -m pip install {quiet} {source}"
+        project = tomllib.loads((source / "pyproject.toml").read_text("utf-8"))["project"]
+        made = target / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+        made.mkdir(parents=True, exist_ok=True)
+        (made / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        )
+        groups = project["entry-points"].items()
+        lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups]
+        (made / "entry_points.txt").write_text("".join(lines))
+        return "true"
 
     def compare(self, block: Block, got: str) -> None:
         got = "".join(line.rstrip() + "\n" for line in got.splitlines())
@@ -176,10 +197,10 @@ def updated(text: str, runner: Runner) -> str:
 @pytest.fixture
 def own_registry() -> Iterator[None]:
     """Cells that a document registers are gone afterwards."""
-    before = dict(registry._registered)
+    before = dict(plugins._registered)
     yield
-    registry._registered.clear()
-    registry._registered.update(before)
+    plugins._registered.clear()
+    plugins._registered.update(before)
 
 
 def run_document(name: str, folder: Path, *, slow: bool) -> None:
@@ -190,10 +211,26 @@ def run_document(name: str, folder: Path, *, slow: bool) -> None:
     assert not told, "\n".join(told)
 
 
+def files_of(folder: Path) -> dict[str, str]:
+    """The files of a package as they are distributed."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and not set(path.parts) & LEFT_BY_TOOLS]
+    return {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in paths}
+
+
 @needs_docs
 @pytest.mark.parametrize("name", EXECUTED)
 def test_the_code_of_a_document_prints_what_it_shows(name: str, tmp_path: Path, own_registry: None) -> None:
     run_document(name, tmp_path, slow=False)
+    for example in (DOCS / "examples").iterdir():
+        if (tmp_path / example.name).is_dir():
+            assert files_of(tmp_path / example.name) == files_of(example), f"{name}.md makes another {example.name}"
+
+
+@needs_docs
+def test_every_example_is_made_by_a_document() -> None:
+    texts = [(DOCS / f"{name}.md").read_text("utf-8") for name in EXECUTED]
+    for example in (DOCS / "examples").iterdir():
+        assert any(f"file={example.name}/pyproject.toml\n" in text for text in texts)
 
 
 @needs_docs
@@ -226,8 +263,8 @@ def test_the_cell_of_the_readme_is_a_cell(tmp_path: Path, own_registry: None) ->
     """The README's cell as a plugin file: it runs in a model, and its gradients are right to second order."""
     (code,) = [block.body for block in blocks_of((DOCS.parent / "README.md").read_text("utf-8"))
                if block.language == "python"]  # fmt: skip
-    (tmp_path / "mgu.py").write_text(code, encoding="utf-8")
-    (entry,) = tinygrad_rnn.load_plugin_file(tmp_path / "mgu.py")
+    (tmp_path / "cell.py").write_text(code, encoding="utf-8")
+    (entry,) = tinygrad_rnn.load_plugin_file(tmp_path / "cell.py")
     rng = np.random.default_rng(0)
     cell = entry.cls(3, 4)
     params = {name: value.data for name, value in tinygrad_rnn.init_cell(cell, rng).items()}
@@ -297,8 +334,6 @@ def test_architecture_names_modules_that_exist_and_all_of_them() -> None:
 
 @needs_docs
 def test_architecture_draws_the_layers_of_import_linter() -> None:
-    import tomllib
-
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = table["tool"]["importlinter"]["contracts"]
     (layers,) = [contract["layers"] for contract in contracts if contract["id"] == "layers"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygrad_rnn.config import OptimConfig
-from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
+from tinygrad_rnn.errors import DtypeError, InputError, PluginError, ShapeError
 from tinygrad_rnn.optim import (
     BLOCK,
+    OPTIMIZERS,
+    SHARED,
+    Optimizer,
     State,
+    build_optimizer,
+    check_optimizer,
     clip_norm,
     clip_value,
     global_norm,
     init_state,
     learning_rate,
+    pieces,
+    register_optimizer,
     update,
 )
+from tinygrad_rnn.plugins import available, forget, load
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -39,6 +48,10 @@ CONFIGS = {
     "sgd": OptimConfig(optim="sgd"),
     "sgd-momentum": OptimConfig(optim="sgd", momentum=0.9),
 }
+
+
+def rule(config: OptimConfig) -> Optimizer:
+    return build_optimizer(config)[0]
 
 
 def make_params(seed: int = 0) -> Arrays:
@@ -80,14 +93,14 @@ def test_against_torch_over_fifty_steps(name: str) -> None:
         "adagrad": lambda: torch.optim.Adagrad(values, lr=lr, eps=config.eps),
         "sgd": lambda: torch.optim.SGD(values, lr=lr, momentum=config.momentum),
     }[config.optim]()
-    state = init_state(config, ours)
+    state = init_state(rule(config), ours)
     for step, grads in enumerate(gradients(ours, 50)):
         rate = lr * 0.97**step  # a schedule must reach both
         optimiser.param_groups[0]["lr"] = rate
         for k, tensor in theirs.items():
             tensor.grad = torch.tensor(grads[k])
         optimiser.step()
-        update(config, ours, grads, state, rate)
+        update(rule(config), ours, grads, state, rate)
     for k, tensor in theirs.items():
         np.testing.assert_allclose(ours[k], tensor.detach().numpy(), rtol=1e-12, atol=1e-12)
 
@@ -116,10 +129,10 @@ def test_against_bare_formulas(name: str) -> None:
     params = make_params()
     expected: dict[str, Any] = {k: p.copy() for k, p in params.items()}
     slots: dict[str, dict[str, Any]] = {k: {} for k in params}
-    state = init_state(config, params)
+    state = init_state(rule(config), params)
     for t, grads in enumerate(gradients(params, 50), start=1):
         untouched = copy.deepcopy(grads)
-        update(config, params, grads, state, 1e-2)
+        update(rule(config), params, grads, state, 1e-2)
         for k, g in grads.items():
             expected[k] = bare_update(config, expected[k], g, slots[k], t, 1e-2)
             np.testing.assert_array_equal(g, untouched[k])
@@ -135,9 +148,9 @@ def test_float32_stays_float32_and_in_place(name: str) -> None:
     config = CONFIGS[name]
     params = {k: p.astype(np.float32) for k, p in make_params().items()}
     objects = dict(params)
-    state = init_state(config, params)
+    state = init_state(rule(config), params)
     for grads in gradients(params, 3):
-        update(config, params, {k: g.astype(np.float32) for k, g in grads.items()}, state, np.float64(1e-3))
+        update(rule(config), params, {k: g.astype(np.float32) for k, g in grads.items()}, state, np.float64(1e-3))
     for k, p in params.items():
         assert p is objects[k]
         assert p.dtype == np.float32
@@ -150,10 +163,10 @@ def test_non_contiguous_parameters_are_updated_too(name: str) -> None:
     base = np.random.default_rng(3).normal(size=(BLOCK, 6))
     plain, view = base.T.copy(), base.T
     grad = np.random.default_rng(4).normal(size=plain.shape)
-    states = init_state(config, {"W": plain}), init_state(config, {"W": view})
+    states = init_state(rule(config), {"W": plain}), init_state(rule(config), {"W": view})
     for _ in range(3):
-        update(config, {"W": plain}, {"W": grad}, states[0], 0.1)
-        update(config, {"W": view}, {"W": np.asfortranarray(grad)}, states[1], 0.1)
+        update(rule(config), {"W": plain}, {"W": grad}, states[0], 0.1)
+        update(rule(config), {"W": view}, {"W": np.asfortranarray(grad)}, states[1], 0.1)
     np.testing.assert_array_equal(view, plain)
     np.testing.assert_array_equal(base.T, plain)
 
@@ -194,14 +207,14 @@ class Foreign:
 def test_the_owner_of_the_arrays_decides(name: str) -> None:
     config, plain = CONFIGS[name], make_params()
     foreign = {k: Foreign(p.copy()) for k, p in plain.items()}
-    states = init_state(config, plain), init_state(config, foreign)
+    states = init_state(rule(config), plain), init_state(rule(config), foreign)
     for grads in gradients(plain, 3):
         others = {k: Foreign(g.copy()) for k, g in grads.items()}
         clip_value(grads, 5.0)
         clip_value(others, 5.0)
         assert clip_norm(others, 1.0) == pytest.approx(clip_norm(grads, 1.0), rel=1e-14)
-        update(config, plain, grads, states[0], 1e-2)
-        update(config, foreign, others, states[1], 1e-2)
+        update(rule(config), plain, grads, states[0], 1e-2)
+        update(rule(config), foreign, others, states[1], 1e-2)
     for k, p in plain.items():
         np.testing.assert_allclose(foreign[k].inner, p, rtol=1e-10, atol=1e-12)
 
@@ -210,16 +223,16 @@ def test_one_flat_buffer_equals_many_arrays() -> None:
     config = OptimConfig(optim="adamw")
     params = make_params()
     flat = {"all": np.concatenate([p.reshape(-1) for p in params.values()])}
-    state, flat_state = init_state(config, params), init_state(config, flat)
+    state, flat_state = init_state(rule(config), params), init_state(rule(config), flat)
     for grads in gradients(params, 5):
-        update(config, params, grads, state, 1e-2)
-        update(config, flat, {"all": np.concatenate([g.reshape(-1) for g in grads.values()])}, flat_state, 1e-2)
+        update(rule(config), params, grads, state, 1e-2)
+        update(rule(config), flat, {"all": np.concatenate([g.reshape(-1) for g in grads.values()])}, flat_state, 1e-2)
     np.testing.assert_array_equal(np.concatenate([p.reshape(-1) for p in params.values()]), flat["all"])
 
 
 def test_slots_are_what_the_contract_says() -> None:
     params = {"b": np.ones(2)}
-    slots = {name: sorted(init_state(config, params)["slots"]) for name, config in CONFIGS.items()}
+    slots = {name: sorted(init_state(rule(config), params)["slots"]) for name, config in CONFIGS.items()}
     assert slots["adam"] == slots["adamw"] == ["m", "v"]
     assert slots["rmsprop"] == slots["adagrad"] == ["v"]
     assert (slots["sgd"], slots["sgd-momentum"]) == ([], ["u"])
@@ -227,7 +240,7 @@ def test_slots_are_what_the_contract_says() -> None:
 
 def test_unknown_optimiser_names_the_nearest() -> None:
     with pytest.raises(InputError, match="no optimiser 'adan'; did you mean adam"):
-        init_state(OptimConfig(optim="adan"), {})  # type: ignore[arg-type]
+        init_state(rule(OptimConfig(optim="adan")), {})
 
 
 @pytest.mark.parametrize(
@@ -241,18 +254,18 @@ def test_unknown_optimiser_names_the_nearest() -> None:
 )
 def test_mismatch_is_an_error_and_changes_nothing(grads: Arrays, error: type[Exception], words: str) -> None:
     params = {"W": np.ones((2, 2)), "b": np.ones(2)}
-    state = init_state(OptimConfig(), params)
+    state = init_state(rule(OptimConfig()), params)
     with pytest.raises(error, match=words):
-        update(OptimConfig(), params, grads, state, 0.1)
+        update(rule(OptimConfig()), params, grads, state, 0.1)
     assert state["step"] == 0
     assert all((p == 1).all() for p in params.values())
 
 
 def test_state_of_another_optimiser_is_an_error() -> None:
     params = {"W": np.ones(2)}
-    state: State = init_state(OptimConfig(optim="sgd"), params)
+    state: State = init_state(rule(OptimConfig(optim="sgd")), params)
     with pytest.raises(InputError, match="state of adam"):
-        update(OptimConfig(), params, params, state, 0.1)
+        update(rule(OptimConfig()), params, params, state, 0.1)
 
 
 def test_global_norm_takes_the_root() -> None:
@@ -396,3 +409,126 @@ def test_bad_schedule_is_one_line(text: str) -> None:
     assert repr(text) in str(caught.value)
     assert "exp:FACTOR@EPOCH" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------- optimisers of strangers
+
+
+class Lion(Optimizer):
+    """X. Chen et al., Symbolic discovery of optimization algorithms, 2023, algorithm 2."""
+
+    name = "lion_of_test"
+    summary = "the sign of a moving average"
+    citation = "X. Chen et al., 2023, arXiv 2302.06675"
+
+    @dataclass(frozen=True)
+    class Options:
+        weight_decay: float  # --weight-decay: a setting that optimisers share
+        inner: float = field(default=0.9, metadata={"help": "share of the average in the direction"})
+        outer: float = 0.99
+
+    def slots(self) -> tuple[str, ...]:
+        return ("m",)
+
+    def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+        o = self.options
+        for p, g, m in pieces(params, grads, slots["m"]):
+            p -= lr * (np.sign(o.inner * m + (1 - o.inner) * g) + o.weight_decay * p)
+            m *= o.outer
+            m += (1 - o.outer) * g
+
+
+@pytest.fixture
+def lion() -> Iterator[type[Lion]]:
+    yield register_optimizer(Lion)
+    forget(OPTIMIZERS, "lion_of_test")
+
+
+def test_an_optimiser_of_a_stranger_follows_its_formula(lion: type[Lion]) -> None:
+    config = OptimConfig(optim="lion_of_test", optim_options={"inner": 0.8}, weight_decay=0.3)
+    params = make_params()
+    state = init_state(rule(config), params)
+    expected, means = {k: p.copy() for k, p in params.items()}, {k: 0.0 * p for k, p in params.items()}
+    for grads in gradients(params, 5):
+        update(rule(config), params, grads, state, 0.1)
+        for k, g in grads.items():
+            sign = np.sign(0.8 * means[k] + 0.2 * g)
+            expected[k] = expected[k] - 0.1 * (sign + 0.3 * expected[k])
+            means[k] = 0.99 * means[k] + 0.01 * g
+    for k, p in params.items():
+        np.testing.assert_allclose(p, expected[k], rtol=1e-12)
+    assert state["step"] == 5 and list(state["slots"]) == ["m"]
+
+
+def test_options_of_an_optimiser_are_its_own_and_shared_ones(lion: type[Lion]) -> None:
+    found = rule(OptimConfig(optim="lion_of_test", weight_decay=0.5, optim_options={"outer": "0.5"}))
+    assert (found.options.weight_decay, found.options.inner, found.options.outer) == (0.5, 0.9, 0.5)
+    for options, message in [
+        ({"innner": 1}, r"optimiser lion_of_test has no option 'innner'; did you mean inner\?"),
+        ({"inner": "much"}, r"optimiser lion_of_test, option 'inner': expected a number, got 'much'"),
+        ({"weight-decay": 1}, r"'weight-decay': it is a setting of its own; use --weight-decay"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            rule(OptimConfig(optim="lion_of_test", optim_options=options))
+    with pytest.raises(InputError, match=r"optimiser adam, option 'beta1': it is a setting of its own; use --beta1"):
+        rule(OptimConfig(optim_options={"beta1": 0.5}))
+    with pytest.raises(InputError, match=r"optimiser adam has no option 'amsgrad'"):
+        rule(OptimConfig(optim_options={"amsgrad": True}))
+
+
+def declared(**changes: Any) -> Any:
+    parts: dict[str, Any] = {"__module__": __name__, "name": "mine_of_test", "summary": "s", "citation": "c"}
+    parts |= {"slots": lambda self: (), "update": lambda self, params, grads, slots, step, lr: None, **changes}
+    return type("Mine", (Optimizer,), {key: value for key, value in parts.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Misspelt:
+    beta3: float
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"summary": ""}, r"optimiser 'mine_of_test': expected a text in the class attribute 'summary', got none"),
+        ({"update": None}, r"expected the methods update to be written, got none"),
+        ({"Options": type("Options", (), {})}, r"expected Options to be under @dataclass"),
+        ({"Options": Misspelt}, r"a default for the option 'beta3', or the name of a shared setting; did you mean"),
+    ],
+)
+def test_an_incomplete_optimiser_says_what_is_missing(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        register_optimizer(declared(**changes))
+    with pytest.raises(PluginError, match=r"expected a subclass of tinygrad_rnn\.Optimizer, got <function"):
+        register_optimizer(rule)  # type: ignore[type-var]
+
+
+def replaces(self: Any, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+    params["W"] = params["W"] - lr * grads["W"]  # a new array, which nobody would look at
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"slots": lambda self: ["m"]},
+            r"mine_of_test, slots: expected a tuple of Python names, got \['m'\]",
+        ),
+        ({"slots": lambda self: ("a/b",)}, r"expected a tuple of Python names"),
+        ({"update": replaces}, r"^optimiser mine_of_test, update \(test_optim\.py:\d+\): TypeError: 'mappingproxy'"),
+        ({"update": lambda self, *_: 1 // 0}, r"test_optim\.py:\d+\): ZeroDivisionError"),
+    ],
+)
+def test_what_an_author_does_wrong_has_his_line(changes: dict[str, Any], message: str) -> None:
+    mine = declared(**changes)(OptimConfig())
+    params = {"W": np.ones(2)}
+    with pytest.raises(PluginError, match=message) as caught:
+        update(mine, params, {"W": np.ones(2)}, init_state(mine, params), 0.1)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_built_in_optimiser_is_declared_as_a_strangers() -> None:
+    for row in available(OPTIMIZERS, third_party=False, check=True):
+        cls = load(OPTIMIZERS, row.name).value
+        check_optimizer(cls)
+        assert row.error is None and {f.name for f in fields(cls.Options)} <= set(SHARED)

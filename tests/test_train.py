@@ -205,7 +205,7 @@ def test_resume_refuses_what_it_cannot_continue(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DataError, match="expected the text it was trained on"):
         resume_training(tmp_path / "run", steps=8)
     with monkeypatch.context() as patch:
-        patch.setattr("tinygrad_rnn.registry.source_hash", lambda cls: "0" * 64)
+        patch.setattr("tinygrad_rnn.plugins.source_hash", lambda cls: "0" * 64)
         with pytest.raises(PluginError, match="has changed since this run was made"):
             load_run_model(tmp_path / "run")
         load_run_model(tmp_path / "run", allow_changed_cell=True)

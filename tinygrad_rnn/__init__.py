@@ -58,18 +58,24 @@ if TYPE_CHECKING:
     from tinygrad_rnn.config import from_dict as config_from_dict
     from tinygrad_rnn.config import recipe as recipe
     from tinygrad_rnn.config import replace as replace_config
+    from tinygrad_rnn.data import DATASETS as DATASETS
+    from tinygrad_rnn.data import CorpusText as CorpusText
     from tinygrad_rnn.data import Dataset as Dataset
     from tinygrad_rnn.data import Streams as Streams
     from tinygrad_rnn.data import Vocabulary as Vocabulary
     from tinygrad_rnn.data import corpora as corpora
     from tinygrad_rnn.data import fitted_streams as fitted_streams
     from tinygrad_rnn.data import load_dataset as load_dataset
+    from tinygrad_rnn.data import register_dataset as register_dataset
     from tinygrad_rnn.data import text_statistics as text_statistics
+    from tinygrad_rnn.diagnostics import DIAGNOSTICS as DIAGNOSTICS
     from tinygrad_rnn.diagnostics import HORIZON_EPS as HORIZON_EPS
     from tinygrad_rnn.diagnostics import GradNormReport as GradNormReport
     from tinygrad_rnn.diagnostics import GradNormSeries as GradNormSeries
     from tinygrad_rnn.diagnostics import gradnorm as gradnorm
     from tinygrad_rnn.diagnostics import gradnorm_over as gradnorm_over
+    from tinygrad_rnn.diagnostics import register_diagnostic as register_diagnostic
+    from tinygrad_rnn.diagnostics import run_diagnostic as run_diagnostic
     from tinygrad_rnn.engine import anomaly as anomaly
     from tinygrad_rnn.engine import listen as listen
     from tinygrad_rnn.engine import no_grad as no_grad
@@ -104,6 +110,17 @@ if TYPE_CHECKING:
     from tinygrad_rnn.model import Forward as Forward
     from tinygrad_rnn.model import Model as Model
     from tinygrad_rnn.model import build_model as build_model
+    from tinygrad_rnn.onnx_export import onnx_difference as onnx_difference
+    from tinygrad_rnn.onnx_export import onnx_inputs as onnx_inputs
+    from tinygrad_rnn.onnx_export import onnx_session as onnx_session
+    from tinygrad_rnn.onnx_export import onnxruntime_version as onnxruntime_version
+    from tinygrad_rnn.onnx_export import save_onnx as save_onnx
+    from tinygrad_rnn.onnx_export import to_onnx as to_onnx
+    from tinygrad_rnn.optim import OPTIMIZERS as OPTIMIZERS
+    from tinygrad_rnn.optim import Optimizer as Optimizer
+    from tinygrad_rnn.optim import build_optimizer as build_optimizer
+    from tinygrad_rnn.optim import pieces as gradient_pieces
+    from tinygrad_rnn.optim import register_optimizer as register_optimizer
     from tinygrad_rnn.options import check_limits as check_limits
     from tinygrad_rnn.options import coerce as coerce
     from tinygrad_rnn.options import field_types as field_types
@@ -111,9 +128,15 @@ if TYPE_CHECKING:
     from tinygrad_rnn.plots import gradnorm_figure as gradnorm_figure
     from tinygrad_rnn.plots import loss_figure as loss_figure
     from tinygrad_rnn.plots import save_figure as save_figure
+    from tinygrad_rnn.plugins import COMMANDS as COMMANDS
+    from tinygrad_rnn.plugins import PluginGroup as PluginGroup
+    from tinygrad_rnn.plugins import PluginIdentity as PluginIdentity
+    from tinygrad_rnn.plugins import PluginRow as PluginRow
+    from tinygrad_rnn.plugins import available as available_plugins
+    from tinygrad_rnn.plugins import load as load_plugin
+    from tinygrad_rnn.plugins import register_command as register_command
+    from tinygrad_rnn.registry import CELLS as CELLS
     from tinygrad_rnn.registry import CellEntry as CellEntry
-    from tinygrad_rnn.registry import CellIdentity as CellIdentity
-    from tinygrad_rnn.registry import CellRow as CellRow
     from tinygrad_rnn.registry import available_cells as available_cells
     from tinygrad_rnn.registry import load_cell as load_cell
     from tinygrad_rnn.registry import load_plugin_file as load_plugin_file
@@ -139,6 +162,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.tensor import grad as grad
     from tinygrad_rnn.textplot import sparkline as sparkline
     from tinygrad_rnn.textplot import terminal_plot as terminal_plot
+    from tinygrad_rnn.train import CALLBACKS as CALLBACKS
     from tinygrad_rnn.train import DivergedError as DivergedError
     from tinygrad_rnn.train import Event as Event
     from tinygrad_rnn.train import Finished as Finished
@@ -152,6 +176,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.train import Validated as Validated
     from tinygrad_rnn.train import Watched as Watched
     from tinygrad_rnn.train import plan as plan
+    from tinygrad_rnn.train import register_callback as register_callback
     from tinygrad_rnn.train import resume_training as resume_training
     from tinygrad_rnn.train import start_training as start_training
     from tinygrad_rnn.wrap import WRAPPERS as WRAPPERS
@@ -159,11 +184,14 @@ if TYPE_CHECKING:
 
     # To a type checker an import under another name is private unless it stands here.
     __all__ = [
+        "available_plugins",
         "bench_cell",
         "config_as_dict",
         "config_from_dict",
         "describe_run",
+        "gradient_pieces",
         "load_checkpoint",
+        "load_plugin",
         "replace_config",
         "save_checkpoint",
         "select_device",
@@ -181,8 +209,14 @@ _PUBLIC = {
         "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS SampleConfig TrainConfig "
         "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config"
     ),
-    "data": "Dataset Streams Vocabulary corpora fitted_streams load_dataset text_statistics",
-    "diagnostics": "GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over",
+    "data": (
+        "CorpusText DATASETS Dataset Streams Vocabulary corpora fitted_streams load_dataset register_dataset "
+        "text_statistics"
+    ),
+    "diagnostics": (
+        "DIAGNOSTICS GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over register_diagnostic "
+        "run_diagnostic"
+    ),
     "engine": "anomaly listen no_grad primitive tap",
     "errors": (
         "CheckpointError DataError DeviceError DtypeError FileError GradientError InPlaceError InputError "
@@ -194,9 +228,14 @@ _PUBLIC = {
         "Imported StateDict from_torch import_torch read_state_dict read_vocabulary save_torch to_torch torch_code"
     ),
     "model": "Forward Model build_model",
+    "optim": "OPTIMIZERS Optimizer build_optimizer pieces:gradient_pieces register_optimizer",
+    "onnx_export": "onnx_difference onnx_inputs onnx_session onnxruntime_version save_onnx to_onnx",
     "options": "check_limits coerce field_types parse_options",
+    "plugins": (
+        "COMMANDS PluginGroup PluginIdentity PluginRow available:available_plugins load:load_plugin register_command"
+    ),
     "plots": "gradnorm_figure loss_figure save_figure",
-    "registry": "CellEntry CellIdentity CellRow available_cells load_cell load_plugin_file register_cell",
+    "registry": "CELLS CellEntry available_cells load_cell load_plugin_file register_cell",
     "restore": "LoadedModel find_cell load_run_model run_vocabulary",
     "run": "Run best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
     "sample": "generate",
@@ -204,8 +243,8 @@ _PUBLIC = {
     "tensor": "Tensor grad",
     "textplot": "sparkline terminal_plot",
     "train": (
-        "DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated Watched "
-        "plan resume_training start_training"
+        "CALLBACKS DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated "
+        "Watched plan register_callback resume_training start_training"
     ),
     "wrap": "WRAPPERS wrap_cell",
 }

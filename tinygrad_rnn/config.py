@@ -70,7 +70,12 @@ class DataConfig:
 class OptimConfig:
     """How parameters are updated."""
 
-    optim: Literal["adam", "adamw", "rmsprop", "adagrad", "sgd"] = setting("adam", "the optimiser")
+    optim: str = setting(
+        "adam", "the optimiser: adam, adamw, rmsprop, adagrad, sgd, or one of a plugin", metavar="NAME"
+    )
+    optim_options: Mapping[str, Scalar] = setting(
+        {}, "options of a plugin's optimiser", flag="optim-opt", metavar="KEY=VALUE"
+    )
     lr: float = setting(2e-3, "learning rate", minimum=0)
     lr_decay: str = setting(
         "none", "none, exp:FACTOR@EPOCH (every epoch after it) or step:FACTOR@EPOCHS (every so many)"
@@ -103,6 +108,9 @@ class TrainConfig:
     sample_every: int = setting(0, "updates between two printed samples; 0: none", minimum=0)
     sample_length: int = setting(200, "symbols of such a sample", minimum=1)
     watch: str = setting("", "write per-timestep gradient norms: grads or grads:EVERY", metavar="grads[:EVERY]")
+    callbacks: tuple[str, ...] = setting(
+        (), "call a plugin at every event of the training; 'none' calls none", flag="callback", metavar="NAME[:ARG]"
+    )
     anomaly: bool = setting(False, "stop at the first NaN or infinity and name op, layer, timestep and gate (slow)")
     on_divergence: Literal["abort", "rollback"] = setting(
         "abort", "when the loss is not finite: stop, or go back to the last checkpoint with half the rate"

@@ -9,19 +9,25 @@ LAST step, whose gradient has to travel; the training loss is the second, labell
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from tinygrad_rnn import backend
+from tinygrad_rnn import backend, plugins
 from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.compile.program import StateSequence
 from tinygrad_rnn.engine import no_grad
-from tinygrad_rnn.errors import InputError, ShapeError, nearest
+from tinygrad_rnn.errors import InputError, PluginError, ShapeError, nearest
 from tinygrad_rnn.model import Forward, Model, detach
+from tinygrad_rnn.options import parse_options
+from tinygrad_rnn.plugins import PluginGroup, by_author, check_function
+from tinygrad_rnn.restore import LoadedModel
 from tinygrad_rnn.sequence import LayerState
 from tinygrad_rnn.tensor import Tensor, grad
 
@@ -381,7 +387,7 @@ def gradnorm_over(
     means = {name: float(_root_mean_square([total[name] for total in totals])) for name in totals[0]}
     tiny = _tiny(forward)
     series = tuple(_series(key, norm, steps[key[0]], horizon_eps, tiny) for key, norm in mean.items())
-    return GradNormReport(model.config.cell, len(model.cells), model.config.hidden, T, series, means)
+    return GradNormReport(model.cells[0].name, len(model.cells), model.config.hidden, T, series, means)
 
 
 def watch_gradients(
@@ -502,3 +508,74 @@ def _series(key: _Key, norm: Array, at: int, horizon_eps: float, tiny: float) ->
     # behind the step of the loss every gradient is exactly 0, and no part of the way back
     slope, horizon, verdict, reason, numbers = _judge(norm[: at + 1], horizon_eps, loss == "train", tiny)
     return GradNormSeries(loss, layer, state, tuple(norm.tolist()), slope, horizon, verdict, reason, at, numbers)
+
+
+# ------------------------------------------------------------------------------------- diagnostics of plugins
+
+
+def check_diagnostic(value: Any) -> None:
+    """Raise PluginError when `value` is no documented function (loaded, symbols, rng, *, option: type = default)."""
+    check_function(value, "diagnostic", ("loaded", "symbols", "rng"))
+    where = f"diagnostic {plugins.name_of(value)!r}"
+    for parameter in _options(value):
+        if parameter.annotation is parameter.empty or parameter.default is parameter.empty:
+            raise PluginError(f"{where}: expected a type and a default for the option {parameter.name!r}")
+
+
+DIAGNOSTICS = PluginGroup("diagnostics", "diagnostic", check_diagnostic)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def register_diagnostic(function: F) -> F:
+    """Decorator: make a diagnostic known under the function's name (with hyphens), in this process.
+
+    Raises PluginError when it breaks the contract (see `run_diagnostic`) or the name belongs to another one.
+    """
+    return plugins.register(DIAGNOSTICS, function)
+
+
+def run_diagnostic(
+    name: str,
+    loaded: LoadedModel,
+    symbols: Array,
+    rng: np.random.Generator,
+    options: Mapping[str, Any] | None = None,
+    *,
+    third_party: bool = True,
+) -> dict[str, Any]:
+    """What the diagnostic `name` of a plugin finds out: JSON values by name.
+
+    It is a function of the model, the numbers (N,) of the symbols of a text, and a source of random numbers; its
+    options are keyword-only, with types and defaults. Arrays that it returns become lists.
+    Raises InputError for an unknown name or option, PluginError, with the author's line, where it fails.
+    """
+    function = plugins.load(DIAGNOSTICS, name, third_party=third_party).value
+    what = f"diagnostic {name!r}"
+    hints = typing.get_type_hints(function)
+    fields = [(one.name, hints[one.name], field(default=one.default)) for one in _options(function)]
+    parsed: Any = parse_options(dataclasses.make_dataclass("Options", fields, frozen=True), dict(options or {}), what)
+    found = by_author(what, function, loaded, symbols, rng, of=function, **vars(parsed))
+    if not isinstance(found, Mapping):
+        raise PluginError(f"{what}: expected a mapping of names to JSON values, got {found!r:.60}")
+    plain: dict[str, Any] = _plain(found, what)
+    return plain
+
+
+def _options(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return [one for one in inspect.signature(function).parameters.values() if one.kind is one.KEYWORD_ONLY]
+
+
+def _plain(value: Any, what: str) -> Any:
+    """`value` as JSON knows it; arrays as lists."""
+    if isinstance(value, Tensor):
+        value = value.data
+    if isinstance(value, np.generic) or backend.is_array(value):
+        value = backend.to_host(value).tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{what}, {key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{what}, {i}") for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise PluginError(f"{what}: expected a JSON value (numbers, text, lists, dicts) or an array, got {value!r:.60}")

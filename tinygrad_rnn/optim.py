@@ -1,77 +1,345 @@
-"""Optimisers, gradient clipping and the learning-rate schedule, as functions on dicts of arrays.
+"""Optimisers, gradient clipping and the learning-rate schedule, on dicts of arrays.
 
 Every array may live on any device: only ufuncs with ``out=`` touch it, and its owner answers them.
-Parameters and slots change in place; gradients only in `clip_value` and `clip_norm`. All rules are
+Parameters and slots change in place; gradients only in `clip_value` and `clip_norm`. The built-in rules are
 element-wise, so one flat buffer under one name is updated as well as many arrays.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import TypedDict
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, TypedDict, TypeVar, final
 
 import numpy as np
 
+from tinygrad_rnn import plugins
 from tinygrad_rnn.backend import Array
 from tinygrad_rnn.config import OptimConfig
-from tinygrad_rnn.errors import DtypeError, InputError, ShapeError, nearest
+from tinygrad_rnn.errors import DtypeError, InputError, PluginError, ShapeError, nearest
+from tinygrad_rnn.options import field_types, parse_options
+from tinygrad_rnn.plugins import PluginGroup, PluginIdentity, by_author
 
 # Elements per piece on the host: parameter, gradient, two slots and scratch stay in the second-level cache
 # through the dozen passes that Adam makes.
 BLOCK = 65536
 
+# The settings that optimisers share, each with a flag of its own.
+SHARED = ("momentum", "beta1", "beta2", "decay", "eps", "weight_decay")
+
+
+class Optimizer(ABC):
+    """Abstract: one rule by which gradients change parameters.
+
+    It declares its name, summary and citation, its typed `Options`, the slots it carries, and writes `update`. It is a
+    description: it holds no array. An option without a default is one of the settings that optimisers share (momentum,
+    beta1, beta2, decay, eps, weight_decay) and takes its value from there; one with a default is the optimiser's own
+    (``--optim-opt KEY=VALUE``).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    citation: ClassVar[str]
+
+    @dataclass(frozen=True)
+    class Options:
+        """Fields with or without a default, each with ``field(metadata={"help": ...})`` where it is its own."""
+
+    @final
+    def __init__(self, config: OptimConfig) -> None:
+        """The optimiser with the options of `config`. Raises InputError for options that it does not have."""
+        shared = {name: getattr(config, name) for name in _shared(type(self).Options)}
+        for name in config.optim_options:
+            if name.replace("-", "_") in shared:
+                flag = name.replace("_", "-")
+                raise InputError(f"optimiser {self.name}, option {name!r}: it is a setting of its own; use --{flag}")
+        self.options: Any = parse_options(
+            type(self).Options, {**shared, **config.optim_options}, f"optimiser {self.name}"
+        )
+
+    @abstractmethod
+    def slots(self) -> tuple[str, ...]:
+        """The names of what is carried from update to update: one array per parameter each, zero at the start."""
+
+    @abstractmethod
+    def update(
+        self,
+        params: Mapping[str, Array],
+        grads: Mapping[str, Array],
+        slots: Mapping[str, Mapping[str, Array]],
+        step: int,
+        lr: float,
+    ) -> None:
+        """Change the arrays `params` and `slots` in place; `step` is the number of this update, from 1.
+
+        Every array has the shape and dtype of its parameter. `grads` may be overwritten.
+        """
+
+
+def check_optimizer(cls: Any) -> None:
+    """Raise PluginError when `cls` is not a complete Optimizer: what is missing, and in which class."""
+    if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):
+        raise PluginError(f"optimiser: expected a subclass of tinygrad_rnn.Optimizer, got {cls!r}")
+    where = f"optimiser {getattr(cls, 'name', cls.__name__)!r}"
+    for name in ("name", "summary", "citation"):
+        if not isinstance(getattr(cls, name, None), str) or not getattr(cls, name).strip():
+            raise PluginError(f"{where}: expected a text in the class attribute {name!r}, got none")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise PluginError(f"{where}: expected the methods {', '.join(missing)} to be written, got none")
+    if "__dataclass_fields__" not in getattr(cls.Options, "__dict__", {}):
+        raise PluginError(f"{where}: expected Options to be under @dataclass(frozen=True), got {cls.Options!r}")
+    field_types(cls.Options, where)
+    for name in _shared(cls.Options):
+        if name not in SHARED:
+            raise PluginError(
+                f"{where}: expected a default for the option {name!r}, or the name of a shared setting"
+                f"{nearest(name, SHARED)}"
+            )
+
+
+def _shared(options: type[Any]) -> list[str]:
+    """The fields without a default."""
+    return [
+        field.name
+        for field in dataclasses.fields(options)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+
+
+@final
+class Adam(Optimizer):
+    """m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2, without their bias towards 0."""
+
+    name = "adam"
+    summary = "moving averages of the gradient and of its square"
+    citation = "D. P. Kingma, J. Ba, Adam: a method for stochastic optimization, 2015, arXiv 1412.6980v9, algorithm 1"
+
+    @dataclass(frozen=True)
+    class Options:
+        """Shared settings alone."""
+
+        beta1: float
+        beta2: float
+        eps: float
+
+    def slots(self) -> tuple[str, ...]:
+        """m, v."""
+        return "m", "v"
+
+    def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+        """p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps), as torch.optim.Adam."""
+        for p, g, m, v in pieces(params, grads, slots["m"], slots["v"]):
+            _adam(self.options, p, g, m, v, step, lr)
+
+
+@final
+class AdamW(Optimizer):
+    """Adam, with weights that shrink by themselves and not through the gradient."""
+
+    name = "adamw"
+    summary = "adam with decoupled weight decay"
+    citation = "I. Loshchilov, F. Hutter, Decoupled weight decay regularization, 2019, arXiv 1711.05101v3, algorithm 2"
+
+    @dataclass(frozen=True)
+    class Options:
+        """Shared settings alone."""
+
+        beta1: float
+        beta2: float
+        eps: float
+        weight_decay: float
+
+    def slots(self) -> tuple[str, ...]:
+        """m, v."""
+        return "m", "v"
+
+    def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+        """p *= 1 - lr weight_decay, then as Adam."""
+        for p, g, m, v in pieces(params, grads, slots["m"], slots["v"]):
+            np.multiply(p, 1.0 - lr * self.options.weight_decay, out=p)
+            _adam(self.options, p, g, m, v, step, lr)
+
+
+@final
+class RMSprop(Optimizer):
+    """v = decay v + (1 - decay) g^2; p -= lr g / (sqrt(v) + eps)."""
+
+    name = "rmsprop"
+    summary = "the gradient divided by a moving average of its size"
+    citation = "G. Hinton, Neural networks for machine learning, lecture 6e, 2012; as torch.optim.RMSprop and char-rnn"
+
+    @dataclass(frozen=True)
+    class Options:
+        """Shared settings alone."""
+
+        decay: float
+        eps: float
+
+    def slots(self) -> tuple[str, ...]:
+        """v."""
+        return ("v",)
+
+    def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+        """The equations of the class."""
+        for p, g, v in pieces(params, grads, slots["v"]):
+            scratch = np.empty_like(p)
+            _average_square(v, g, self.options.decay, scratch)
+            np.sqrt(v, out=scratch)
+            np.add(scratch, self.options.eps, out=scratch)
+            np.divide(g, scratch, out=scratch)
+            np.multiply(scratch, lr, out=scratch)
+            np.subtract(p, scratch, out=p)
+
+
+@final
+class Adagrad(Optimizer):
+    """v += g^2; p -= lr g / sqrt(v + eps)."""
+
+    name = "adagrad"
+    summary = "the gradient divided by the root of all its squares so far"
+    citation = "J. Duchi et al., Adaptive subgradient methods, 2011; with min-char-rnn's eps under the root"
+
+    @dataclass(frozen=True)
+    class Options:
+        """Shared settings alone."""
+
+        eps: float
+
+    def slots(self) -> tuple[str, ...]:
+        """v."""
+        return ("v",)
+
+    def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+        """The equations of the class."""
+        for p, g, v in pieces(params, grads, slots["v"]):
+            scratch = np.empty_like(p)
+            np.multiply(g, g, out=scratch)
+            np.add(v, scratch, out=v)
+            np.add(v, self.options.eps, out=scratch)
+            np.sqrt(scratch, out=scratch)
+            np.divide(g, scratch, out=scratch)
+            np.multiply(scratch, lr, out=scratch)
+            np.subtract(p, scratch, out=p)
+
+
+@final
+class SGD(Optimizer):
+    """p -= lr g; with momentum u = momentum u + g; p -= lr u."""
+
+    name = "sgd"
+    summary = "the gradient as it is, or with momentum"
+    citation = "H. Robbins, S. Monro, A stochastic approximation method, 1951; momentum as torch.optim.SGD"
+
+    @dataclass(frozen=True)
+    class Options:
+        """Shared settings alone."""
+
+        momentum: float
+
+    def slots(self) -> tuple[str, ...]:
+        """u, with momentum only."""
+        return ("u",) if self.options.momentum else ()
+
+    def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+        """The equations of the class."""
+        for p, g, *us in pieces(params, grads, *slots.values()):
+            scratch = np.empty_like(p)
+            for u in us:
+                np.multiply(u, self.options.momentum, out=u)
+                np.add(u, g, out=u)
+            np.multiply(us[0] if us else g, lr, out=scratch)
+            np.subtract(p, scratch, out=p)
+
+
+OPTIMIZERS = PluginGroup(
+    "optimizers",
+    "optimiser",
+    check_optimizer,
+    {cls.name: f"{cls.__module__}:{cls.__name__}" for cls in (Adam, AdamW, RMSprop, Adagrad, SGD)},
+)
+
+O = TypeVar("O", bound=type[Optimizer])
+
+
+def register_optimizer(cls: O) -> O:
+    """Class decorator: make an optimiser known under its name, in this process.
+
+    Raises PluginError when the declaration is incomplete or the name belongs to another one.
+    """
+    return plugins.register(OPTIMIZERS, cls)
+
+
+def build_optimizer(config: OptimConfig, *, third_party: bool = True) -> tuple[Optimizer, PluginIdentity]:
+    """The optimiser that `config` names, with its options, and which code it is.
+
+    Raises InputError for an unknown name or option, PluginError when it cannot be used.
+    """
+    entry = plugins.load(OPTIMIZERS, config.optim, third_party=third_party)
+    return entry.value(config), entry.identity
+
 
 class State(TypedDict):
-    """What an optimiser carries: updates done so far, and per slot one array per parameter.
-
-    Slots: adam and adamw ``m``, ``v``; rmsprop and adagrad ``v``; sgd ``u``, with momentum only.
-    """
+    """What an optimiser carries: updates done so far, and per slot one array per parameter."""
 
     step: int
     slots: dict[str, dict[str, Array]]
 
 
-def init_state(config: OptimConfig, params: Mapping[str, Array]) -> State:
+def init_state(optimizer: Optimizer, params: Mapping[str, Array]) -> State:
     """The state before the first update: step 0, every slot zero, with each parameter's shape, dtype and device.
 
-    Raises InputError for an unknown optimiser.
+    Raises PluginError when the slots that the optimiser names are no names.
     """
+    what = f"optimiser {optimizer.name}, slots"
+    names: Any = by_author(what, optimizer.slots, of=type(optimizer))
+    if not isinstance(names, tuple) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise PluginError(f"{what}: expected a tuple of Python names, got {names!r}")
     return {
         "step": 0,
-        "slots": {slot: {name: np.zeros_like(param) for name, param in params.items()} for slot in _slots(config)},
+        "slots": {slot: {name: np.zeros_like(param) for name, param in params.items()} for slot in names},
     }
 
 
 def update(
-    config: OptimConfig, params: Mapping[str, Array], grads: Mapping[str, Array], state: State, lr: float
+    optimizer: Optimizer, params: Mapping[str, Array], grads: Mapping[str, Array], state: State, lr: float
 ) -> None:
-    """One step of ``config.optim`` with the rate `lr`, in place in `params` and `state`.
-
-    With t the number of the update, from 1, and g a gradient of its parameter's shape and dtype:
-
-    * adam (Kingma & Ba 2015, arXiv:1412.6980v9, alg. 1, as torch.optim.Adam):
-      m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
-      p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
-    * adamw (Loshchilov & Hutter 2019, arXiv:1711.05101v3, alg. 2): p *= 1 - lr weight_decay, then adam
-    * rmsprop (Hinton's lecture 6e, as torch.optim.RMSprop and char-rnn):
-      v = decay v + (1 - decay) g^2; p -= lr g / (sqrt(v) + eps)
-    * adagrad (Duchi et al. 2011, with min-char-rnn's eps under the root): v += g^2; p -= lr g / sqrt(v + eps)
-    * sgd: p -= lr g, or with momentum u = momentum u + g; p -= lr u (as torch.optim.SGD)
+    """One step of `optimizer` with the rate `lr`, in place in `params` and `state`.
 
     Raises InputError if names differ between `params`, `grads` and `state`, ShapeError if shapes do, DtypeError if
-    dtypes do.
-    Nothing has changed when it raises.
+    dtypes do: nothing has changed then. Raises PluginError, with the author's line, where the optimiser fails.
     """
-    slots = [state["slots"].get(slot, {}) for slot in _slots(config)]
     _check_match(params, grads, "gradients")
-    for slot in slots:
-        _check_match(params, slot, f"the state of {config.optim}")
+    what = f"the state of {optimizer.name}"
+    if tuple(state["slots"]) != optimizer.slots():
+        raise InputError(f"update: expected {what} with the slots {optimizer.slots()}, got {tuple(state['slots'])}")
+    for slot in state["slots"].values():
+        _check_match(params, slot, what)
     state["step"] += 1
-    lr = float(lr)  # a NumPy scalar would promote float32 arrays to float64
+    by_author(
+        f"optimiser {optimizer.name}, update",
+        optimizer.update,
+        MappingProxyType(params),  # an array put in the place of another would change nothing, and not a word be said
+        MappingProxyType(grads),
+        MappingProxyType({slot: MappingProxyType(arrays) for slot, arrays in state["slots"].items()}),
+        state["step"],
+        float(lr),  # a NumPy scalar would promote float32 arrays to float64
+        of=type(optimizer),
+    )
+
+
+def pieces(params: Mapping[str, Array], *others: Mapping[str, Array]) -> Iterator[tuple[Array, ...]]:
+    """Of each parameter and of what belongs to it (gradient, slots): views of a size that a cache holds.
+
+    For rules that are element-wise: a dozen passes over such a piece cost little more than one.
+    """
     for name, param in params.items():
-        for p, g, *s in _blocks(param, grads[name], *(slot[name] for slot in slots)):
-            _apply(config, p, g, s, state["step"], lr)
+        yield from _blocks(param, *(arrays[name] for arrays in others))
 
 
 def clip_value(grads: Mapping[str, Array], limit: float) -> None:
@@ -149,55 +417,16 @@ def learning_rate(config: OptimConfig, epoch: float) -> float:
     return config.lr * factor ** (max(0, passes - every + 1) if kind == "exp" else passes // every)
 
 
-def _slots(config: OptimConfig) -> tuple[str, ...]:
-    slots = {
-        "adam": ("m", "v"),
-        "adamw": ("m", "v"),
-        "rmsprop": ("v",),
-        "adagrad": ("v",),
-        "sgd": ("u",) if config.momentum else (),
-    }
-    if config.optim not in slots:
-        raise InputError(f"no optimiser {config.optim!r}{nearest(config.optim, slots)}")
-    return slots[config.optim]
-
-
-def _apply(config: OptimConfig, p: Array, g: Array, slots: list[Array], step: int, lr: float) -> None:
-    """One rule on one piece; the equations stand at `update`."""
+def _adam(o: Any, p: Array, g: Array, m: Array, v: Array, step: int, lr: float) -> None:
+    """One piece of Adam and AdamW; the equations stand there."""
     scratch = np.empty_like(p)  # on the host a block at most: the allocator hands the same one out again
-    if config.optim in ("adam", "adamw"):
-        m, v = slots
-        if config.optim == "adamw":
-            np.multiply(p, 1.0 - lr * config.weight_decay, out=p)
-        _average(m, g, config.beta1, scratch)
-        _average_square(v, g, config.beta2, scratch)
-        np.sqrt(v, out=scratch)
-        np.multiply(scratch, 1.0 / math.sqrt(1.0 - config.beta2**step), out=scratch)
-        np.add(scratch, config.eps, out=scratch)
-        np.divide(m, scratch, out=scratch)
-        np.multiply(scratch, lr / (1.0 - config.beta1**step), out=scratch)
-    elif config.optim == "rmsprop":
-        (v,) = slots
-        _average_square(v, g, config.decay, scratch)
-        np.sqrt(v, out=scratch)
-        np.add(scratch, config.eps, out=scratch)
-        np.divide(g, scratch, out=scratch)
-        np.multiply(scratch, lr, out=scratch)
-    elif config.optim == "adagrad":
-        (v,) = slots
-        np.multiply(g, g, out=scratch)
-        np.add(v, scratch, out=v)
-        np.add(v, config.eps, out=scratch)
-        np.sqrt(scratch, out=scratch)
-        np.divide(g, scratch, out=scratch)
-        np.multiply(scratch, lr, out=scratch)
-    elif slots:
-        (u,) = slots
-        np.multiply(u, config.momentum, out=u)
-        np.add(u, g, out=u)
-        np.multiply(u, lr, out=scratch)
-    else:
-        np.multiply(g, lr, out=scratch)
+    _average(m, g, o.beta1, scratch)
+    _average_square(v, g, o.beta2, scratch)
+    np.sqrt(v, out=scratch)
+    np.multiply(scratch, 1.0 / math.sqrt(1.0 - o.beta2**step), out=scratch)
+    np.add(scratch, o.eps, out=scratch)
+    np.divide(m, scratch, out=scratch)
+    np.multiply(scratch, lr / (1.0 - o.beta1**step), out=scratch)
     np.subtract(p, scratch, out=p)
 
 

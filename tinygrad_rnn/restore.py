@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,11 @@ import numpy as np
 from tinygrad_rnn import backend
 from tinygrad_rnn.backend import Device
 from tinygrad_rnn.config import RunConfig, as_dict
-from tinygrad_rnn.data import Vocabulary
-from tinygrad_rnn.errors import CheckpointError, DataError, FileError, PluginError
+from tinygrad_rnn.data import DATASETS, Vocabulary
+from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
 from tinygrad_rnn.model import Model, Params, build_model
-from tinygrad_rnn.registry import CellEntry, check_identity, load_cell, load_plugin_file
+from tinygrad_rnn.plugins import PluginGroup, PluginIdentity, available, check_identity, load, load_file
+from tinygrad_rnn.registry import CELLS, CellEntry, load_cell
 from tinygrad_rnn.run import (
     DESCRIPTION,
     Run,
@@ -31,6 +32,7 @@ from tinygrad_rnn.run import (
 from tinygrad_rnn.tensor import Tensor
 
 PARAMS = "params/"
+CODE = {"cells": "cell", "optimizers": "optimizer"}  # of these groups a run and its checkpoints store the identity
 IMPORTED = "imported"  # the entry of run.json that says which file a run was imported from
 
 
@@ -44,6 +46,8 @@ class LoadedModel:
     config: RunConfig
     step: int
     path: Path
+    changed: str | None = None
+    """in words, how the code of the cell differs from that which the checkpoint was made with"""
 
 
 def find_cell(
@@ -60,13 +64,17 @@ def find_cell(
     (unless `allow_changed`), InputError for an unknown name.
     """
     for path in plugins if third_party else ():
-        load_plugin_file(path)
+        load_file(path)
     entry = load_cell(name, third_party=third_party)
     if stored is not None and not allow_changed:
-        difference = check_identity(stored, entry)
-        if difference is not None:
-            raise PluginError(f"{difference}; take the old code, or say --allow-changed-cell to use the new one")
+        refuse_changed(check_identity(stored, entry.identity, CELLS.word))
     return entry
+
+
+def refuse_changed(difference: str | None) -> None:
+    """Raise PluginError that says what to do where the code of a cell or optimiser is another one."""
+    if difference is not None:
+        raise PluginError(f"{difference}; take the old code, or say --allow-changed-cell to use the new one")
 
 
 def place_params(
@@ -106,6 +114,7 @@ def new_run(
     data: Mapping[str, Any],
     device: str,
     plugins: Sequence[str | Path] = (),
+    optimizer: PluginIdentity | None = None,
     origin: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Run:
@@ -119,6 +128,7 @@ def new_run(
         {
             "config": as_dict(config),
             "cell": entry.identity.to_json(),
+            **({} if optimizer is None else {"optimizer": optimizer.to_json()}),
             "plugins": [str(Path(plugin).resolve()) for plugin in plugins],
             "data": dict(data),
             "vocabulary": vocabulary.to_json(),
@@ -141,20 +151,53 @@ class OpenedRun:
     vocabulary: Vocabulary
 
 
+Wanted = tuple[PluginGroup, str]  # a plugin by its group and name
+
+
 def open_with_cell(
-    path: str | Path, *, plugins: Sequence[str | Path], third_party: bool, allow_changed_cell: bool
+    path: str | Path,
+    *,
+    plugins: Sequence[str | Path],
+    third_party: bool,
+    others: Callable[[RunConfig], Sequence[Wanted]] = lambda config: (),
 ) -> OpenedRun:
-    """The run folder `path` and its cell. A run remembers its plugin files; `plugins` stand in for them."""
+    """The run folder `path` and its cell, whose identity the caller checks; `others` says what else has to be known.
+
+    A run remembers its plugin files; `plugins` stand in for them, and the remembered ones are run where something is
+    still unknown. Raises PluginError when one is wanted that is not there any more.
+    """
     run = open_run(path)
     config = run_config(run)
-    entry = find_cell(
-        config.model.cell,
-        described(run, "cell"),
-        plugins=tuple(plugins) or tuple(describe(run).get("plugins", ())),
-        third_party=third_party,
-        allow_changed=allow_changed_cell,
-    )
+    wanted = [(CELLS, config.model.cell), *others(config)]
+    missing = _run_plugin_files(run, config, plugins, wanted) if third_party else []
+    try:
+        for group, name in wanted:
+            load(group, name, third_party=third_party)
+    except InputError as error:
+        if missing:
+            raise PluginError(
+                f"run {run.path} wants the plugin file {missing[0]}, which is not there ({error}); put it back, or say "
+                "where it is now: --plugin FILE.py"
+            ) from error
+        raise
+    entry = load_cell(config.model.cell, third_party=third_party)
     return OpenedRun(run, config, entry, run_vocabulary(run))
+
+
+def _run_plugin_files(run: Run, config: RunConfig, given: Sequence[str | Path], wanted: Sequence[Wanted]) -> list[Path]:
+    """Run the files `given`, and those that the run remembers where they are needed; the remembered ones not found."""
+    for path in given:
+        load_file(path)
+    text = [] if config.data.text else [(DATASETS, config.data.corpus)]
+    if given and all(any(row.name == name for row in available(group)) for group, name in [*wanted, *text]):
+        return []
+    missing = []
+    for path in map(Path, describe(run).get("plugins", ())):
+        if path.is_file():
+            load_file(path)
+        else:
+            missing.append(path)
+    return missing
 
 
 def run_vocabulary(run: Run) -> Vocabulary:
@@ -176,15 +219,35 @@ def load_run_model(
 ) -> LoadedModel:
     """The model of the run folder `path`, from its best checkpoint (by validation loss) or its latest.
 
-    Raises FileError for a folder that is no run, CheckpointError for a damaged checkpoint, PluginError for a cell that
-    is missing or changed, DeviceError.
+    With `allow_changed_cell` the code of the cell may be another one, as long as the parameters fit; `changed` of the
+    result says what differs. Raises FileError for a folder that is no run, CheckpointError for a damaged checkpoint,
+    PluginError for a cell that is missing or changed, DeviceError.
     """
     place = backend.select(device)
-    opened = open_with_cell(path, plugins=plugins, third_party=third_party, allow_changed_cell=allow_changed_cell)
+    opened = open_with_cell(path, plugins=plugins, third_party=third_party)
     run, config, vocabulary = opened.run, opened.config, opened.vocabulary
-    model = build_model(config.model, vocabulary.size, opened.entry)
     file = best_checkpoint(run) if which == "best" else latest_checkpoint(run)
     arrays, meta = load_run_checkpoint(run, file)
+    changed = changed_code(run, meta, CELLS, opened.entry.identity)
+    if not allow_changed_cell:
+        refuse_changed(changed)
     own = {name[len(PARAMS) :]: array for name, array in arrays.items() if name.startswith(PARAMS)}
-    params = place_params(model, own, config.train.dtype, place, str(file))
-    return LoadedModel(model, params, vocabulary, config, int(meta["step"]), Path(run.path))
+    try:
+        model = build_model(config.model, vocabulary.size, opened.entry)
+        params = place_params(model, own, config.train.dtype, place, str(file))
+    except (CheckpointError, InputError) as error:
+        if changed is None:
+            raise
+        raise CheckpointError(f"{changed}, and does not fit any more ({error}); take the old code") from error
+    return LoadedModel(model, params, vocabulary, config, int(meta["step"]), Path(run.path), changed)
+
+
+def changed_code(run: Run, meta: Mapping[str, Any], group: PluginGroup, identity: PluginIdentity) -> str | None:
+    """In words, how the code of the cell or optimiser differs from that which made a checkpoint; None where it is that.
+
+    A checkpoint's `meta` says so itself; older ones leave that to run.json, and those before it said so of optimisers
+    match any. Raises FileError where run.json names no cell.
+    """
+    key = CODE[group.name]
+    stored = described(run, key) if group is CELLS else describe(run).get(key, identity.to_json())
+    return check_identity(meta.get(key, stored), identity, group.word)

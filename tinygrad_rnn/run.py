@@ -38,7 +38,7 @@ BEST = "best.json"
 TEXT = "text.txt"
 FORMAT = 1
 
-_TABLES = ("cell", "data", "vocabulary", "versions", "imported")  # what run.json holds by custom, see create_run
+_TABLES = ("cell", "optimizer", "data", "vocabulary", "versions", "imported")  # what run.json holds by custom, see create_run
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})(?:-val-(-?\d+\.\d{4}|nan|-?inf))?\.safetensors")
 
@@ -55,7 +55,7 @@ def create_run(path: str | os.PathLike[str], description: Mapping[str, Any], ove
 
     `description` holds JSON values. ``config`` (`config.as_dict`) is required; by custom also ``data`` (sha256,
     source, characters), ``vocabulary`` (JSON of the Vocabulary), ``seed``, ``device``, ``cell`` (the identity:
-    name, distribution, version, source hash, options) and ``parameters`` (their number).
+    name, distribution, version, source hash), ``optimizer`` likewise, and ``parameters`` (their number).
     `overwrite` replaces an existing run: what a run folder holds is removed, other files stay.
 
     Raises FileError if a run is there already and `overwrite` is off, if the folder is not empty and no run,

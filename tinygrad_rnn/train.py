@@ -5,25 +5,40 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 
-from tinygrad_rnn import backend, engine, ops, optim
+from tinygrad_rnn import backend, engine, ops, optim, plugins
 from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
 from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.config import RunConfig, SampleConfig, as_dict, check_memory
-from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
+from tinygrad_rnn.data import DATASETS, Dataset, Streams, Vocabulary, fitted_streams, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
-from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFiniteError
+from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFiniteError, PluginError, TinygradRNNError
 from tinygrad_rnn.evaluate import mean_loss
 from tinygrad_rnn.model import Forward, Model, Params, State, build_model, detach
-from tinygrad_rnn.registry import CellEntry
-from tinygrad_rnn.restore import IMPORTED, PARAMS, find_cell, load_run_model, new_run, open_with_cell, place_params
+from tinygrad_rnn.optim import OPTIMIZERS, Optimizer, build_optimizer
+from tinygrad_rnn.plugins import PluginGroup, PluginIdentity, by_author, check_function
+from tinygrad_rnn.plugins import load as load_plugin
+from tinygrad_rnn.registry import CELLS, CellEntry
+from tinygrad_rnn.restore import (
+    CODE,
+    IMPORTED,
+    PARAMS,
+    Wanted,
+    changed_code,
+    find_cell,
+    load_run_model,
+    new_run,
+    open_with_cell,
+    place_params,
+    refuse_changed,
+)
 from tinygrad_rnn.run import (
     METRICS,
     TEXT,
@@ -121,7 +136,7 @@ class RolledBack:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event: ``done``, ``patience`` or ``interrupted``."""
+    """The last event: ``done``, ``patience``, ``interrupted``, or ``callback NAME: WHY``."""
 
     step: int
     reason: str
@@ -151,21 +166,86 @@ class Progress:
     rollbacks: int = 0
 
 
+Callback = Callable[[Event, "Trainer"], str | None]
+
+
+def check_callback(value: Any) -> None:
+    """Raise PluginError when `value` is no documented function of one argument, the text behind ``NAME:``."""
+    check_function(value, "callback", ("argument",))
+
+
+CALLBACKS = PluginGroup("callbacks", "callback", check_callback)
+
+F = TypeVar("F", bound=Callable[[str], Callback])
+
+
+def register_callback(function: F) -> F:
+    """Decorator: make a callback known under the function's name (with hyphens), in this process.
+
+    The function takes the text behind ``NAME:`` ('' where there is none) and returns what is called at every event of
+    one training: ``heard(event, trainer)``. It may read the trainer; where it returns a text, the training stops after
+    the step, and the text says why. Raises PluginError when the function breaks this contract or the name belongs to
+    another one.
+    """
+    return plugins.register(CALLBACKS, function)
+
+
+@final
+@dataclass(frozen=True)
+class _Listener:
+    """A callback of this run: its name, its author's function, and what that made."""
+
+    name: str
+    author: Callable[[str], Callback]
+    heard: Callback
+
+
+def _listeners(texts: Sequence[str], third_party: bool) -> tuple[_Listener, ...]:
+    made = []
+    for name, argument in _callback_names(texts):
+        author = plugins.load(CALLBACKS, name, third_party=third_party).value
+        heard = by_author(f"callback {name!r}", author, argument)
+        if not callable(heard):
+            raise PluginError(f"callback {name!r}: expected a function of (event, trainer) in return, got {heard!r}")
+        made.append(_Listener(name, author, heard))
+    return tuple(made)
+
+
+def _callback_names(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, argument) of each ``NAME[:ARG]``; 'none' alone is no callback."""
+    if tuple(texts) == ("none",):
+        return []
+    return [(text.partition(":")[0], text.partition(":")[2]) for text in texts]
+
+
+@final
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of beside its data, and the identities of the code that decides its numbers."""
+
+    model: Model
+    device: Device
+    optimizer: Optimizer
+    listeners: tuple[_Listener, ...]
+    cell_code: PluginIdentity
+    optimizer_code: PluginIdentity
+
+
 @final
 class Trainer:
     """A run in progress. Made by `start_training` or `resume_training`; `events` does the work."""
 
-    def __init__(
-        self, run: Run, config: RunConfig, dataset: Dataset, model: Model, device: Device, params: Params
-    ) -> None:
+    def __init__(self, run: Run, config: RunConfig, dataset: Dataset, parts: Parts, params: Params) -> None:
+        model, device = parts.model, parts.device
         self.run = run
         self.config = config
         self.dataset = dataset
         self.model = model
         self.device = device
+        self.optimizer = parts.optimizer
         self.params = params
         self.trained = {name: value for name, value in params.items() if value.requires_grad}
-        self.optim_state = optim.init_state(config.optim, self._arrays())
+        self.optim_state = optim.init_state(parts.optimizer, self._arrays())
         self.streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
         self.held_out = (
             fitted_streams(dataset.val, config.data.batch, config.data.seq_len) if len(dataset.val) > 1 else None
@@ -178,20 +258,50 @@ class Trainer:
         self.watch_every = parse_watch(config.train.watch)
         self.steps_per_epoch = len(self.streams)
         self.total = config.train.steps or config.train.epochs * self.steps_per_epoch
-        self.stopped = False
+        self.stopped = ""
+        self._code = {CODE["cells"]: parts.cell_code, CODE["optimizers"]: parts.optimizer_code}
+        self._listeners = parts.listeners
+        self._failure: TinygradRNNError | None = None
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "interrupted") -> None:
         """Ask for a checkpoint and an end after the current step. Safe in a signal handler."""
-        self.stopped = True
+        self.stopped = reason
 
     # ------------------------------------------------------------------------------------ events
 
     def events(self) -> Iterator[Event]:
-        """Train until the end, yielding what happens.
+        """Train until the end, yielding what happens, of which the callbacks hear first.
 
         Raises DivergedError when the loss is not finite (or too far above the first), after writing the batch that did
-        it; CheckpointError when a checkpoint cannot be written.
+        it; CheckpointError when a checkpoint cannot be written; PluginError when a callback fails, after the step is
+        finished and saved.
         """
+        for event in self._events():
+            self._tell(event)
+            if self._failure is None or not isinstance(event, Finished):
+                yield event
+        if self._failure is not None:
+            raise PluginError(
+                f"{self._failure}; step {self.progress.step} is saved: correct it, and go on with resume "
+                f"{self.run.path}, or without it: --callback none"
+            ) from self._failure
+
+    def _tell(self, event: Event) -> None:
+        """Let every callback hear of an event. The first failure ends the training, but not in the middle of a step."""
+        for listener in self._listeners:
+            what = f"callback {listener.name!r}, {type(event).__name__}"
+            try:
+                wish: Any = by_author(what, listener.heard, event, self, of=listener.author)
+                if wish is not None and not isinstance(wish, str):
+                    raise PluginError(f"{what}: expected None, or a text that says why to stop, got {wish!r:.60}")
+            except TinygradRNNError as error:
+                self._failure, self._listeners = error, ()
+                self.stop(f"callback {listener.name}: failed")
+                return
+            if wish:
+                self.stop(f"callback {listener.name}: {wish}")
+
+    def _events(self) -> Iterator[Event]:
         now = self.progress
         executor, reason = _first_step(self.model, self.params, self.device)
         append_metrics(self.run, {"kind": "start", "step": now.step, "executor": executor, "reason": reason})
@@ -214,7 +324,7 @@ class Trainer:
         saved_at = now.step
         while now.step < self.total:
             if self.stopped:
-                reason = "interrupted"
+                reason = self.stopped
                 break
             try:
                 done, report = self._step()
@@ -301,7 +411,7 @@ class Trainer:
         epoch = now.step / self.steps_per_epoch
         lr = optim.learning_rate(config.optim, epoch) * now.lr_scale
         arrays = self._arrays()
-        optim.update(config.optim, arrays, grads, self.optim_state, lr)
+        optim.update(self.optimizer, arrays, grads, self.optim_state, lr)
         for value in self.trained.values():
             value.mark_changed()
         self._advance(detach(forward.state))
@@ -403,11 +513,15 @@ class Trainer:
             "optim_step": self.optim_state["step"],
             "rng": self.rng.bit_generator.state,
             "data_sha256": self.dataset.sha256,
+            **{key: code.to_json() for key, code in self._code.items()},
         }
 
     def load(self, file: Path) -> None:
         """Take everything up from a checkpoint of this run. Raises CheckpointError when it does not fit."""
-        arrays, meta = load_run_checkpoint(self.run, file)
+        self.take_up(*load_run_checkpoint(self.run, file), file)
+
+    def take_up(self, arrays: Mapping[str, Array], meta: Mapping[str, Any], file: Path) -> None:
+        """What `load` does, with the content of `file`."""
         groups: dict[str, dict[str, Any]] = {"params": {}, "optim": {}, "state": {}}
         for name, array in arrays.items():
             kind, _, rest = name.partition("/")
@@ -511,12 +625,15 @@ def _bptt_batches(config: RunConfig) -> int:
 # ------------------------------------------------------------------------------------ start and resume
 
 
-def _prepare(config: RunConfig, V: int, entry: CellEntry) -> tuple[Model, Device]:
+def _prepare(config: RunConfig, V: int, entry: CellEntry, third_party: bool) -> Parts:
     parse_watch(config.train.watch)
     _bptt_batches(config)
     optim.learning_rate(config.optim, 0.0)
     _check_size(config, V)
-    return build_model(config.model, V, entry), backend.select(config.train.device)
+    optimizer, code = build_optimizer(config.optim, third_party=third_party)
+    listeners = _listeners(config.train.callbacks, third_party)
+    model = build_model(config.model, V, entry)
+    return Parts(model, backend.select(config.train.device), optimizer, listeners, entry.identity, code)
 
 
 def _check_size(config: RunConfig, V: int) -> None:
@@ -556,15 +673,19 @@ def start_training(
 ) -> Trainer:
     """A new run in the folder `out`, which is made (or, with `overwrite`, made anew).
 
-    `init_from` is a run whose weights are taken (and nothing else). Everything that can be wrong with the configuration
-    is found before the folder is touched. Raises InputError, DataError, DeviceError, PluginError, FileError.
+    `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code. Everything that
+    can be wrong with the configuration is found before the folder is touched. Raises InputError, DataError,
+    DeviceError, PluginError, FileError.
     """
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
     vocabulary = dataset.vocabulary
-    model, device = _prepare(config, vocabulary.size, entry)
+    parts = _prepare(config, vocabulary.size, entry, third_party)
+    model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
     if init_from is not None:
-        other = load_run_model(init_from, device=device.name, plugins=plugins, third_party=third_party)
+        other = load_run_model(
+            init_from, device=device.name, allow_changed_cell=True, plugins=plugins, third_party=third_party
+        )
         if other.vocabulary != vocabulary:
             raise InputError(
                 f"--init-from {init_from}: expected a run with the same symbols (V={vocabulary.size}), got "
@@ -583,12 +704,13 @@ def start_training(
         data={"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters},
         device=device.name,
         plugins=plugins,
+        optimizer=parts.optimizer_code,
         origin={"init_from": None if init_from is None else str(Path(init_from).absolute())},
         overwrite=overwrite,
     )
     if stdin_text is not None:
         (run.path / TEXT).write_bytes(stdin_text)
-    return Trainer(run, config, dataset, model, device, params)
+    return Trainer(run, config, dataset, parts, params)
 
 
 def resume_training(
@@ -597,16 +719,24 @@ def resume_training(
     steps: int | None = None,
     epochs: int | None = None,
     device: str | None = None,
+    callbacks: Sequence[str] | None = None,
     allow_changed_cell: bool = False,
     plugins: Sequence[str | Path] = (),
     third_party: bool = True,
 ) -> Trainer:
     """The run at `path`, taken up where its newest checkpoint left it.
 
-    `steps` or `epochs` are the new TOTAL length. Raises FileError, CheckpointError, PluginError, DataError when the
-    text is not the one it was trained on, InputError when the run is longer already.
+    `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's. Raises FileError,
+    CheckpointError, PluginError when the code of the cell or optimiser has changed (unless `allow_changed_cell`),
+    DataError when the text is not the one it was trained on, InputError when the run is longer already.
     """
-    opened = open_with_cell(path, plugins=plugins, third_party=third_party, allow_changed_cell=allow_changed_cell)
+
+    def others(config: RunConfig) -> list[Wanted]:
+        names = _callback_names(config.train.callbacks if callbacks is None else callbacks)
+        text = [] if config.data.text else [(DATASETS, config.data.corpus)]
+        return [(OPTIMIZERS, config.optim.optim), *((CALLBACKS, name) for name, _ in names), *text]
+
+    opened = open_with_cell(path, plugins=plugins, third_party=third_party, others=others)
     run, config, vocabulary = opened.run, opened.config, opened.vocabulary
     if IMPORTED in describe(run):
         raise InputError(
@@ -618,13 +748,21 @@ def resume_training(
         changes = {"steps": steps or 0, "epochs": epochs or config.train.epochs}
     if device is not None:
         changes["device"] = device
+    if callbacks is not None:
+        changes["callbacks"] = () if tuple(callbacks) == ("none",) else tuple(callbacks)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
-    dataset = _same_text(run, config, vocabulary, described(run, "data"))
-    model, place = _prepare(config, vocabulary.size, opened.entry)
-    params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, place.xp)
-    trainer = Trainer(run, config, dataset, model, place, params)
-    if not _never_began(run):
-        trainer.load(latest_checkpoint(run))
+    optimizer_code = load_plugin(OPTIMIZERS, config.optim.optim, third_party=third_party).identity
+    file = None if _never_began(run) else latest_checkpoint(run)
+    arrays, meta = ({}, {}) if file is None else load_run_checkpoint(run, file)
+    if not allow_changed_cell:
+        for group, code in ((CELLS, opened.entry.identity), (OPTIMIZERS, optimizer_code)):
+            refuse_changed(changed_code(run, meta, group, code))
+    dataset = _same_text(run, config, vocabulary, described(run, "data"), third_party)
+    parts = _prepare(config, vocabulary.size, opened.entry, third_party)
+    params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
+    trainer = Trainer(run, config, dataset, parts, params)
+    if file is not None:
+        trainer.take_up(arrays, meta, file)
     if trainer.progress.step > trainer.total:
         raise InputError(
             f"run {run.path}: expected a total length of at least {trainer.progress.step} steps, which are done "
@@ -643,13 +781,16 @@ def _never_began(run: Run) -> bool:
     return not (checkpoints(run) or (run.path / METRICS).exists() or describe(run).get("init_from"))
 
 
-def _same_text(run: Run, config: RunConfig, vocabulary: Vocabulary, stored: Mapping[str, Any]) -> Dataset:
+def _same_text(
+    run: Run, config: RunConfig, vocabulary: Vocabulary, stored: Mapping[str, Any], third_party: bool
+) -> Dataset:
     """The text of the run, read again; standard input comes from the copy that the run kept."""
     data = config.data
     if data.text == ("-",):
         data = dataclasses.replace(data, text=(str(run.path / TEXT),))
     # a symbol that the run never saw is no error here: the checksum says it better
-    dataset = load_dataset(data, vocabulary, unknown="skip" if vocabulary.unknown is None else "replace")
+    unknown: Any = "skip" if vocabulary.unknown is None else "replace"
+    dataset = load_dataset(data, vocabulary, unknown=unknown, third_party=third_party)
     if dataset.sha256 != stored.get("sha256"):
         raise DataError(
             f"run {run.path}: expected the text it was trained on ({stored.get('source')}), got another content; "
@@ -683,7 +824,8 @@ def plan(
 ) -> Plan:
     """Measure `probe` steps of the run that `config` describes, without writing anything."""
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
-    model, device = _prepare(config, dataset.vocabulary.size, entry)
+    parts = _prepare(config, dataset.vocabulary.size, entry, third_party)
+    model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
     streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
     x, y = (backend.from_host(part, device.xp) for part in streams[0])

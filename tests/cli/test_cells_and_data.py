@@ -100,7 +100,7 @@ def test_a_broken_plugin_file(invoke: Any, tmp_path: Path) -> None:
 
 
 def test_broken_cells_are_red_rows(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [tr.CellRow("good", "mine", "1", "mine:Good"), tr.CellRow("bad", "mine", "1", "mine:Bad", "no such module")]
+    rows = [tr.PluginRow("good", "mine", "1", "mine:Good"), tr.PluginRow("bad", "mine", "1", "mine:Bad", "no such module")]
     monkeypatch.setitem(vars(tr), "available_cells", lambda **_: rows)
     done = invoke("cells list --errors --color always", TERM="xterm")
     assert done.exit_code == 0

@@ -176,7 +176,7 @@ def test_a_text_that_changes_between_the_readings_is_noticed(monkeypatch: pytest
     texts = iter([["abc"], ["ab"], ["abc"], ["abca"]])
     # By import_module: in the package, the function `corpora` hides the module of that name.
     module = importlib.import_module("tinygrad_rnn.data.corpora")
-    monkeypatch.setattr(module, "corpus_chunks", lambda name: iter(next(texts)))
+    monkeypatch.setattr(module, "_open_corpus", lambda *_: ("a text", lambda: iter(next(texts))))
     for _ in range(2):
         with pytest.raises(DataError, match="same text at both readings"):
             load_dataset(dataclasses.replace(LOOK, text=()))

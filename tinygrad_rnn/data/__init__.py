@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from tinygrad_rnn.data.batches import Streams as Streams
 from tinygrad_rnn.data.batches import fitted_streams as fitted_streams
+from tinygrad_rnn.data.corpora import DATASETS as DATASETS
 from tinygrad_rnn.data.corpora import Corpus as Corpus
+from tinygrad_rnn.data.corpora import CorpusText as CorpusText
 from tinygrad_rnn.data.corpora import Dataset as Dataset
 from tinygrad_rnn.data.corpora import TextStatistics as TextStatistics
 from tinygrad_rnn.data.corpora import corpora as corpora
 from tinygrad_rnn.data.corpora import corpus_chunks as corpus_chunks
 from tinygrad_rnn.data.corpora import load_dataset as load_dataset
+from tinygrad_rnn.data.corpora import register_dataset as register_dataset
 from tinygrad_rnn.data.corpora import text_statistics as text_statistics
 from tinygrad_rnn.data.text import Source as Source
 from tinygrad_rnn.data.text import open_sources as open_sources

@@ -1,4 +1,4 @@
-"""Embedded corpora, and data sets: a text, whichever it is, as one array of symbol numbers in three parts."""
+"""Corpora, and data sets: a text, whichever it is, as one array of symbol numbers in three parts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Literal, final
+from typing import IO, Any, Literal, TypeVar, final
 
 import numpy as np
 
@@ -28,9 +28,23 @@ from tinygrad_rnn.data.tokens import (
     count_symbols,
     word_chunks,
 )
-from tinygrad_rnn.errors import DataError, InputError, nearest
+from tinygrad_rnn.errors import DataError, InputError, PluginError
+from tinygrad_rnn.plugins import BUILT_IN, PluginEntry, PluginGroup, by_author, check_function, load, register
 
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"})
+
+
+@final
+@dataclass(frozen=True)
+class CorpusText:
+    """What a corpus function returns: its text, in pieces where it is large, under which licence it is, its checksum.
+
+    `sha256` is that of the text as UTF-8; where it is given, another text is an error.
+    """
+
+    text: str | Iterable[str]
+    licence: str
+    sha256: str | None = None
 
 
 @final
@@ -103,22 +117,79 @@ class TextStatistics:
 
 def corpora() -> list[Corpus]:
     """The embedded corpora, sorted by name."""
-    return [Corpus(name, summary) for name, (summary, _) in sorted(_corpora().items())]
+    return [Corpus(name, _summary(load(DATASETS, name, third_party=False))) for name in sorted(_CORPORA)]
 
 
-def corpus_chunks(name: str) -> Iterator[str]:
-    """The text of an embedded corpus, in chunks.
+def corpus_chunks(name: str, *, third_party: bool = True) -> Iterator[str]:
+    """The text of a corpus, in chunks: an embedded one, or (with `third_party`) that of a plugin.
 
     ``python-docs`` is every topic of ``pydoc_data.topics``, sorted by name and joined by a line end.
     ``python-source`` is the standard library's .py files, sorted by path: modules and packages without test, tests,
     idlelib, lib2to3, site-packages and dist-packages, without the generated ``_sysconfigdata``, without files
     that cannot be decoded. ``hello`` is one line, repeated 2000 times. The first two depend on the Python that runs.
-    Raises DataError for an unknown name and for a corpus that this Python does not have.
+    Raises DataError for an unknown name and for a corpus that this Python does not have, PluginError where a plugin
+    fails or its text has not the checksum that it names.
     """
-    known = _corpora()
-    if name not in known:
-        raise DataError(f"no corpus {name!r}{nearest(name, known)}")
-    return known[name][1]()
+    return _open_corpus(name, third_party)[1]()
+
+
+def _open_corpus(name: str, third_party: bool) -> tuple[str, Callable[[], Iterator[str]]]:
+    """Where the text comes from, in words, and what reads it."""
+    try:
+        entry = load(DATASETS, name, third_party=third_party)
+    except InputError as error:
+        raise DataError(str(error)) from error
+    owner = f"{entry.identity.distribution} {entry.identity.version}"
+    what = f"corpus {name!r} of {owner}"
+    first = [_call(entry, what)]
+
+    def read() -> Iterator[str]:
+        found = first.pop() if first else _call(entry, what)
+        if isinstance(found.text, str):
+            first.append(found)  # a function that fetches its text does so once
+        return iter(found.text) if entry.identity.distribution == BUILT_IN else _checked_chunks(entry, found, what)
+
+    if entry.identity.distribution == BUILT_IN:
+        return f"corpus {name} of Python {sys.version_info.major}.{sys.version_info.minor}", read
+    return f"corpus {name} of {owner} ({first[0].licence.strip()})", read
+
+
+def _call(entry: PluginEntry, what: str) -> CorpusText:
+    found: Any = by_author(what, entry.value)
+    if not isinstance(found, CorpusText) or not found.licence.strip():
+        raise PluginError(f"{what}: expected a tinygrad_rnn.CorpusText with a licence, got {found!r:.60}")
+    return found
+
+
+def _checked_chunks(entry: PluginEntry, found: CorpusText, what: str) -> Iterator[str]:
+    """The chunks of a plugin's text, held against what it says of them; an error is the author's."""
+    pieces = iter([found.text] if isinstance(found.text, str) else found.text)
+    digest = hashlib.sha256()
+    while True:
+        piece: Any = by_author(what, next, pieces, None, of=entry.value)
+        if piece is None:
+            break
+        if not isinstance(piece, str):
+            raise PluginError(f"{what}: expected pieces of text, got {piece!r:.60}")
+        try:
+            digest.update(piece.encode())
+        except UnicodeEncodeError as error:
+            wrong = error.object[error.start]
+            raise PluginError(f"{what}: expected text that UTF-8 can spell, got {wrong!r}") from error
+        yield piece
+    if found.sha256 is not None and digest.hexdigest() != found.sha256:
+        raise PluginError(f"{what}: expected a text with sha256 {found.sha256[:16]}, got {digest.hexdigest()[:16]}")
+
+
+def _summary(entry: PluginEntry) -> str:
+    """The first line of the docstring."""
+    lines: list[str] = entry.value.__doc__.strip().splitlines()
+    return lines[0].removesuffix(".")
+
+
+def check_dataset(value: Any) -> None:
+    """Raise PluginError when `value` is no function without arguments that says in its docstring what its text is."""
+    check_function(value, "corpus", ())
 
 
 def load_dataset(
@@ -127,6 +198,7 @@ def load_dataset(
     stdin: IO[bytes] | None = None,
     *,
     unknown: UnknownPolicy | None = None,
+    third_party: bool = True,
 ) -> Dataset:
     """Read the text that `config` names (its corpus if none) and cut it into train, validation and test part.
 
@@ -137,6 +209,7 @@ def load_dataset(
     is ``ceil(val_frac * N)`` of the N symbols, the test part likewise. To look at a text and not train on
     it, set ``batch=1, seq_len=1, val_frac=0``.
 
+    Without `third_party` only the embedded corpora are known.
     Raises DataError: missing, empty, binary or badly encoded text, an unknown corpus, a text of one distinct
     symbol, a training part shorter than one batch, a held-out part of one symbol. Raises InputError: fractions
     or sizes that cannot work.
@@ -151,8 +224,7 @@ def load_dataset(
             text: Callable[[], Iterator[str]] = partial(decoded_chunks, sources, config.errors)
             raw: Callable[[], Iterator[bytes]] = partial(raw_chunks, sources)
         else:
-            name = f"corpus {config.corpus} of Python {sys.version_info.major}.{sys.version_info.minor}"
-            text = partial(corpus_chunks, config.corpus)
+            name, text = _open_corpus(config.corpus, third_party)
             raw = partial(_as_bytes, text)
         if kind == "bytes":
             loaded = _load_bytes(raw)
@@ -316,17 +388,36 @@ def _source_name(names: Sequence[str], files: int) -> str:
     return f"{first} and {len(names) - 1} more ({files} files)"
 
 
-def _corpora() -> Mapping[str, tuple[str, Callable[[], Iterator[str]]]]:
-    return {
-        "hello": ("one line, repeated 2000 times: what every model should learn", _hello),
-        "python-docs": ("the language reference topics of Python's own help()", _python_docs),
-        "python-source": ("the source code of Python's standard library", _python_source),
-    }
+def hello() -> CorpusText:
+    """One line, repeated 2000 times: what every model should learn."""
+    return CorpusText(("hello world\n" * 100 for _ in range(20)), "public domain")
 
 
-def _hello() -> Iterator[str]:
-    for _ in range(20):
-        yield "hello world\n" * 100
+def python_docs() -> CorpusText:
+    """The language reference topics of Python's own help()."""
+    return CorpusText(_python_docs(), "PSF-2.0")
+
+
+def python_source() -> CorpusText:
+    """The source code of Python's standard library."""
+    return CorpusText(_python_source(), "PSF-2.0")
+
+
+_CORPORA = {
+    name.replace("_", "-"): f"{__name__}:{name}"
+    for name in (hello.__name__, python_docs.__name__, python_source.__name__)
+}
+DATASETS = PluginGroup("datasets", "corpus", check_dataset, _CORPORA)
+
+F = TypeVar("F", bound=Callable[[], CorpusText])
+
+
+def register_dataset(function: F) -> F:
+    """Decorator: make a corpus known under the function's name (with hyphens), in this process.
+
+    Raises PluginError when the function takes arguments or has no docstring, or the name belongs to another one.
+    """
+    return register(DATASETS, function)
 
 
 def _python_docs() -> Iterator[str]:
