@@ -160,6 +160,9 @@ if TYPE_CHECKING:
     from tinygrad_rnn.sequence import unroll as unroll
     from tinygrad_rnn.tensor import Tensor as Tensor
     from tinygrad_rnn.tensor import grad as grad
+    from tinygrad_rnn.testing import CellCheck as CellCheck
+    from tinygrad_rnn.testing import CellReport as CellReport
+    from tinygrad_rnn.testing import check_cell as check_cell
     from tinygrad_rnn.textplot import sparkline as sparkline
     from tinygrad_rnn.textplot import terminal_plot as terminal_plot
     from tinygrad_rnn.train import CALLBACKS as CALLBACKS
@@ -241,6 +244,7 @@ _PUBLIC = {
     "sample": "generate",
     "sequence": "Unrolled scan truncated_windows unroll",
     "tensor": "Tensor grad",
+    "testing": "CellCheck CellReport check_cell",
     "textplot": "sparkline terminal_plot",
     "train": (
         "CALLBACKS DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated "
