@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinygrad_rnn import InputError, Tensor, grad, ops
-from tinygrad_rnn.nn import INITIALISERS, dropout, initialise, parse_initialiser
+from tinygrad_rnn.nn import INITIALISERS, MATRICES, SQUARE, dropout, initialise, parse_initialiser
 
 SEEDS = range(5)
 
@@ -81,6 +81,44 @@ def test_exact_ones() -> None:
     np.testing.assert_array_equal(draw("constant:-1.5", (2, 1)), [[-1.5], [-1.5]])
 
 
+@pytest.mark.parametrize(
+    ("text", "H", "inputs", "radius"),
+    [
+        ("sparse", 100, 15, 0.95),  # Pascanu et al.: smart_tanh
+        ("sparse:4,1.2", 50, 4, 1.2),
+        ("sparse:1", 40, 1, 0.95),
+        ("sparse", 6, 6, 0.95),
+        ("reservoir", 80, 8, 0.95),
+        ("reservoir:1.25,0.5", 30, 15, 1.25),
+        ("reservoir:0.7,1", 20, 20, 0.7),
+        ("reservoir:0.9,0.01", 5, 1, 0.9),
+        ("sparse", 1, 1, 0.95),
+    ],
+)
+def test_sparse_matrices_have_their_radius(text: str, H: int, inputs: int, radius: float) -> None:
+    for seed in SEEDS:
+        drawn = draw(text, (H, H), seed)
+        assert np.count_nonzero(drawn, axis=0).tolist() == [inputs] * H  # what each unit hears
+        np.testing.assert_allclose(np.abs(np.linalg.eigvals(drawn)).max(), radius, rtol=1e-9)
+
+
+def test_the_places_and_signs_in_a_sparse_matrix_are_random() -> None:
+    drawn = draw("sparse:10", (200, 200))
+    kept = drawn != 0
+    assert abs((drawn[kept] > 0).mean() - 0.5) < 4 * 0.5 / math.sqrt(2000)
+    assert np.abs(kept.sum(axis=1) - 10).max() < 5 * math.sqrt(10)  # rows: binomial around 10
+    assert abs(np.diag(kept).mean() - 0.05) < 4 * math.sqrt(0.05 / 200)
+    values = drawn[kept] / drawn[kept].std()
+    np.testing.assert_allclose((values**4).mean(), 3.0, atol=40 / math.sqrt(2000))  # normal
+
+
+def test_chrono_is_the_logarithm_of_a_uniform_number() -> None:
+    drawn = np.exp(draw("chrono:400", (5000,)))
+    assert 1.0 <= drawn.min() and drawn.max() <= 399.0
+    assert abs(drawn.mean() - 200.0) < 4 * 398 / math.sqrt(12 * 5000)
+    np.testing.assert_allclose(drawn.var(), 398**2 / 12, rtol=0.06)
+
+
 def test_signs_are_fair_and_of_one_size() -> None:
     drawn = draw("signs", (64, 100))
     np.testing.assert_array_equal(np.unique(drawn), [-1 / 8, 1 / 8])  # 1/sqrt(I)
@@ -90,18 +128,22 @@ def test_signs_are_fair_and_of_one_size() -> None:
 
 @pytest.mark.parametrize("name", sorted(INITIALISERS))
 def test_a_seed_gives_the_same_numbers_in_every_dtype(name: str) -> None:
-    text = "constant:0.1" if name == "constant" else name
-    wide = initialise(text, (5, 4), np.random.default_rng(3), np.float64)
-    short = initialise(text, (5, 4), np.random.default_rng(3), np.float32)
+    text = {"constant": "constant:0.1", "chrono": "chrono:50"}.get(name, name)
+    square = name in SQUARE
+    shape = (5, 5) if square else (5, 4)
+    wide = initialise(text, shape, np.random.default_rng(3), np.float64)
+    short = initialise(text, shape, np.random.default_rng(3), np.float32)
     np.testing.assert_array_equal(short, wide.astype(np.float32))
     assert (wide.dtype, short.dtype) == (np.float64, np.float32)
     assert wide.flags.c_contiguous  # also where the wide side was transposed
-    assert initialise(text, (4, 9), np.random.default_rng(3)).flags.c_contiguous
+    assert initialise(text, (9, 9) if square else (4, 9), np.random.default_rng(3)).flags.c_contiguous
 
 
-@pytest.mark.parametrize("name", ["uniform", "normal", "glorot", "orthogonal", "signs"])
+@pytest.mark.parametrize(
+    "name", ["uniform", "normal", "glorot", "orthogonal", "signs", "sparse", "reservoir", "chrono:9"]
+)
 def test_another_seed_gives_other_numbers(name: str) -> None:
-    assert np.any(draw(name, (5, 4), 0) != draw(name, (5, 4), 1))
+    assert np.any(draw(name, (5, 5), 0) != draw(name, (5, 5), 1))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +159,17 @@ def test_another_seed_gives_other_numbers(name: str) -> None:
         ("uniform:-0.1", "expected a width of at least 0"),
         ("zeros:1", "expected no number, got 1; use constant:1"),
         ("constant", "expected a number, as in constant:1, got none"),
+        ("constant:1,2", "'constant:1,2': expected at most 1 number, got 2"),
+        ("orthogonal:1,", "'orthogonal:1,': expected a number after the colon, got ''"),
+        ("sparse:15,0.9,1", "expected at most 2 numbers, got 3"),
+        ("sparse:0", "'sparse:0': expected a whole number from 1, got 0"),
+        ("sparse:2.5", "expected a whole number from 1, got 2.5"),
+        ("sparse:15,0", "expected a radius above 0, got 0"),
+        ("reservoir:-1", "expected a radius above 0, got -1"),
+        ("reservoir:0.9,0", r"expected a density in \(0, 1\], got 0"),
+        ("chrono", "expected a number, as in chrono:100, got none"),
+        ("chrono:2", "'chrono:2': expected a number of steps above 2, got 2"),
+        ("minus:b_f", "no initialiser 'minus'"),
     ],
 )
 def test_what_means_nothing_is_said_before_anything_is_drawn(text: str, message: str) -> None:
@@ -124,10 +177,16 @@ def test_what_means_nothing_is_said_before_anything_is_drawn(text: str, message:
         parse_initialiser(text)
 
 
-@pytest.mark.parametrize("name", ["orthogonal", "identity"])
+@pytest.mark.parametrize("name", MATRICES)
 def test_a_matrix_is_needed(name: str) -> None:
     with pytest.raises(InputError, match=rf"initialiser {name}: expected a matrix, got shape \(3,\)"):
         draw(name, (3,))
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_a_radius_needs_a_square(name: str) -> None:
+    with pytest.raises(InputError, match=rf"initialiser {name}: expected a square matrix, got shape \(3, 4\)"):
+        draw(name, (3, 4))
 
 
 # ---------------------------------------------------------------------------------------- dropout

@@ -167,7 +167,9 @@ def parse_initialiser(text: str) -> tuple[str, tuple[float, ...]]:
     if name == "zeros":
         raise InputError(f"initialiser {text!r}: expected no number, got {rest}; use constant:{rest}")
     if len(numbers) > len(takes):
-        raise InputError(f"initialiser {text!r}: expected at most {len(takes)} number(s), got {len(numbers)}")
+        raise InputError(
+            f"initialiser {text!r}: expected at most {len(takes)} number{'s' * (len(takes) > 1)}, got {len(numbers)}"
+        )
     for value, (words, holds) in zip(numbers, LIMITS.get(name, ()), strict=False):
         if not holds(value):
             raise InputError(f"initialiser {text!r}: expected {words}, got {value:g}")
