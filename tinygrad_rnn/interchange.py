@@ -454,9 +454,7 @@ def recognise(
     onehot = embed is None and I == V
     missing = [] if embed is not None or onehot else ["embed.weight"]
     missing += [] if readout is not None else ["readout.weight", "readout.bias"]
-    options: dict[str, Any] = {"gru": {"form": "reset_after"}, "rnn": {"activation": nonlinearity or "tanh"}}.get(
-        cell, {}
-    )
+    options = {"form": "reset_after"} if cell == "gru" else {"activation": "relu"} if nonlinearity == "relu" else {}
     config = ModelConfig(
         cell=cell,
         cell_options=options,
