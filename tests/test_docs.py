@@ -41,7 +41,7 @@ from tinygrad_rnn import plugins
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-EXECUTED = ["tutorial", "write-a-cell", "diagnostics"]
+EXECUTED = ["tutorial", "write-a-cell", "diagnostics", "interchange"]
 LEFT_BY_TOOLS = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "build", "dist"}
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ .*\n(?:> .*\n)*", re.MULTILINE)

@@ -77,6 +77,7 @@ def torch(
 
     In PyTorch: safetensors.torch.save_file(module.state_dict(), FILE). The names do not matter, the shapes tell cell
     and sizes. What `export torch` wrote brings its vocabulary along; any other file needs --vocab, --text or --like.
+    Without --dtype the numbers stay what they are; those of 16 bits become float32, which changes none.
 
     \b
     tinygrad-rnn import torch model.safetensors --text my.txt
