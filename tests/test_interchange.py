@@ -331,6 +331,9 @@ def test_narrow_floats_come_as_they_are(tmp_path: Path) -> None:
         path = file_of(tmp_path / "m", {"steps": (kind, (1,), bytes(size))})
         with pytest.raises(FileError, match=rf"expected steps in 16, 32 or 64 bit floating point, got {kind}; "):
             read_state_dict(path)
+    path = file_of(tmp_path / "m", {"\x1b[2J\nweight": ("F32", (1,), bytes(4))})
+    with pytest.raises(FileError, match=r"expected names that can be printed, got '\\x1b\[2J\\nweight'$"):
+        read_state_dict(path)
 
 
 def test_files_that_are_no_state_dict(tmp_path: Path) -> None:
@@ -456,6 +459,7 @@ LSTM = theirs()
         ({**LSTM, **renamed(LSTM, {"rnn.": "second."})}, {}, "expected one recurrent module, got 2: rnn., second.; "),
         ({**LSTM, "rnn.weight_hh_l0": np.ones((8, 4))}, {}, "rnn.weight_hh_l0 of shape (G H, H) with G = 1 (RNN), 3"),
         ({**LSTM, "rnn.weight_hh_l0": np.ones((0, 0))}, {}, "got (0, 0)"),
+        ({**LSTM, "rnn.weight_ih_l0": np.ones((16, 0))}, {}, "got (16, 4) for I = 0"),
         ({**LSTM, "rnn.weight_hh_l0": np.ones(16)}, {}, "expected a matrix rnn.weight_hh_l0, got shape (16,)"),
         ({k: v for k, v in LSTM.items() if "ih_l0" not in k}, {}, "expected a matrix rnn.weight_ih_l0, got none"),
         ({**LSTM, "norm.weight": np.ones(4), "norm.bias": np.ones(4)}, {}, "got also norm.bias, norm.weight; a model"),

@@ -278,6 +278,8 @@ def read_state_dict(path: str | Path) -> StateDict:
         ) from error
     arrays = {}
     for name, entry in entries:
+        if not name.isprintable():  # it would stand in messages, on somebody's terminal
+            raise FileError(f"{source}: expected names that can be printed, got {name!r}")
         kind = str(entry["dtype"])
         if kind not in _DTYPES:
             raise FileError(
@@ -471,12 +473,13 @@ def _sizes(own: Mapping[str, HostArray], prefix: str) -> tuple[str, int, int]:
         if name not in own or own[name].ndim != 2:
             got = f"shape {own[name].shape}" if name in own else "none"
             raise ShapeError(f"expected a matrix {prefix}{name}, got {got}; take the whole state_dict of the module")
-    rows, H = own["weight_hh_l0"].shape
+    (rows, H), I = own["weight_hh_l0"].shape, own["weight_ih_l0"].shape[1]
     for cell, gates in _GATES.items():
-        if H and rows == len(gates) * H:
-            return cell, own["weight_ih_l0"].shape[1], H
+        if I and H and rows == len(gates) * H:
+            return cell, I, H
     raise ShapeError(
-        f"expected {prefix}weight_hh_l0 of shape (G H, H) with G = 1 (RNN), 3 (GRU) or 4 (LSTM), got {(rows, H)}"
+        f"expected {prefix}weight_hh_l0 of shape (G H, H) with G = 1 (RNN), 3 (GRU) or 4 (LSTM), got {(rows, H)} for "
+        f"I = {I}"
     )
 
 

@@ -113,9 +113,10 @@ def _settings(like: Path | None, text: Path | None, state: StateDict) -> Setting
     if like is not None:
         return resolve(base=tr.run_config(tr.open_run(like)), origin=f"run {like}")
     found = resolve(text=words)
-    if found.origins["train.seed"] != "default" or not state.metadata.get("seed", "").isdecimal():
+    seed = state.metadata.get("seed", "")
+    if found.origins["train.seed"] != "default" or not (seed.isdecimal() and len(seed) < 20):
         return found
-    train = dataclasses.replace(found.run.train, seed=int(state.metadata["seed"]))
+    train = dataclasses.replace(found.run.train, seed=int(seed))
     return dataclasses.replace(found, run=dataclasses.replace(found.run, train=train))
 
 
