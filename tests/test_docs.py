@@ -344,6 +344,12 @@ def test_architecture_draws_the_layers_of_import_linter() -> None:
     assert [set(re.findall(r"\w+", line)) for line in drawn.splitlines()] == [layer for layer in expected if layer]
 
 
+@needs_docs
+def test_documents_name_ops_that_exist() -> None:
+    named = {name for path in documents() for name in re.findall(r"\bops\.(\w+)", path.read_text("utf-8"))}
+    assert "softplus" in named and not [name for name in named if not hasattr(tinygrad_rnn.ops, name)]
+
+
 # ----------------------------------------------------------------------------------------- public names
 
 
