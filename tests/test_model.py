@@ -22,6 +22,7 @@ from tinygrad_rnn import (
     ShapeError,
     State,
     Tensor,
+    available_cells,
     build_model,
     grad,
     gradcheck,
@@ -358,7 +359,7 @@ def test_forward_says_what_does_not_fit(
 # -------------------------------------------------------------------------------------- one symbol at a time
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru", "mut1", "mut2", "mut3"])
+@pytest.mark.parametrize("cell", [row.name for row in available_cells(third_party=False)])
 @pytest.mark.parametrize(("embed", "B"), [("3", 1), ("onehot", 3)])
 def test_a_stepper_gives_the_logits_of_forward(cell: str, embed: str, B: int) -> None:
     model = make(cell=cell, embed=embed)

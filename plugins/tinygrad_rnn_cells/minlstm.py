@@ -19,8 +19,9 @@ class MinLSTM(Cell):
         "2410.01201, 2024"
     )
     deviations = """\
-The plain form of the paper, n without the g of its log-space form. f and i are the paper's f' and i', computed as
-sigmoid(+-(softplus(-x W_xi - b_i) - softplus(-x W_xf - b_f))): the same number, but never 0 / 0."""
+The plain form of the paper, n without the g of its log-space form. f and i are the paper's f' and i', from the
+logarithms of its sigmoids: f = sigmoid(log f - log i) is the same number, and never 0 / 0. Weights start uniform in
++-1/sqrt(H)."""
     equation = """\
 f = sigmoid(x W_xf + b_f) / (sigmoid(x W_xf + b_f) + sigmoid(x W_xi + b_i))
 i = sigmoid(x W_xi + b_i) / (sigmoid(x W_xf + b_f) + sigmoid(x W_xi + b_i))
@@ -43,8 +44,8 @@ h' = f * h + i * n"""
         }  # fmt: skip
 
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
-        a = ops.softplus(-(x @ p.W_xi + p.b_i)) - ops.softplus(-(x @ p.W_xf + p.b_f))  # log of f / i
-        f = tap("f", ops.sigmoid(a))
-        i = tap("i", ops.sigmoid(-a))
+        a_f, a_i = x @ p.W_xf + p.b_f, x @ p.W_xi + p.b_i
+        f = tap("f", ops.sigmoid((a_f - ops.softplus(a_f)) - (a_i - ops.softplus(a_i))))
+        i = tap("i", 1.0 - f)
         n = tap("n", x @ p.W_xn + p.b_n)
         return {"h": f * s.h + i * n}

@@ -11,7 +11,7 @@ from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_
 class MinimalRNN(Cell):
     """One gate between the old state and an encoding of the input."""
 
-    name = "minimalrnn"
+    name = "minimalrnn_file"
     summary = "minimal RNN: an update gate, and an input that is squashed once"
     citation = "M. Chen, MinimalRNN: toward more interpretable and trainable recurrent neural networks, 2017"
     equation = """\

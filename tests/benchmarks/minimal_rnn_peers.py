@@ -1,6 +1,6 @@
 """minimalRNN in PyTorch and JAX: `peers.py` of the command line with one more cell.
 
-    python tests/benchmarks/minimal_rnn_peers.py --peer jax --cell minimalrnn --shape 65,128,2,50,50
+    python tests/benchmarks/minimal_rnn_peers.py --peer jax --cell minimalrnn_file --shape 65,128,2,50,50
 
 Imports the standard library and the peer alone, as `peers.py` does.
 """
@@ -48,8 +48,8 @@ def _torch_run(torch: Any, p: Any, x: Any) -> Any:
 
 def add_to(peers: Any) -> None:
     """Make minimalRNN known to the module `peers`."""
-    peers.TORCH["minimalrnn"] = peers.TorchCell(WIDTHS, _torch_run)
-    peers.JAX["minimalrnn"] = peers.JaxCell(
+    peers.TORCH["minimalrnn_file"] = peers.TorchCell(WIDTHS, _torch_run)
+    peers.JAX["minimalrnn_file"] = peers.JaxCell(
         WIDTHS,
         lambda jax, p, x: _inputs(jax.numpy, p, x),
         lambda jax, p, now, s: (_step(jax.nn.sigmoid, p, *now, s[0]),),

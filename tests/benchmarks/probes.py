@@ -28,7 +28,7 @@ GROUPS = {
     "mut1": ([2], [1, 1]),
     "mut2": ([2], [2, 1]),
     "mut3": ([3], [1, 1, 1]),
-    "minimalrnn": ([1, 1], [1]),
+    "minimalrnn_file": ([1, 1], [1]),
 }
 
 
@@ -114,7 +114,7 @@ def products(cell: str, shape: list[int], runs: int) -> Result:
 def _entry(cell: str) -> Any:
     import tinygrad_rnn as tr
 
-    if cell == "minimalrnn":
+    if cell == "minimalrnn_file":
         return tr.load_plugin_file(MINIMAL)[0]
     return tr.load_cell(cell)
 

@@ -42,7 +42,7 @@ peers: Any = load_peers()
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- training_step: begin -->", "<!-- training_step: end -->"
-CELLS = ["rnn", "lstm", "gru", "mut1", "mut2", "mut3", "minimalrnn"]
+CELLS = ["rnn", "lstm", "gru", "mut1", "mut2", "mut3", "minimalrnn_file"]
 SMALL, MIDDLE, LARGE = (65, 100, 1, 1, 25), (65, 128, 2, 50, 50), (65, 512, 1, 64, 100)
 WIDTH = 148  # of prose on the page
 TINY = (5, 8, 2, 3, 6)
@@ -81,7 +81,7 @@ class Bench:
 
     def ours(self, cell: str, shape: tuple[int, ...], runs: int, **environment: str) -> Row:
         words = ["cells", "bench", cell, "--shape", size(shape), "--runs", str(runs), "--here", "--json", "-q"]
-        if cell == "minimalrnn":
+        if cell == "minimalrnn_file":
             words += ["--plugin", str(HERE / "minimal_rnn.py")]
         done = peers.measure(
             [sys.executable, "-P", "-m", "tinygrad_rnn_cli", *words], {**self.environment, **environment}
@@ -90,7 +90,7 @@ class Bench:
 
     def peer(self, peer: str, cell: str, shape: tuple[int, ...], runs: int, threads: int | None = None) -> Row:
         python = self.options.jax_python if peer == "jax" else self.options.torch_python
-        script = HERE / "minimal_rnn_peers.py" if cell == "minimalrnn" else peers.__file__
+        script = HERE / "minimal_rnn_peers.py" if cell == "minimalrnn_file" else peers.__file__
         command = peers.peer_command(
             peer, cell, shape, runs=runs, threads=threads or self.threads, python=python, script=str(script)
         )

@@ -92,9 +92,11 @@ def test_the_table(invoke: Any) -> None:
 
 def test_a_plugin_is_timed_like_a_built_in_cell(invoke: Any, minimal: Any) -> None:
     plugin = BENCHMARKS / "minimal_rnn.py"
-    done = invoke(["cells", "bench", "minimalrnn", "--plugin", plugin, "--shape", "5,4,1,2,3", "--runs", 1, "--json"])
+    done = invoke(
+        ["cells", "bench", "minimalrnn_file", "--plugin", plugin, "--shape", "5,4,1,2,3", "--runs", 1, "--json"]
+    )
     assert done.exit_code == 0, done.output
-    assert rows_of(done.stdout)[0]["cell"] == "minimalrnn"
+    assert rows_of(done.stdout)[0]["cell"] == "minimalrnn_file"
 
 
 def test_an_absent_peer_is_a_row_that_says_so(invoke: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def minimal() -> Any:
     forget_cell(entry.identity.name)
 
 
-CELLS = ["rnn", "lstm", "gru", "mut1", "mut2", "mut3", "minimalrnn"]
+CELLS = ["rnn", "lstm", "gru", "mut1", "mut2", "mut3", "minimalrnn_file"]
 
 # a peer's array of one layer -> our arrays, side by side
 PACKED = {
@@ -243,7 +245,7 @@ PACKED = {
     "mut1": {"w": "W_xz W_xr", "b": "b_z b_r b_h", "u_r": "W_hr", "u_h": "W_hh"},
     "mut2": {"w": "W_xz W_xh", "b": "b_z b_r b_h", "u_z": "W_hz", "u_r": "W_hr", "u_h": "W_hh"},
     "mut3": {"w": "W_xz W_xr W_xh", "b": "b_z b_r b_h", "u_z": "W_hz", "u_r": "W_hr", "u_h": "W_hh"},
-    "minimalrnn": {"w": "W_xz", "b_z": "b_z", "u_h": "W_hh", "u_z": "W_zh", "b_h": "b_h"},
+    "minimalrnn_file": {"w": "W_xz", "b_z": "b_z", "u_h": "W_hh", "u_z": "W_zh", "b_h": "b_h"},
 }
 
 
@@ -353,12 +355,12 @@ def training_step_script(*words: str) -> subprocess.CompletedProcess[str]:
 def test_the_script_writes_between_its_markers(tmp_path: Path) -> None:
     page, results = tmp_path / "page.md", tmp_path / "results.json"
     page.write_text("before\n<!-- training_step: begin -->\nfrom yesterday\n<!-- training_step: end -->\nbehind\n")
-    tiny = "--tiny --only step first --cell rnn minimalrnn --rounds 1 --runs 1".split()
+    tiny = "--tiny --only step first --cell rnn minimalrnn_file --rounds 1 --runs 1".split()
     done = training_step_script(*tiny, "--write", "--page", str(page), "--results", str(results))
     assert done.returncode == 0, done.stderr
     text = page.read_text()
     assert text.startswith("before\n<!-- training_step: begin -->\n") and text.endswith("end -->\nbehind\n")
-    assert "from yesterday" not in text and "| rnn | 5,8,2,3,6 |" in text and "| minimalrnn |" in text
+    assert "from yesterday" not in text and "| rnn | 5,8,2,3,6 |" in text and "| minimalrnn_file |" in text
     assert " ".join(done.stdout.split()) in " ".join(text.split())  # lines of prose are wrapped
     assert set(json.loads(results.read_text())["sections"]) == {"step", "first"}
 

@@ -10,7 +10,7 @@ import pytest
 
 import tinygrad_rnn as tr
 
-BUILT_IN = {"gru", "lstm", "mut1", "mut2", "mut3", "rnn"}
+BUILT_IN = {row.name for row in tr.available_cells(third_party=False)}
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -70,7 +70,8 @@ def test_info(invoke: Any, name: str) -> None:
     assert "\n".join(facts["equation"]) == cls.equation
     assert facts["citation"] == cls.citation
     shapes = {param["name"]: param["shape"] for param in facts["params"]}
-    assert ["I", "H"] in shapes.values() and ["H", "H"] in shapes.values()
+    assert ["I", "H"] in shapes.values()
+    assert (["H", "H"] in shapes.values()) is (name not in ("mingru", "minlstm"))
     assert facts["states"][0] == {"name": "h", "shape": ["H"], "start": 0.0}
     assert all(option["help"] for option in facts["options"])
 
@@ -83,10 +84,19 @@ def test_a_plugin_file_is_listed_explained_and_trained(invoke: Any, plugin: Path
     assert done.exit_code == 0, done.output
     assert invoke("sample leaky -n 5").exit_code == 0  # the run knows its plugin
     plugin.write_text(PLUGIN.replace("0.5 *", "0.25 *"))
-    changed = invoke("sample leaky -n 5")
-    assert changed.exit_code == 1 and "has changed" in changed.stderr and changed.stderr.count("\n") == 1
-    assert "--allow-changed-cell" in changed.stderr
-    assert invoke("sample leaky -n 5 --allow-changed-cell").exit_code == 0
+    for command in ("sample leaky -n 5", "eval leaky", "diagnose gradnorm leaky"):
+        changed = invoke(command)
+        assert changed.exit_code == 0 and changed.stderr.startswith("warning: the code of cell 'leaky_of_test' (file")
+        assert changed.stderr.count("has changed") == 1 and "--allow-changed-cell" in changed.stderr
+        allowed = invoke(f"{command} --allow-changed-cell")
+        assert allowed.stdout == changed.stdout and "has changed" not in allowed.stderr
+    refused = invoke("resume leaky --steps 4")
+    assert refused.exit_code == 1 and "has changed" in refused.stderr and refused.stderr.count("\n") == 1
+    assert invoke("resume leaky --steps 4 --allow-changed-cell").exit_code == 0
+    assert invoke("sample leaky -n 5 --which latest").stderr == ""  # this checkpoint was made with the new code
+    plugin.write_text(PLUGIN.replace('"W"', '"U"').replace("p.W", "p.U"))
+    unfit = invoke("sample leaky -n 5")
+    assert unfit.exit_code == 1 and "has changed" in unfit.stderr and "does not fit any more" in unfit.stderr
     facts = json.loads(invoke("inspect leaky --json").stdout)
     assert "has changed" in facts["cell_error"]
 
@@ -100,7 +110,10 @@ def test_a_broken_plugin_file(invoke: Any, tmp_path: Path) -> None:
 
 
 def test_broken_cells_are_red_rows(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [tr.PluginRow("good", "mine", "1", "mine:Good"), tr.PluginRow("bad", "mine", "1", "mine:Bad", "no such module")]
+    rows = [
+        tr.PluginRow("good", "mine", "1", "mine:Good"),
+        tr.PluginRow("bad", "mine", "1", "mine:Bad", "no such module"),
+    ]
     monkeypatch.setitem(vars(tr), "available_cells", lambda **_: rows)
     done = invoke("cells list --errors --color always", TERM="xterm")
     assert done.exit_code == 0
