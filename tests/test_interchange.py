@@ -29,6 +29,7 @@ from tinygrad_rnn import (
 )
 from tinygrad_rnn.interchange import (
     Imported,
+    _packed,
     from_torch,
     import_torch,
     read_state_dict,
@@ -291,6 +292,15 @@ def test_arrays_that_are_not_contiguous(tmp_path: Path) -> None:
         np.testing.assert_array_equal(value.data, params[name].data)
 
 
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8"])
+def test_any_memory_is_written_as_it_reads(dtype: str) -> None:
+    values = np.arange(12, dtype=dtype).reshape(3, 4)
+    views = {"turned": values.T, "thinned": values[:, ::2], "back": values[::-1], "fortran": np.asfortranarray(values)}
+    back = safetensors.numpy.load(_packed(views, {}))
+    for name, view in views.items():
+        np.testing.assert_array_equal(back[name], view)
+
+
 def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     model = make("rnn", {})
     path = tmp_path / "folder" / "m.safetensors"
@@ -463,6 +473,7 @@ LSTM = theirs()
         ({**LSTM, "rnn.weight_hh_l0": np.ones(16)}, {}, "expected a matrix rnn.weight_hh_l0, got shape (16,)"),
         ({k: v for k, v in LSTM.items() if "ih_l0" not in k}, {}, "expected a matrix rnn.weight_ih_l0, got none"),
         ({**LSTM, "norm.weight": np.ones(4), "norm.bias": np.ones(4)}, {}, "got also norm.bias, norm.weight; a model"),
+        ({**LSTM, "x.weight": np.ones((6, 3)), "x.bias": np.ones(6)}, {}, "got also x.bias, x.weight"),  # no embedding
         ({**LSTM, "h0": np.ones((2, 1, 4))}, {}, "got also h0"),
         (LSTM, {"nonlinearity": "relu"}, "--nonlinearity relu: expected a torch.nn.RNN, got a LSTM"),
         ({**LSTM, "readout.weight": np.ones((7, 4))}, {}, "readout.weight of shape (6, 4), a row for each of the 6"),
