@@ -82,15 +82,14 @@ def is_array(value: object) -> bool:
 
 
 def check_device(name: str, x: Any, index: Array) -> None:
-    """Raise DeviceError unless `index` is where `x` (an array, or what holds one as ``data``) is.
+    """Raise DeviceError unless `index` is where `x` is, if that is an array.
 
     CuPy would copy an index from the host without a word, once for every step of a sequence.
     """
-    array = x if is_array(x) else getattr(x, "data", None)
-    if is_array(array) and type(array) is not type(index) and namespace(array) is not namespace(index):
+    if is_array(x) and type(x) is not type(index) and namespace(x) is not namespace(index):
         raise DeviceError(
             f"{name}: expected indices on the device of the array, got {namespace(index).__name__} for "
-            f"{namespace(array).__name__}; move them once, before the loop"
+            f"{namespace(x).__name__}; move them once, before the loop"
         )
 
 

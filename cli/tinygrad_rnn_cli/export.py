@@ -8,6 +8,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, note
+from tinygrad_rnn_cli.export_onnx import onnx
 from tinygrad_rnn_cli.main import Group
 from tinygrad_rnn_cli.options import Command, common, load_run, resolve, settings, which_checkpoint
 
@@ -15,6 +16,9 @@ from tinygrad_rnn_cli.options import Command, common, load_run, resolve, setting
 @click.group(cls=Group)
 def export() -> None:
     """Write a trained model as a file for other programs."""
+
+
+export.add_command(onnx)
 
 
 @export.command("torch", cls=Command)

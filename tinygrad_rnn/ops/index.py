@@ -46,7 +46,7 @@ def _plain(index: Any, x: Any, name: str) -> Any:
         array = np.asarray(index, dtype=None if index else np.intp)
         return backend.from_host(array, backend.namespace(x.data if isinstance(x, Variable) else x))
     if backend.is_array(index):
-        backend.check_device(name, x, index)
+        backend.check_device(name, x.data if isinstance(x, Variable) else x, index)
     return index
 
 

@@ -56,7 +56,7 @@ def cross_entropy(
     targets = frozen(targets) if isinstance(targets, Variable) else targets
     if not backend.is_array(targets):
         raise DtypeError(f"cross_entropy: expected an array of targets, got {type(targets).__name__}")
-    backend.check_device("cross_entropy", logits, targets)
+    backend.check_device("cross_entropy", logits.data if isinstance(logits, Variable) else logits, targets)
     if not logits.shape:
         raise ShapeError("cross_entropy: expected logits (..., V), got a scalar")
     if tuple(targets.shape) != tuple(logits.shape[:-1]):
