@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli import peers
+from tinygrad_rnn_cli.check import check
 from tinygrad_rnn_cli.console import detail, emit, emit_json, note, paint, table
 from tinygrad_rnn_cli.main import USAGE, Group
 from tinygrad_rnn_cli.new import new
@@ -31,6 +32,7 @@ def cells() -> None:
 
 
 cells.add_command(new)
+cells.add_command(check)
 
 
 @cells.command("list", cls=Command)
