@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_rnn import InputError, ModelConfig, ShapeError, Tensor, build_model, grad, load_cell, no_grad, ops
-from tinygrad_rnn.diagnostics import GradNormReport, describe, gradnorm, gradnorm_over, loss_step, watch_gradients
+from tinygrad_rnn import (
+    InputError,
+    ModelConfig,
+    PluginError,
+    ShapeError,
+    Tensor,
+    build_model,
+    grad,
+    load_cell,
+    no_grad,
+    ops,
+    plugins,
+)
+from tinygrad_rnn.diagnostics import (
+    GradNormReport,
+    describe,
+    gradnorm,
+    gradnorm_over,
+    loss_step,
+    register_diagnostic,
+    run_diagnostic,
+    watch_gradients,
+)
 
 V = 7
 KNOWN = [(0.5, "vanishing"), (0.9, "vanishing"), (1.0, "healthy"), (1.1, "exploding")]
@@ -355,3 +377,70 @@ def test_what_float32_cannot_round_has_no_say_in_the_slope() -> None:
             assert series.numbers["fitted_steps"] == np.count_nonzero(norm >= np.finfo(dtype).tiny)
             assert np.count_nonzero((norm > 0) & (norm < 1e-43)) > 300  # the plateau is there
     assert slopes[np.float32] == pytest.approx(slopes[np.float64], rel=0.02)
+
+
+# ------------------------------------------------------------------------------------- diagnostics of plugins
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    before = dict(plugins._registered)
+    yield
+    plugins._registered.clear()
+    plugins._registered.update(before)
+
+
+def test_a_diagnostic_of_a_plugin(own_registry: None) -> None:
+    @register_diagnostic
+    def counts_of_test(loaded: Any, symbols: Any, rng: Any, *, top: int = 2, share: bool = False) -> Any:
+        """How often the symbols occur."""
+        counts = np.bincount(symbols)
+        return {
+            "counts": counts[:top] / (len(symbols) if share else 1),
+            "total": counts.sum(),
+            "drawn": rng.random(),
+            "rows": [{"symbol": k, "count": n} for k, n in enumerate(counts)],
+            "loaded": loaded,
+            "tensor": Tensor(np.ones((1, 2))),
+            "none": None,
+        }
+
+    symbols = np.array([0, 2, 2, 1])
+    rng = np.random.default_rng(3)
+    found = run_diagnostic("counts-of-test", None, symbols, rng, {"top": "3", "share": "yes"})  # type: ignore[arg-type]
+    assert found["drawn"] == np.random.default_rng(3).random()
+    assert found["rows"] == [{"symbol": 0, "count": 1}, {"symbol": 1, "count": 1}, {"symbol": 2, "count": 2}]
+    assert (found["counts"], found["total"], found["tensor"]) == ([0.25, 0.25, 0.5], 4, [[1.0, 1.0]])
+    json.dumps(found, allow_nan=False)
+    with pytest.raises(InputError, match=r"diagnostic 'counts-of-test' has no option 'tops'; did you mean top\?"):
+        run_diagnostic("counts-of-test", None, symbols, rng, {"tops": "3"})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"diagnostic 'counts-of-test', option 'top': expected a whole number"):
+        run_diagnostic("counts-of-test", None, symbols, rng, {"top": "x"})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no diagnostic 'count-of-test'; did you mean counts-of-test"):
+        run_diagnostic("count-of-test", None, symbols, rng)  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match=r"counts-of-test', loaded: expected a JSON value .*, got <object object"):
+        run_diagnostic("counts-of-test", object(), symbols, rng)  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match=r"'counts-of-test' \(test_diagnostics\.py:\d+\): ValueError"):
+        run_diagnostic("counts-of-test", None, "text", rng)  # type: ignore[arg-type]
+
+
+def no_options(loaded: Any, symbols: Any, rng: Any) -> Any:
+    """Returns what it should not."""
+    return [1]
+
+
+def untyped(loaded: Any, symbols: Any, rng: Any, *, top=2) -> Any:  # type: ignore[no-untyped-def]
+    """An option without a type."""
+
+
+def required(loaded: Any, symbols: Any, rng: Any, *, top: int) -> Any:
+    """An option without a default."""
+
+
+def test_a_diagnostic_that_breaks_its_contract(own_registry: None) -> None:
+    for function in (untyped, required):
+        with pytest.raises(PluginError, match="expected a type and a default for the option 'top'"):
+            register_diagnostic(function)
+    register_diagnostic(no_options)
+    with pytest.raises(PluginError, match=r"expected a mapping of names to JSON values, got \[1\]"):
+        run_diagnostic("no-options", None, np.zeros(3), np.random.default_rng(0))  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,15 @@ from tinygrad_rnn import (
     specification,
     unroll,
 )
-from tinygrad_rnn.plugins import check_identity
+from tinygrad_rnn.plugins import (
+    CALLBACKS,
+    OPTIMIZERS,
+    available,
+    check_identity,
+    load,
+    register,
+    register_command,
+)
 from tinygrad_rnn.registry import CellEntry, forget_cell
 
 BUILT_IN = (
@@ -219,6 +228,76 @@ def test_without_third_party_only_the_built_in_cells_exist(tmp_path: Path, monke
     for name in ("leaky", "second"):
         with pytest.raises(InputError, match=f"no cell '{name}'"):
             load_cell(name, third_party=False)
+
+
+def test_the_environment_restricts_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution(tmp_path, "acme-cells", "acme_left", undecorated("leaky"), {"leaky": "acme_left:Leaky"})
+    monkeypatch.syspath_prepend(tmp_path)
+    register_cell(complete("mine"))
+    monkeypatch.setenv("TINYGRAD_RNN_CELLS", "rnn, mine")
+    assert [row.name for row in available_cells(check=True)] == ["rnn", "mine"]
+    assert load_cell("mine").cls.name == "mine"
+    for name in ("lstm", "leaky"):
+        with pytest.raises(
+            InputError, match=f"^cell '{name}' is left out by TINYGRAD_RNN_CELLS=rnn,mine; add it there$"
+        ):
+            load_cell(name)
+    assert "acme_left" not in sys.modules
+    assert [row.name for row in available_cells(third_party=False)] == ["rnn"]
+    monkeypatch.setenv("TINYGRAD_RNN_CELLS", "rnn,leeky")
+    for ask in (available_cells, lambda: load_cell("rnn")):
+        with pytest.raises(InputError, match=r"^TINYGRAD_RNN_CELLS=rnn,leeky: no cell 'leeky'; did you mean leaky\?$"):
+            ask()
+    monkeypatch.setenv("TINYGRAD_RNN_CELLS", " , ")
+    assert {"lstm", "leaky", "mine"} < {row.name for row in available_cells()}
+
+
+def test_every_group_follows_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second group by the same code: entry point, duplicate, registration, restriction."""
+    info = tmp_path / "acme_opt-2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-opt\nVersion: 2\n")
+    (info / "entry_points.txt").write_text("[tinygrad_rnn.optimizers]\nadam = acme_opt:Adam\nlion = acme_opt:Adam\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    errors = {(row.name, row.distribution): row.error for row in available(OPTIMIZERS, check=True)}
+    both = "two distributions offer it: tinygrad-rnn .* and acme-opt 2; uninstall one"
+    for owner in ("tinygrad-rnn", "acme-opt"):
+        assert re.fullmatch(both, errors["adam", owner] or "")
+    assert "No module named 'acme_opt'" in (errors["lion", "acme-opt"] or "")
+    with pytest.raises(PluginError, match="optimiser 'adam' is offered by two distributions"):
+        load(OPTIMIZERS, "adam")
+    assert load(OPTIMIZERS, "adam", third_party=False).identity.distribution == "tinygrad-rnn"
+    monkeypatch.setenv("TINYGRAD_RNN_OPTIMIZERS", "sgd")
+    assert [row.name for row in available(OPTIMIZERS)] == ["sgd"]
+
+
+def test_the_identity_of_a_built_in_optimiser_is_its_file() -> None:
+    """Not that of all modules it reaches: a change anywhere in the library would else make every run unresumable."""
+    module = sys.modules["tinygrad_rnn.optim"]
+    expected = hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+    assert load(OPTIMIZERS, "adam").identity.source_sha256 == expected
+
+
+def plain_function(one: int, two: int) -> None:
+    """Has a text."""
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, r"^callback: expected a function, got 3$"),
+        (
+            lambda argument: None,
+            r"^callback '<lambda>': expected a docstring, whose first line says what it is, got none",
+        ),
+        (plain_function, r"^callback 'plain-function': expected a function of \(argument\), got plain_function\(one"),
+    ],
+)
+def test_a_function_that_breaks_its_contract(value: Any, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        register(CALLBACKS, value)
+    with pytest.raises(PluginError, match=r"command: expected a command made by @click\.command, got <function plain"):
+        register_command(plain_function)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tinygrad_rnn.checkpoint import load
+from tinygrad_rnn import plugins
+from tinygrad_rnn.checkpoint import load, save
 from tinygrad_rnn.config import RunConfig, recipe, replace
 from tinygrad_rnn.data import Dataset, load_dataset
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
+from tinygrad_rnn.optim import Optimizer, register_optimizer
 from tinygrad_rnn.registry import forget_cell
 from tinygrad_rnn.restore import load_run_model
 from tinygrad_rnn.run import checkpoints, open_run, read_metrics
@@ -30,6 +35,7 @@ from tinygrad_rnn.train import (
     Validated,
     Watched,
     plan,
+    register_callback,
     resume_training,
     start_training,
 )
@@ -430,3 +436,191 @@ def test_plan_measures_without_writing(tmp_path: Path, monkeypatch: pytest.Monke
     longer = plan(dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=40)), data)
     assert 3 < longer.activation_bytes / small.activation_bytes < 5  # what is kept grows with T
     assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------- plugins in a training
+
+
+class Heavy(Optimizer):
+    """Two slots, and an own option, in plain NumPy."""
+
+    name = "heavy_of_test"
+    summary = "momentum, and a mean of the parameters"
+    citation = "nobody"
+
+    @dataclass(frozen=True)
+    class Options:
+        inertia: float = 0.9
+
+    def slots(self) -> tuple[str, ...]:
+        return "u", "mean"
+
+    def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+        for name, p in params.items():
+            slots["u"][name][...] = self.options.inertia * slots["u"][name] + grads[name]
+            p -= lr * slots["u"][name]
+            slots["mean"][name][...] += (p - slots["mean"][name]) / step
+
+
+@pytest.fixture
+def plugged() -> Iterator[None]:
+    before = dict(plugins._registered)
+    register_optimizer(Heavy)
+    yield
+    plugins._registered.clear()
+    plugins._registered.update(before)
+
+
+def test_an_optimiser_of_a_plugin_resumes_bit_for_bit(tmp_path: Path, plugged: None) -> None:
+    changes = {"optim__optim": "heavy_of_test", "optim__optim_options": {"inertia": 0.8}, "optim__lr": 0.05}
+    list(begin(tmp_path / "whole", **changes).events())
+    list(begin(tmp_path / "parts", **changes, train__steps=12).events())
+    list(resume_training(tmp_path / "parts", steps=30).events())
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+    arrays, meta = last_checkpoint(tmp_path / "parts")
+    assert {name.split("/")[1] for name in arrays if name.startswith("optim/")} == {"u", "mean"}
+    described = json.loads((tmp_path / "parts" / "run.json").read_text())
+    assert meta["optimizer"] == described["optimizer"]
+    assert (meta["optimizer"]["name"], meta["cell"]["name"]) == ("heavy_of_test", "lstm")
+
+
+def test_resume_refuses_another_optimiser_of_the_same_name(
+    tmp_path: Path, plugged: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(begin(tmp_path / "run", optim__optim="heavy_of_test", train__steps=2).events())
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    plugins.forget(plugins.OPTIMIZERS, "heavy_of_test")
+    with pytest.raises(InputError, match="no optimiser 'heavy_of_test'"):
+        resume_training(tmp_path / "run", steps=4)
+    monkeypatch.setattr("tinygrad_rnn.plugins.source_hash", lambda value: "1" * 64 if value is Heavy else CELL)
+    CELL = last_checkpoint(tmp_path / "run")[1]["cell"]["source_sha256"]
+    register_optimizer(Heavy)
+    with pytest.raises(
+        PluginError, match=r"the code of optimiser 'heavy_of_test' .* is now 111111111111; take"
+    ):
+        resume_training(tmp_path / "run", steps=4)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert load_run_model(tmp_path / "run").changed is None  # the optimiser does not matter to a sample
+    list(resume_training(tmp_path / "run", steps=4, allow_changed_cell=True).events())
+    assert last_checkpoint(tmp_path / "run")[1]["optimizer"]["source_sha256"] == "1" * 64
+
+
+def test_a_checkpoint_from_before_optimisers_were_plugins_resumes(tmp_path: Path) -> None:
+    list(begin(tmp_path / "run", train__steps=2).events())
+    run = open_run(tmp_path / "run")
+    file = checkpoints(run)[-1]
+    arrays, meta = load(file)
+    save(file, arrays, {key: value for key, value in meta.items() if key not in ("cell", "optimizer")})
+    described = json.loads((run.path / "run.json").read_text())
+    del described["optimizer"], described["config"]["optim"]["optim_options"], described["config"]["train"]["callbacks"]
+    (run.path / "run.json").write_text(json.dumps(described))
+    assert of_kind(list(resume_training(run.path, steps=3).events()), StepDone)[0].step == 3
+
+
+def test_callbacks_hear_every_event_and_change_nothing(tmp_path: Path, plugged: None) -> None:
+    heard: list[Any] = []
+
+    @register_callback
+    def ear_of_test(argument: str) -> Any:
+        """Writes down what it hears."""
+        return lambda event, trainer: heard.append((argument, event, trainer.progress.step))
+
+    events = list(begin(tmp_path / "run", train__callbacks=("ear-of-test:a:b", "ear-of-test")).events())
+    assert [entry[1] for entry in heard[::2]] == events == [entry[1] for entry in heard[1::2]]
+    assert {entry[0] for entry in heard[::2]} == {"a:b"} and {entry[0] for entry in heard[1::2]} == {""}
+    assert [step for _, event, step in heard[::2] if isinstance(event, StepDone)] == list(range(1, 31))
+    list(begin(tmp_path / "deaf").events())
+    assert_same_checkpoint(tmp_path / "run", tmp_path / "deaf")
+    heard.clear()
+    list(resume_training(tmp_path / "run", steps=31).events())  # the run remembers them
+    assert len(heard) > 4
+    heard.clear()
+    list(resume_training(tmp_path / "run", steps=32, callbacks=["none"]).events())
+    list(resume_training(tmp_path / "run", steps=33).events())
+    assert heard == []
+
+
+def test_a_callback_stops_the_training(tmp_path: Path, plugged: None) -> None:
+    @register_callback
+    def stop_of_test(argument: str) -> Any:
+        """Stops behind step ARGUMENT."""
+        return lambda event, trainer: "enough" if trainer.progress.step >= int(argument) else None
+
+    events = list(begin(tmp_path / "run", train__callbacks=("stop-of-test:7",)).events())
+    assert (events[-1].reason, events[-1].step) == ("callback stop-of-test: enough", 7)
+    assert last_checkpoint(tmp_path / "run")[1]["step"] == 7
+    list(resume_training(tmp_path / "run", callbacks=()).events())
+    list(begin(tmp_path / "whole").events())
+    assert_same_checkpoint(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [Started, StepDone, Validated, Saved, Finished])
+def test_a_callback_that_fails_destroys_nothing(tmp_path: Path, plugged: None, at: type) -> None:
+    @register_callback
+    def faulty_of_test(argument: str) -> Any:
+        """Fails."""
+
+        def heard(event: Event, trainer: Trainer) -> None:
+            if isinstance(event, at) and (trainer.progress.step >= 10 or at is Started):
+                raise ValueError("first line\nsecond line")
+
+        return heard
+
+    events = []
+    what = (
+        rf"^callback 'faulty-of-test', {at.__name__} \(test_train\.py:\d+\): ValueError: first line second line; "
+    )
+    with pytest.raises(PluginError, match=what) as caught:
+        for event in begin(tmp_path / "run", train__callbacks=("faulty-of-test",)).events():
+            events.append(event)
+    step = last_checkpoint(tmp_path / "run")[1]["step"]
+    assert step == {Started: 0, Finished: 30}.get(at, 10)
+    assert f"step {step} is saved" in str(caught.value) and "--callback none" in str(caught.value)
+    assert not of_kind(events, Finished)
+    list(resume_training(tmp_path / "run", callbacks=["none"]).events())
+    list(begin(tmp_path / "whole").events())
+    assert_same_checkpoint(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_callback_that_breaks_its_contract(tmp_path: Path, plugged: None) -> None:
+    @register_callback
+    def odd_of_test(argument: str) -> Any:
+        """Returns what ARGUMENT says."""
+        if argument == "nothing":
+            return None
+        if argument == "user":
+            raise InputError("callback odd-of-test: expected another argument")
+        return lambda event, trainer: 3
+
+    for argument, error, message in [
+        ("nothing", PluginError, r"'odd-of-test': expected a function of \(event, trainer\) in return, got None"),
+        ("user", InputError, r"^callback odd-of-test: expected another argument$"),
+    ]:
+        with pytest.raises(error, match=message):
+            begin(tmp_path / "run", train__callbacks=(f"odd-of-test:{argument}",))
+    with pytest.raises(InputError, match="no callback 'odd-of-tes'; did you mean odd-of-test"):
+        begin(tmp_path / "run", train__callbacks=("odd-of-tes",))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(PluginError, match=r"Started: expected None, or a text that says why to stop, got 3; step 0"):
+        list(begin(tmp_path / "run", train__callbacks=("odd-of-test",)).events())
+
+
+def test_a_plugin_file_that_is_gone_is_asked_for(tmp_path: Path, plugged: None) -> None:
+    file = tmp_path / "stranger.py"
+    file.write_text(
+        "import tinygrad_rnn as tr\n\n\n@tr.register_callback\ndef quiet_of_test(argument):\n"
+        '    """Hears all, says nothing."""\n    return lambda event, trainer: None\n'
+    )
+    plugins.load_file(file)
+    config = configured(train__callbacks=("quiet-of-test",), train__steps=2)
+    list(start_training(config, dataset_of(config), tmp_path / "run", plugins=[file]).events())
+    plugins.forget(plugins.CALLBACKS, "quiet-of-test")
+    moved = file.rename(tmp_path / "moved.py")
+    with pytest.raises(
+        PluginError, match=r"run .*run wants the plugin file .*stranger\.py, which is not there"
+    ) as caught:
+        resume_training(tmp_path / "run", steps=3)
+    assert "--plugin" in str(caught.value) and "\n" not in str(caught.value)
+    load_run_model(tmp_path / "run")  # needs the cell alone
+    list(resume_training(tmp_path / "run", steps=3, plugins=[moved]).events())
+    list(resume_training(tmp_path / "run", steps=4, callbacks=["none"]).events())

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.config import from_dict as config_from_dict
     from tinygrad_rnn.config import recipe as recipe
     from tinygrad_rnn.config import replace as replace_config
-    from tinygrad_rnn.data import DATASETS as DATASETS
+    from tinygrad_rnn.data import Corpus as Corpus
     from tinygrad_rnn.data import CorpusText as CorpusText
     from tinygrad_rnn.data import Dataset as Dataset
     from tinygrad_rnn.data import Streams as Streams
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
     from tinygrad_rnn.data import load_dataset as load_dataset
     from tinygrad_rnn.data import register_dataset as register_dataset
     from tinygrad_rnn.data import text_statistics as text_statistics
-    from tinygrad_rnn.diagnostics import DIAGNOSTICS as DIAGNOSTICS
     from tinygrad_rnn.diagnostics import HORIZON_EPS as HORIZON_EPS
     from tinygrad_rnn.diagnostics import GradNormReport as GradNormReport
     from tinygrad_rnn.diagnostics import GradNormSeries as GradNormSeries
@@ -116,7 +115,6 @@ if TYPE_CHECKING:
     from tinygrad_rnn.onnx_export import onnxruntime_version as onnxruntime_version
     from tinygrad_rnn.onnx_export import save_onnx as save_onnx
     from tinygrad_rnn.onnx_export import to_onnx as to_onnx
-    from tinygrad_rnn.optim import OPTIMIZERS as OPTIMIZERS
     from tinygrad_rnn.optim import Optimizer as Optimizer
     from tinygrad_rnn.optim import build_optimizer as build_optimizer
     from tinygrad_rnn.optim import pieces as gradient_pieces
@@ -128,14 +126,20 @@ if TYPE_CHECKING:
     from tinygrad_rnn.plots import gradnorm_figure as gradnorm_figure
     from tinygrad_rnn.plots import loss_figure as loss_figure
     from tinygrad_rnn.plots import save_figure as save_figure
+    from tinygrad_rnn.plugins import CALLBACKS as CALLBACKS
+    from tinygrad_rnn.plugins import CELLS as CELLS
     from tinygrad_rnn.plugins import COMMANDS as COMMANDS
+    from tinygrad_rnn.plugins import DATASETS as DATASETS
+    from tinygrad_rnn.plugins import DIAGNOSTICS as DIAGNOSTICS
+    from tinygrad_rnn.plugins import GROUPS as PLUGIN_GROUPS
+    from tinygrad_rnn.plugins import OPTIMIZERS as OPTIMIZERS
     from tinygrad_rnn.plugins import PluginGroup as PluginGroup
     from tinygrad_rnn.plugins import PluginIdentity as PluginIdentity
     from tinygrad_rnn.plugins import PluginRow as PluginRow
+    from tinygrad_rnn.plugins import author_error as author_error
     from tinygrad_rnn.plugins import available as available_plugins
     from tinygrad_rnn.plugins import load as load_plugin
     from tinygrad_rnn.plugins import register_command as register_command
-    from tinygrad_rnn.registry import CELLS as CELLS
     from tinygrad_rnn.registry import CellEntry as CellEntry
     from tinygrad_rnn.registry import available_cells as available_cells
     from tinygrad_rnn.registry import load_cell as load_cell
@@ -165,7 +169,6 @@ if TYPE_CHECKING:
     from tinygrad_rnn.testing import check_cell as check_cell
     from tinygrad_rnn.textplot import sparkline as sparkline
     from tinygrad_rnn.textplot import terminal_plot as terminal_plot
-    from tinygrad_rnn.train import CALLBACKS as CALLBACKS
     from tinygrad_rnn.train import DivergedError as DivergedError
     from tinygrad_rnn.train import Event as Event
     from tinygrad_rnn.train import Finished as Finished
@@ -187,6 +190,7 @@ if TYPE_CHECKING:
 
     # To a type checker an import under another name is private unless it stands here.
     __all__ = [
+        "PLUGIN_GROUPS",
         "available_plugins",
         "bench_cell",
         "config_as_dict",
@@ -213,12 +217,11 @@ _PUBLIC = {
         "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config"
     ),
     "data": (
-        "CorpusText DATASETS Dataset Streams Vocabulary corpora fitted_streams load_dataset register_dataset "
+        "Corpus CorpusText Dataset Streams Vocabulary corpora fitted_streams load_dataset register_dataset "
         "text_statistics"
     ),
     "diagnostics": (
-        "DIAGNOSTICS GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over register_diagnostic "
-        "run_diagnostic"
+        "GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over register_diagnostic run_diagnostic"
     ),
     "engine": "anomaly listen no_grad primitive tap",
     "errors": (
@@ -231,14 +234,15 @@ _PUBLIC = {
         "Imported StateDict from_torch import_torch read_state_dict read_vocabulary save_torch to_torch torch_code"
     ),
     "model": "Forward Model build_model",
-    "optim": "OPTIMIZERS Optimizer build_optimizer pieces:gradient_pieces register_optimizer",
+    "optim": "Optimizer build_optimizer pieces:gradient_pieces register_optimizer",
     "onnx_export": "onnx_difference onnx_inputs onnx_session onnxruntime_version save_onnx to_onnx",
     "options": "check_limits coerce field_types parse_options",
     "plugins": (
-        "COMMANDS PluginGroup PluginIdentity PluginRow available:available_plugins load:load_plugin register_command"
+        "CALLBACKS CELLS COMMANDS DATASETS DIAGNOSTICS GROUPS:PLUGIN_GROUPS OPTIMIZERS PluginGroup PluginIdentity "
+        "PluginRow author_error available:available_plugins load:load_plugin register_command"
     ),
     "plots": "gradnorm_figure loss_figure save_figure",
-    "registry": "CELLS CellEntry available_cells load_cell load_plugin_file register_cell",
+    "registry": "CellEntry available_cells load_cell load_plugin_file register_cell",
     "restore": "LoadedModel find_cell load_run_model run_vocabulary",
     "run": "Run best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
     "sample": "generate",
@@ -247,7 +251,7 @@ _PUBLIC = {
     "testing": "CellCheck CellReport check_cell",
     "textplot": "sparkline terminal_plot",
     "train": (
-        "CALLBACKS DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated "
+        "DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated "
         "Watched plan register_callback resume_training start_training"
     ),
     "wrap": "WRAPPERS wrap_cell",

@@ -26,7 +26,7 @@ from tinygrad_rnn.engine import no_grad
 from tinygrad_rnn.errors import InputError, PluginError, ShapeError, nearest
 from tinygrad_rnn.model import Forward, Model, detach
 from tinygrad_rnn.options import parse_options
-from tinygrad_rnn.plugins import PluginGroup, by_author, check_function
+from tinygrad_rnn.plugins import DIAGNOSTICS, by_author, check_function
 from tinygrad_rnn.restore import LoadedModel
 from tinygrad_rnn.sequence import LayerState
 from tinygrad_rnn.tensor import Tensor, grad
@@ -521,8 +521,6 @@ def check_diagnostic(value: Any) -> None:
         if parameter.annotation is parameter.empty or parameter.default is parameter.empty:
             raise PluginError(f"{where}: expected a type and a default for the option {parameter.name!r}")
 
-
-DIAGNOSTICS = PluginGroup("diagnostics", "diagnostic", check_diagnostic)
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -23,7 +23,7 @@ from tinygrad_rnn.backend import Array
 from tinygrad_rnn.config import OptimConfig
 from tinygrad_rnn.errors import DtypeError, InputError, PluginError, ShapeError, nearest
 from tinygrad_rnn.options import field_types, parse_options
-from tinygrad_rnn.plugins import PluginGroup, PluginIdentity, by_author
+from tinygrad_rnn.plugins import OPTIMIZERS, PluginIdentity, by_author
 
 # Elements per piece on the host: parameter, gradient, two slots and scratch stay in the second-level cache
 # through the dozen passes that Adam makes.
@@ -256,13 +256,6 @@ class SGD(Optimizer):
             np.multiply(us[0] if us else g, lr, out=scratch)
             np.subtract(p, scratch, out=p)
 
-
-OPTIMIZERS = PluginGroup(
-    "optimizers",
-    "optimiser",
-    check_optimizer,
-    {cls.name: f"{cls.__module__}:{cls.__name__}" for cls in (Adam, AdamW, RMSprop, Adagrad, SGD)},
-)
 
 O = TypeVar("O", bound=type[Optimizer])
 

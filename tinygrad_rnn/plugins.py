@@ -6,13 +6,14 @@ reads package metadata only; a module is imported when what it offers is used. T
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import os
 import sys
 import traceback
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -31,20 +32,43 @@ T = TypeVar("T")
 class PluginGroup:
     """One kind of plugin.
 
-    Its entry points stand under ``tinygrad_rnn.NAME``; ``TINYGRAD_RNN_NAME=a,b`` leaves only these two. `check` raises
-    PluginError where an object is none of this kind. `built_in` maps the names of what the library offers
-    itself to places, written as those of entry points.
+    Its entry points stand under ``tinygrad_rnn.NAME``; ``TINYGRAD_RNN_NAME=a,b`` leaves only these two. `contract` is
+    the place, written as that of an entry point, of a function that raises PluginError for an object of another kind.
+    `built_in` maps the names of what the library offers itself to such places.
     """
 
     name: str
     word: str
-    check: Callable[[Any], None]
+    contract: str
     built_in: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def variable(self) -> str:
         """The environment variable that restricts the group."""
         return f"{PREFIX}_{self.name}".upper()
+
+    def check(self, value: Any) -> None:
+        """Raise PluginError when `value` breaks the contract of the group."""
+        metadata.EntryPoint(self.name, self.contract, PREFIX).load()(value)
+
+
+CELLS = PluginGroup("cells", "cell", "tinygrad_rnn.cell:check_declaration")
+OPTIMIZERS = PluginGroup(
+    "optimizers",
+    "optimiser",
+    "tinygrad_rnn.optim:check_optimizer",
+    {name.lower(): f"tinygrad_rnn.optim:{name}" for name in ("Adam", "AdamW", "RMSprop", "Adagrad", "SGD")},
+)
+CALLBACKS = PluginGroup("callbacks", "callback", "tinygrad_rnn.train:check_callback")
+DIAGNOSTICS = PluginGroup("diagnostics", "diagnostic", "tinygrad_rnn.diagnostics:check_diagnostic")
+DATASETS = PluginGroup(
+    "datasets",
+    "corpus",
+    "tinygrad_rnn.data.corpora:check_dataset",
+    {name.replace("_", "-"): f"tinygrad_rnn.data.corpora:{name}" for name in ("hello", "python_docs", "python_source")},
+)
+COMMANDS = PluginGroup("commands", "command", "tinygrad_rnn.plugins:check_command")
+GROUPS = (CELLS, OPTIMIZERS, CALLBACKS, DIAGNOSTICS, DATASETS, COMMANDS)
 
 
 @final
@@ -137,6 +161,11 @@ def available(group: PluginGroup, *, third_party: bool = True, check: bool = Fal
     return sorted(rows, key=lambda row: (row.distribution != BUILT_IN, row.name))
 
 
+def is_known(group: PluginGroup, name: str) -> bool:
+    """Whether there is a plugin called `name`, be it left out by the environment."""
+    return any(row.name == name for row in _rows(group))
+
+
 def load(group: PluginGroup, name: str, *, third_party: bool = True) -> PluginEntry:
     """The plugin called `name`, imported and checked.
 
@@ -159,7 +188,8 @@ def load(group: PluginGroup, name: str, *, third_party: bool = True) -> PluginEn
         raise PluginError(f"{group.word} {name!r} is offered by two distributions, {owners}; uninstall one")
     (row,) = found
     try:
-        value = metadata.EntryPoint(name, row.location, f"{PREFIX}.{group.name}").load()
+        with contextlib.redirect_stdout(sys.stderr):  # what a module prints when it is imported is nobody's product
+            value = metadata.EntryPoint(name, row.location, f"{PREFIX}.{group.name}").load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises is that plugin's fault
         raise PluginError(
             f"{group.word} {name!r} of {row.owner} cannot be imported from {row.location}: {_one_line(error)}"
@@ -199,7 +229,8 @@ def load_file(path: str | Path) -> list[PluginEntry]:
     sys.modules[name] = module
     try:
         # Not by importlib: it may run cached bytecode of an older text, and would leave a __pycache__ beside the file.
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        with contextlib.redirect_stdout(sys.stderr):
+            exec(compile(source, str(path), "exec"), module.__dict__)
     except PluginError:
         _forget_module(name)
         raise
@@ -256,20 +287,25 @@ def check_function(value: Any, word: str, arguments: tuple[str, ...]) -> None:
 def by_author(what: str, value: Any, *args: Any, of: Any = None, **named: Any) -> Any:
     """Call `value`, which the author of a plugin wrote; `of` is the plugin, where that is another object.
 
-    Whatever it raises becomes a PluginError with the author's file and line. An error of this library that the author's
-    own line raises is meant for the user, and passes.
+    Whatever it raises becomes an `author_error`. An error of this library that the author's own line raises is meant
+    for the user, and passes.
     """
+    author = value if of is None else of
     try:
         return value(*args, **named)
     except Exception as error:
-        file = getattr(sys.modules.get(_module(value if of is None else of)), "__file__", None)
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == file]
-        meant = isinstance(error, TinygradRNNError) and frames[-1].filename == file
-        if meant:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, TinygradRNNError) and last.filename == _file(author):
             raise
-        where = f" ({Path(file).name}:{lines[-1]})" if file and lines else ""
-        raise PluginError(f"{what}{where}: {_one_line(error)}") from error
+        raise author_error(what, author, error) from error
+
+
+def author_error(what: str, author: Any, error: BaseException) -> PluginError:
+    """`error` as the author's of the plugin `author`: in one line, with the file and line of his that it passed."""
+    file = _file(author)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f" ({Path(file).name}:{lines[-1]})" if file and lines else ""
+    return PluginError(f"{what}{where}: {_one_line(error)}")
 
 
 # ------------------------------------------------------------------------------------------------- commands
@@ -281,9 +317,6 @@ def check_command(value: Any) -> None:
         raise PluginError(f"command: expected a command made by @click.command, got {value!r}")
     if not isinstance(value.name, str):
         raise PluginError("command: expected a name, as in @click.command('NAME'), got none")
-
-
-COMMANDS = PluginGroup("commands", "command", check_command)
 
 
 def register_command(command: T) -> T:
@@ -365,8 +398,13 @@ def _module(value: Any) -> str:
     return getattr(author, "__module__", None) or type(author).__module__
 
 
+def _file(value: Any) -> str | None:
+    file: str | None = getattr(sys.modules.get(_module(value)), "__file__", None)
+    return file
+
+
 def _where(value: Any) -> str:
-    return getattr(sys.modules.get(_module(value)), "__file__", None) or _module(value)
+    return _file(value) or _module(value)
 
 
 def _source_file(module: str) -> Path | None:

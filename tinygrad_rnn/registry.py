@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from tinygrad_rnn import plugins
-from tinygrad_rnn.cell import Cell, check_declaration
-from tinygrad_rnn.plugins import PluginGroup, PluginIdentity, PluginRow
-
-CELLS = PluginGroup("cells", "cell", check_declaration)
+from tinygrad_rnn.cell import Cell
+from tinygrad_rnn.plugins import CELLS, PluginIdentity, PluginRow
 
 
 @dataclass(frozen=True)

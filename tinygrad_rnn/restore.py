@@ -12,11 +12,20 @@ import numpy as np
 from tinygrad_rnn import backend
 from tinygrad_rnn.backend import Device
 from tinygrad_rnn.config import RunConfig, as_dict
-from tinygrad_rnn.data import DATASETS, Vocabulary
+from tinygrad_rnn.data import Vocabulary
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
 from tinygrad_rnn.model import Model, Params, build_model
-from tinygrad_rnn.plugins import PluginGroup, PluginIdentity, available, check_identity, load, load_file
-from tinygrad_rnn.registry import CELLS, CellEntry, load_cell
+from tinygrad_rnn.plugins import (
+    CELLS,
+    DATASETS,
+    PluginGroup,
+    PluginIdentity,
+    check_identity,
+    is_known,
+    load,
+    load_file,
+)
+from tinygrad_rnn.registry import CellEntry, load_cell
 from tinygrad_rnn.run import (
     DESCRIPTION,
     Run,
@@ -174,7 +183,7 @@ def open_with_cell(
         for group, name in wanted:
             load(group, name, third_party=third_party)
     except InputError as error:
-        if missing:
+        if missing and not is_known(group, name):
             raise PluginError(
                 f"run {run.path} wants the plugin file {missing[0]}, which is not there ({error}); put it back, or say "
                 "where it is now: --plugin FILE.py"
@@ -189,7 +198,7 @@ def _run_plugin_files(run: Run, config: RunConfig, given: Sequence[str | Path], 
     for path in given:
         load_file(path)
     text = [] if config.data.text else [(DATASETS, config.data.corpus)]
-    if given and all(any(row.name == name for row in available(group)) for group, name in [*wanted, *text]):
+    if given and all(is_known(*one) for one in [*wanted, *text]):
         return []
     missing = []
     for path in map(Path, describe(run).get("plugins", ())):

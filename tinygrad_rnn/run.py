@@ -38,7 +38,8 @@ BEST = "best.json"
 TEXT = "text.txt"
 FORMAT = 1
 
-_TABLES = ("cell", "optimizer", "data", "vocabulary", "versions", "imported")  # what run.json holds by custom, see create_run
+# What run.json holds by custom, see create_run.
+_TABLES = ("cell", "optimizer", "data", "vocabulary", "versions", "imported")
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})(?:-val-(-?\d+\.\d{4}|nan|-?inf))?\.safetensors")
 

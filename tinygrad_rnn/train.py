@@ -17,15 +17,15 @@ from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
 from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.config import RunConfig, SampleConfig, as_dict, check_memory
-from tinygrad_rnn.data import DATASETS, Dataset, Streams, Vocabulary, fitted_streams, load_dataset
+from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
 from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFiniteError, PluginError, TinygradRNNError
 from tinygrad_rnn.evaluate import mean_loss
 from tinygrad_rnn.model import Forward, Model, Params, State, build_model, detach
-from tinygrad_rnn.optim import OPTIMIZERS, Optimizer, build_optimizer
-from tinygrad_rnn.plugins import PluginGroup, PluginIdentity, by_author, check_function
+from tinygrad_rnn.optim import Optimizer, build_optimizer
+from tinygrad_rnn.plugins import CALLBACKS, CELLS, DATASETS, OPTIMIZERS, PluginIdentity, by_author, check_function
 from tinygrad_rnn.plugins import load as load_plugin
-from tinygrad_rnn.registry import CELLS, CellEntry
+from tinygrad_rnn.registry import CellEntry
 from tinygrad_rnn.restore import (
     CODE,
     IMPORTED,
@@ -173,8 +173,6 @@ def check_callback(value: Any) -> None:
     """Raise PluginError when `value` is no documented function of one argument, the text behind ``NAME:``."""
     check_function(value, "callback", ("argument",))
 
-
-CALLBACKS = PluginGroup("callbacks", "callback", check_callback)
 
 F = TypeVar("F", bound=Callable[[str], Callback])
 

@@ -1,17 +1,23 @@
-"""``data``: the embedded corpora, and what is in a text before one trains on it."""
+"""``data``: the corpora, and what is in a text before one trains on it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, emit_json, note, number, table
 from tinygrad_rnn_cli.main import Group
-from tinygrad_rnn_cli.options import Command, common, resolve, settings
+from tinygrad_rnn_cli.options import Command, common, given, load_plugins, resolve, settings
 from tinygrad_rnn_cli.texts import whole_text
+
+if TYPE_CHECKING:
+    from tinygrad_rnn import Corpus, PluginRow
 
 
 @click.group(cls=Group)
@@ -21,31 +27,16 @@ def data() -> None:
 
 @data.command("list", cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-@common()
+@common("plugin")
 def list_data(as_json: bool) -> None:
-    """List the embedded corpora with their size and checksum."""
-    rows = []
-    for corpus in tr.corpora():
-        try:
-            rows.append(
-                {
-                    "name": corpus.name,
-                    "characters": corpus.characters,
-                    "sha256": corpus.sha256,
-                    "summary": corpus.summary,
-                    "error": None,
-                }
-            )
-        except tr.DataError as error:  # a Python without its own sources still has the other corpora
-            rows.append(
-                {
-                    "name": corpus.name,
-                    "characters": None,
-                    "sha256": None,
-                    "summary": corpus.summary,
-                    "error": str(error),
-                }
-            )
+    """List the corpora: the embedded ones with their size and checksum, those of plugins without reading them."""
+    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+        load_plugins()
+        embedded = {corpus.name: corpus for corpus in tr.corpora()}
+        rows = [
+            _foreign(row) if row.error or row.name not in embedded else _embedded(embedded[row.name])
+            for row in tr.available_plugins(tr.DATASETS, third_party=given().third_party)
+        ]
     if as_json:
         emit_json({"corpora": rows})
         return
@@ -67,6 +58,20 @@ def list_data(as_json: bool) -> None:
     note("use one: tinygrad-rnn train --corpus NAME")
 
 
+def _embedded(corpus: Corpus) -> dict[str, Any]:
+    facts = {"name": corpus.name, "summary": corpus.summary}
+    try:
+        return {**facts, "characters": corpus.characters, "sha256": corpus.sha256, "error": None}
+    except tr.DataError as error:  # a Python without its own sources still has the other corpora
+        return {**facts, "characters": None, "sha256": None, "error": str(error)}
+
+
+def _foreign(row: PluginRow) -> dict[str, Any]:
+    """The corpus of a plugin as its metadata say: to measure it would be to import and read it."""
+    summary = f"of {row.owner}; data stats --corpus {row.name} reads it"
+    return {"name": row.name, "summary": summary, "characters": None, "sha256": None, "error": row.error}
+
+
 @data.command("stats", cls=Command)
 @click.argument("text", nargs=-1, metavar="[TEXT]...")
 @click.option(
@@ -79,11 +84,13 @@ def list_data(as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @settings("data.corpus", "data.tokens", "data.min_count", "data.errors")
-@common("config")
+@common("config", "plugin")
 def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
-    """Count characters and symbols of TEXT (files, folders, '-' for standard input), or of an embedded corpus."""
+    """Count characters and symbols of TEXT (files, folders, '-' for standard input), or of a corpus."""
     config = resolve(text=text).run.data
-    dataset = whole_text(config)
+    with contextlib.redirect_stdout(sys.stderr):
+        load_plugins()
+        dataset = whole_text(config)
     found = tr.text_statistics(dataset, top)
     if as_json:
         emit_json(dataclasses.asdict(found))

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,14 @@ import tinygrad_rnn as tr
 from tinygrad_rnn_cli.cells import complete_cell
 from tinygrad_rnn_cli.console import emit, emit_json, fail, is_terminal, note, number, paint, table, wrapped
 from tinygrad_rnn_cli.drawing import draw_curves
-from tinygrad_rnn_cli.main import CHECK_FAILED, Group
+from tinygrad_rnn_cli.main import CHECK_FAILED, Group, beside
 from tinygrad_rnn_cli.options import (
     Command,
     Flag,
     Settings,
     common,
     given,
+    load_plugins,
     load_run,
     resolve,
     settings,
@@ -34,7 +35,7 @@ from tinygrad_rnn_cli.options import (
 from tinygrad_rnn_cli.texts import own_text, whole_text
 
 if TYPE_CHECKING:
-    from tinygrad_rnn import GradNormReport, GradNormSeries, LoadedModel, Model
+    from tinygrad_rnn import GradNormReport, GradNormSeries, LoadedModel, Model, PluginRow
 
 V = 65  # symbols of a cell at initialisation, as many as tinyshakespeare has
 VERDICTS = {"vanish": "vanishing", "explode": "exploding"}
@@ -45,7 +46,33 @@ TRAP = (
 )
 
 
-@click.group(cls=Group)
+class Diagnoses(Group):
+    """The built-in diagnostics, and under every other name that of a plugin: a file of RUN may register it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *(row.name for row in _plugged() if row.error is None)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = self.commands.get(cmd_name)
+        return plugged if own is None and not cmd_name.startswith("-") and not ctx.resilient_parsing else own
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in self.commands.items()])
+        rows = _plugged()
+        if rows:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(row.name, row.error or f"of {row.owner}") for row in rows])
+
+
+def _plugged() -> list[PluginRow]:
+    """The diagnostics of plugins, from metadata alone."""
+    context = click.get_current_context(silent=True)
+    third_party = context is None or given().third_party
+    return beside(diagnose.commands, tr.available_plugins(tr.DIAGNOSTICS, third_party=third_party))
+
+
+@click.group(cls=Diagnoses)
 def diagnose() -> None:
     """Look inside: how far back in time do gradients reach?"""
 
@@ -463,3 +490,86 @@ def _fitted(series: GradNormSeries) -> bool:
 
 def _plural(count: int, word: str) -> str:
     return word if count == 1 else f"{word}s"
+
+
+# ----------------------------------------------------------------------------------- diagnostics of plugins
+
+
+@click.command(cls=Command)
+@click.argument("run", required=False, type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--opt", "pairs", multiple=True, metavar="KEY=VALUE", help="an option of the diagnostic; repeatable")
+@click.option("--text", type=click.Path(), metavar="FILE", help="another text than the RUN's own validation part")
+@which_checkpoint
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@settings()
+@common("seed", "device", "plugin")
+def plugged(
+    run: Path | None, pairs: tuple[str, ...], text: str | None, which: str, allow_changed_cell: bool, as_json: bool
+) -> None:
+    """What the diagnostic of a plugin finds out about a RUN."""
+    name = click.get_current_context().info_name or ""
+    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+        if run is None:
+            load_plugins()
+            _check_plugged(name)
+            raise click.UsageError("missing RUN; name the folder that train made")
+        found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
+        loaded = load_run(run, which, allow_changed_cell, found)
+        _check_plugged(name)
+        import numpy as np
+
+        rng = np.random.default_rng(found.run.train.seed)
+        symbols = _symbols_of(loaded, run, text)
+        facts = tr.run_diagnostic(name, loaded, symbols, rng, _options(pairs), third_party=found.third_party)
+    if as_json:
+        emit_json(facts)
+    else:
+        show_facts(facts)
+
+
+def _check_plugged(name: str) -> None:
+    names = {*diagnose.commands, *(row.name for row in _plugged())}
+    if name not in names:
+        raise click.UsageError(f"no diagnostic {name!r}{tr.nearest(name, names)}")
+
+
+def _options(pairs: Sequence[str]) -> dict[str, str]:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise click.UsageError(f"--opt: expected KEY=VALUE, got {pair!r}")
+        options[key.strip()] = value.strip()
+    return options
+
+
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """JSON values as people read them: a line for a value or a series, a table for a list of rows."""
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+        if rows and len(rows) == len(value) and all(row.keys() == rows[0].keys() for row in rows):
+            numbers = [i for i, item in enumerate(rows[0].values()) if _is_number(item)]
+            emit(f"\n{paint(name, sys.stdout, bold=True)}")
+            table(
+                [str(key) for key in rows[0]], [[_fact(item) for item in row.values()] for row in rows], numbers=numbers
+            )
+        elif isinstance(value, list) and len(value) > 1 and all(_is_number(item) for item in value):
+            curve = tr.sparkline(value, 40, ascii=not (sys.stdout.encoding or "").lower().startswith("utf"))
+            emit(f"{name:<{width}}  {curve}  {len(value)} values from {_fact(min(value))} to {_fact(max(value))}")
+        else:
+            emit(f"{name:<{width}}  {_fact(value)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_fact(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_fact, value))
+    return "-" if value is None else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import io
@@ -10,14 +11,17 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli import blas, console
-from tinygrad_rnn_cli.options import COMMON, GIVEN, HELP, screen_options
+from tinygrad_rnn_cli.options import COMMON, GIVEN, HELP, PREFIX, load_plugins, plugin_options, screen_options
+
+if TYPE_CHECKING:
+    from tinygrad_rnn import PluginRow
 
 PROGRAM = "tinygrad-rnn"
 
@@ -32,6 +36,7 @@ COMMANDS = {
     "diagnose": ("diagnose:diagnose", "look inside: how far back do gradients reach?"),
     "cells": ("cells:cells", "recurrent cells: list them, explain one"),
     "data": ("data:data", "texts to train on: list them, count one"),
+    "plugins": ("plugins:plugins", "everything that can be plugged in: list it, find what is broken"),
     "inspect": ("inspect_run:inspect_run", "what a run is made from"),
     "plot": ("plot:plot", "curves of a run"),
     "export": ("export:export", "a trained model as a file for other programs"),
@@ -62,11 +67,11 @@ class Program(Group):
     """The group of all commands, loaded by name, with our exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *(row.name for row in plugin_commands(ctx) if row.error is None)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            return _plugin_command(ctx, cmd_name)
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(f"tinygrad_rnn_cli.{module}"), name)
         return command
@@ -74,6 +79,20 @@ class Program(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        rows = plugin_commands(ctx)
+        if rows:
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl([(row.name, row.error or f"of {row.owner}") for row in rows])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            name = ctx.invoked_subcommand
+            if name is None or name in COMMANDS or isinstance(error, _CLICKS) or _expected(error, ()) is not None:
+                raise
+            command = tr.load_plugin(tr.COMMANDS, name).value  # the author's fault, and no bug of ours
+            raise tr.author_error(f"command {name!r}", command, error) from error
 
     def main(
         self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any
@@ -89,6 +108,34 @@ class Program(Group):
         except KeyboardInterrupt:
             code = report(click.Abort(), arguments)
         sys.exit(code if isinstance(code, int) else OK)
+
+
+_CLICKS = (click.exceptions.Exit, click.Abort)  # no errors, but how click ends a program
+
+
+def plugin_commands(ctx: click.Context) -> list[PluginRow]:
+    """The commands of plugins, from metadata alone. A built-in one keeps its name."""
+    found = ctx.find_root().meta.get(GIVEN)
+    off = os.environ.get(f"{PREFIX}NO_PLUGINS", "").lower() in ("1", "true", "yes", "on")  # --help may come first
+    rows = tr.available_plugins(tr.COMMANDS, third_party=not off and (found is None or found.third_party))
+    return beside(COMMANDS, rows)
+
+
+def beside(own: Collection[str], rows: Sequence[PluginRow]) -> list[PluginRow]:
+    """The rows of plugins; where one has the name of a built-in, which wins, it says so."""
+    taken = "what is built in has this name, and wins; {} has to rename its own"
+    return [dataclasses.replace(row, error=taken.format(row.owner)) if row.name in own else row for row in rows]
+
+
+def _plugin_command(ctx: click.Context, name: str) -> click.Command | None:
+    """The command `name` of a plugin, imported; None where there is none, and while a shell completes words."""
+    if ctx.resilient_parsing:
+        return None
+    load_plugins()
+    if name not in {row.name for row in plugin_commands(ctx)}:
+        return None
+    command: click.Command = tr.load_plugin(tr.COMMANDS, name).value
+    return command
 
 
 def report(error: Exception, arguments: Sequence[str]) -> int:
@@ -191,12 +238,14 @@ def cli() -> None:
 
     First: `tinygrad-rnn demo`. Then: `tinygrad-rnn train my.txt`, `sample`, `diagnose gradnorm`.
 
-    Settings can also stand in the environment (--seq-len as TINYGRAD_RNN_SEQ_LEN) or in a file (--config). Exit
-    codes: 0 fine, 1 error, 2 usage, 3 a check failed, 4 diverged, 130 interrupted.
+    Settings can also stand in the environment (--seq-len as TINYGRAD_RNN_SEQ_LEN) or in a file (--config).
+    TINYGRAD_RNN_CELLS=lstm,mut1 leaves only these cells; so do _OPTIMIZERS, _CALLBACKS, _DIAGNOSTICS, _DATASETS and
+    _COMMANDS for the other groups of plugins. Exit codes: 0 fine, 1 error, 2 usage, 3 a check failed, 4 diverged, 130
+    interrupted.
     """
 
 
-cli.params += screen_options()
+cli.params += [*plugin_options(), *screen_options()]
 for _option in cli.params:
     _option.__dict__.setdefault("section", COMMON)
 

@@ -22,7 +22,7 @@ from click.shell_completion import CompletionItem
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli import aliases
-from tinygrad_rnn_cli.console import emit, emit_json, note, screen
+from tinygrad_rnn_cli.console import emit, emit_json, note, screen, warn
 
 if TYPE_CHECKING:
     from click.types import OptionHelpExtra
@@ -42,6 +42,8 @@ TITLES = {
     "train": "Training",
     "sample": "Sampling",
 }
+PLUGGED = {"model.cell": "CELLS", "optim.optim": "OPTIMIZERS", "data.corpus": "DATASETS"}  # settings that name a plugin
+TABLES = ("model.cell_options", "optim.optim_options")
 COMMON = "Common options"
 OWN = "Options"
 HELP = "show this page and stop"
@@ -172,10 +174,8 @@ class _SettingType(_ParamType):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         words: Sequence[str] = [str(word) for word in typing.get_args(self.annotation)]
-        if self.key == "model.cell":
-            words = [row.name for row in tr.available_cells()]
-        elif self.key == "data.corpus":
-            words = [corpus.name for corpus in tr.corpora()]
+        if self.key in PLUGGED:
+            words = [row.name for row in tr.available_plugins(getattr(tr, PLUGGED[self.key]))]
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
@@ -232,7 +232,7 @@ def _take(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     here = given()
     layer = here.environment if _from_environment(param) else here.flags
     origin = f"environment {param.envvar}" if layer is here.environment else f"flag {param.opts[0]}"
-    if param.key == "model.cell_options":
+    if param.key in TABLES:
         for name, item in _pairs(value, param.opts[0]).items():
             layer[f"{param.key}.{name}"] = item
             here.origins[f"{param.key}.{name}"] = origin
@@ -278,12 +278,11 @@ def _option(key: str, short: Sequence[str] = (), hidden: bool = False, section: 
             multiple=True,
             type=str,
             metavar=declared.metadata["metavar"],
-            **{**facts, "help": f"{facts['help']}; repeat for several (see: cells info NAME)", "shown": ""},
+            **{**facts, "help": f"{facts['help']}; repeat for several", "shown": ""},
         )
     if isinstance(default, tuple):
-        return Flag(
-            [f"--{flag}", name], multiple=True, type=str, **{**facts, "help": f"{facts['help']}; repeat for several"}
-        )
+        facts["help"] += "; repeat for several"
+        return Flag([f"--{flag}", name], multiple=True, type=str, metavar=declared.metadata.get("metavar"), **facts)
     return Flag([f"--{flag}", *short, name], type=_SettingType(key), **facts)
 
 
@@ -315,9 +314,9 @@ def _attach(function: Callable[..., Any], option: click.Option) -> None:
 
 
 def which_checkpoint(function: F) -> F:
-    """Decorator: which checkpoint of a RUN to read, and whether changed code of its cell will do."""
+    """Decorator: which checkpoint of a RUN to read, and whether changed code of its cell is worth a warning."""
     changed = click.option(
-        "--allow-changed-cell", is_flag=True, help="accept that the code of the RUN's cell has changed"
+        "--allow-changed-cell", is_flag=True, help="do not warn where the code of the RUN's cell has changed"
     )
     which = click.option(
         "--which",
@@ -383,24 +382,7 @@ def common(*shown: str) -> Callable[[F], F]:
                 _option(f"train.{name}", hidden=name not in shown, section=COMMON)
                 for name in ("seed", "device", "dtype")
             ),
-            Flag(
-                ["--plugin", "_plugin"],
-                multiple=True,
-                metavar="PATH.py",
-                type=click.Path(),
-                callback=_plugins,
-                envvar=PREFIX + "PLUGIN",
-                hidden="plugin" not in shown,
-                help="load cells from this file; repeatable",
-            ),
-            Flag(
-                ["--no-plugins", "_no_plugins"],
-                is_flag=True,
-                callback=_no_plugins,
-                envvar=PREFIX + "NO_PLUGINS",
-                hidden="plugin" not in shown,
-                help="use built-in cells only",
-            ),
+            *plugin_options(hidden="plugin" not in shown),
             *screen_options(),
         ]
         for option in reversed(options):
@@ -411,6 +393,35 @@ def common(*shown: str) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def plugin_options(hidden: bool = False) -> list[click.Option]:
+    """--plugin and --no-plugins, which the program itself takes as well as every command."""
+    return [
+        Flag(
+            ["--plugin", "_plugin"],
+            multiple=True,
+            metavar="PATH.py",
+            type=click.Path(),
+            expose_value=False,
+            callback=_plugins,
+            section=COMMON,
+            envvar=PREFIX + "PLUGIN",
+            hidden=hidden,
+            help="load cells and other plugins from this file; repeatable",
+        ),
+        Flag(
+            ["--no-plugins", "_no_plugins"],
+            is_flag=True,
+            is_eager=True,  # the page that --help prints names plugins
+            expose_value=False,
+            callback=_no_plugins,
+            section=COMMON,
+            envvar=PREFIX + "NO_PLUGINS",
+            hidden=hidden,
+            help="use nothing but what is built in",
+        ),
+    ]
 
 
 def screen_options() -> list[click.Option]:
@@ -473,7 +484,8 @@ def _show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 def _plugins(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
-    given().plugins += tuple(str(path) for path in value)
+    here = given()
+    here.plugins = tuple(dict.fromkeys([*here.plugins, *map(str, value)]))
 
 
 def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -482,7 +494,7 @@ def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None
 
 
 def load_plugins() -> None:
-    """Run the files of --plugin, so that their cells are known."""
+    """Run the files of --plugin, so that what they register is known."""
     here = given()
     if here.plugins and not here.third_party:
         raise click.UsageError("--plugin and --no-plugins exclude each other; give one of them")
@@ -495,14 +507,17 @@ def load_plugins() -> None:
 
 def load_run(run: Path, which: str, allow_changed_cell: bool, found: Settings) -> LoadedModel:
     """The trained model of RUN, as `which_checkpoint` and the common options say."""
-    return tr.load_run_model(
+    loaded = tr.load_run_model(
         run,
         which="latest" if which == "latest" else "best",
         device=found.run.train.device,
-        allow_changed_cell=allow_changed_cell,
+        allow_changed_cell=True,
         plugins=found.plugins,
         third_party=found.third_party,
     )
+    if loaded.changed is not None and not allow_changed_cell:
+        warn(f"{loaded.changed}; its parameters fit, so this goes on (--allow-changed-cell silences this)")
+    return loaded
 
 
 def resolve(
@@ -561,10 +576,12 @@ def resolve(
 
 
 def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a layer takes back by what it says: options belong to the cell, a corpus replaces a text."""
+    """What a layer takes back by what it says: options belong to the cell or optimiser, a corpus replaces a text."""
     undone: dict[str, Any] = {}
     if layer.get("model.cell", run.model.cell) != run.model.cell:
         undone["model.cell_options"] = {}
+    if layer.get("optim.optim", run.optim.optim) != run.optim.optim:
+        undone["optim.optim_options"] = {}
     if "data.corpus" in layer:
         undone["data.text"] = ()
     return undone

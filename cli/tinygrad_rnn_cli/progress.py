@@ -153,6 +153,8 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
         case tr.Finished():
             if event.reason == "patience":
                 say(f"step {number(event.step)}: no better validation any more; stopped early")
+            elif event.reason.startswith("callback "):
+                say(f"step {number(event.step)}: stopped by {event.reason}")
 
 
 def _plain(text: str) -> str:

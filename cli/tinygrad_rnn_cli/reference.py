@@ -8,7 +8,7 @@ import click
 
 from tinygrad_rnn_cli import aliases
 from tinygrad_rnn_cli.main import PROGRAM, cli
-from tinygrad_rnn_cli.options import option_names
+from tinygrad_rnn_cli.options import GIVEN, Given, option_names
 
 WIDTH = 100
 INTRODUCTION = """\
@@ -40,6 +40,7 @@ def pages(command: click.Command, name: str, parent: click.Context | None = None
         max_content_width=WIDTH,
         help_option_names=["-h", "--help"],
     )
+    context.meta[GIVEN] = Given(third_party=False)  # the page is not of the machine that it is written on
     with context:
         yield context.command_path, command.get_help(context)
         if isinstance(command, click.Group):

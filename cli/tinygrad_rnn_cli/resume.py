@@ -13,21 +13,21 @@ from tinygrad_rnn_cli.options import Command, common, resolve, settings
 
 @click.command("resume", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell has changed")
-@settings("train.steps", "train.epochs")
+@click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell or optimiser has changed")
+@settings("train.steps", "train.epochs", "train.callbacks")
 @common("config", "device", "plugin")
 def resume(run: Path, allow_changed_cell: bool) -> None:
     """Continue RUN: bit for bit as if it had never stopped (on a CPU).
 
     --steps and --epochs are the TOTAL length of the run: with 100 steps done, --steps 200 does 100 more. Without
-    them it goes on to the length it was meant to have.
+    them it goes on to the length it was meant to have. Its callbacks are called again; --callback names others.
     """
     origin = f"run {run}"
     found = resolve(base=tr.run_config(tr.open_run(run)), origin=origin)
     for key in ("train.seed", "train.dtype"):
         if found.origins[key] != origin and not found.origins[key].startswith("environment"):
             raise click.UsageError(
-                f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs and --device"
+                f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs, --callback and --device"
             )
 
     def given(key: str) -> bool:
@@ -42,6 +42,7 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
         steps=steps,
         epochs=epochs,
         device=found.run.train.device if given("train.device") else None,
+        callbacks=found.run.train.callbacks if given("train.callbacks") else None,
         allow_changed_cell=allow_changed_cell,
         plugins=found.plugins,
         third_party=found.third_party,

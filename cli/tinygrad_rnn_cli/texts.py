@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
+from tinygrad_rnn_cli.options import given
 
 if TYPE_CHECKING:
     from tinygrad_rnn import DataConfig, Dataset, LoadedModel, Vocabulary
@@ -23,7 +24,7 @@ def whole_text(
     if text is not None:
         config = dataclasses.replace(config, text=tuple(text))
     stdin = io.BytesIO(sys.stdin.buffer.read()) if "-" in config.text else None
-    return tr.load_dataset(config, vocabulary, stdin, unknown=unknown)
+    return tr.load_dataset(config, vocabulary, stdin, unknown=unknown, third_party=given().third_party)
 
 
 def own_text(loaded: LoadedModel, run: Path) -> Dataset:
@@ -34,6 +35,6 @@ def own_text(loaded: LoadedModel, run: Path) -> Dataset:
     if data.text == ("-",):  # the run keeps what came from standard input
         data = dataclasses.replace(data, text=(str(run / "text.txt"),))
     try:
-        return tr.load_dataset(data, loaded.vocabulary)
+        return tr.load_dataset(data, loaded.vocabulary, third_party=given().third_party)
     except tr.DataError as error:
         raise tr.DataError(f"the text of run {run} cannot be used ({error}); name another text") from error

@@ -65,7 +65,7 @@ def train(
     found = resolve(recipe=recipe, text=text)
     out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
-    _check_cell(found)
+    _check_plugins(found)
     dataset, piped = load_text(found, init_from)
     if plan:
         show_plan(tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party), found)
@@ -90,10 +90,13 @@ def train(
     advise_next(finished)
 
 
-def _check_cell(found: Settings) -> None:
-    """Find a wrong name or option of the cell before a large text is read."""
+def _check_plugins(found: Settings) -> None:
+    """Find a wrong name or option of the cell, optimiser or callbacks before a large text is read."""
     entry = tr.find_cell(found.run.model.cell, plugins=found.plugins, third_party=found.third_party)
     tr.parse_options(entry.cls.Options, found.run.model.cell_options, f"cell {found.run.model.cell}")
+    tr.build_optimizer(found.run.optim, third_party=found.third_party)
+    for text in found.run.train.callbacks if found.run.train.callbacks != ("none",) else ():
+        tr.load_plugin(tr.CALLBACKS, text.partition(":")[0], third_party=found.third_party)
 
 
 def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, bytes | None]:
@@ -113,7 +116,7 @@ def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, 
         piped = sys.stdin.buffer.read()
         stdin = io.BytesIO(piped)
     vocabulary = tr.run_vocabulary(tr.open_run(init_from)) if init_from is not None else None
-    dataset = tr.load_dataset(found.run.data, vocabulary, stdin)
+    dataset = tr.load_dataset(found.run.data, vocabulary, stdin, third_party=found.third_party)
     detail(
         f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
         f"{dataset.sha256[:16]}"
@@ -170,9 +173,9 @@ def advise_size(params: int, dataset: Dataset) -> None:
 
 def advise_next(finished: Finished) -> None:
     """What to type next."""
-    if finished.best_loss is None:
+    if finished.best_loss is None and finished.reason == "done":
         warn("nothing was held out, so there is no validation loss; see --val-frac")
-    else:
+    elif finished.best_loss is not None:
         note(f"best validation loss {finished.best_loss:.4f} nats per symbol")
     note("next:")
     for command, why in [

@@ -86,7 +86,7 @@ def test_standard_input_that_is_empty(invoke: Any) -> None:
         ("--cell-opt forget_bais=2", 2, ["'forget_bais'", "did you mean forget_bias"]),
         ("--cell-opt forget_bias=big", 2, ["forget_bias", "a number", "'big'"]),
         ("--cell rnn --cell-opt activation=tan", 2, ["activation", "'tan'", "tanh"]),
-        ("--optim adan", 2, ["--optim", "'adan'", "did you mean adam"]),
+        ("--optim adan", 2, ["no optimiser 'adan'", "did you mean adam"]),
         ("--tokens char", 2, ["--tokens", "did you mean chars"]),
         ("--corpus python-doc", (1, 2), ["'python-doc'", "python-docs"]),
         ("--hiden 3", 2, ["--hiden", "did you mean --hidden"]),

@@ -8,16 +8,29 @@ import importlib
 import io
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinygrad_rnn import plugins
 from tinygrad_rnn.config import DataConfig
-from tinygrad_rnn.data import Dataset, Streams, Vocabulary, corpora, corpus_chunks, load_dataset, text_statistics
-from tinygrad_rnn.errors import DataError, InputError
+from tinygrad_rnn.data import (
+    CorpusText,
+    Dataset,
+    Streams,
+    Vocabulary,
+    corpora,
+    corpus_chunks,
+    load_dataset,
+    register_dataset,
+    text_statistics,
+)
+from tinygrad_rnn.errors import DataError, InputError, PluginError
 
 LOOK = DataConfig(text=("-",), batch=1, seq_len=1, val_frac=0.0)
 
@@ -219,3 +232,74 @@ def test_every_corpus_can_be_trained_on_with_the_defaults(kind: str) -> None:
 def test_an_unknown_corpus_gets_a_suggestion() -> None:
     with pytest.raises(DataError, match="no corpus 'python-doc'; did you mean python-docs"):
         load_dataset(DataConfig(corpus="python-doc"))
+
+
+# ------------------------------------------------------------------------------------- corpora of plugins
+
+RHYME = "jack and jill\n" * 50
+
+
+def called(text: Any, **facts: Any) -> None:
+    """Register a corpus of this text."""
+
+    def rhymes_of_test() -> CorpusText:
+        """Two names, many times."""
+        if isinstance(text, Exception):
+            raise text
+        return CorpusText(text() if callable(text) else text, **{"licence": "CC0-1.0", **facts})
+
+    register_dataset(rhymes_of_test)
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    before = dict(plugins._registered)
+    yield
+    plugins._registered.clear()
+    plugins._registered.update(before)
+
+
+def whole(**changes: Any) -> Dataset:
+    return load_dataset(dataclasses.replace(LOOK, text=(), corpus="rhymes-of-test", **changes))
+
+
+@pytest.mark.parametrize("kind", ["chars", "bytes", "words"])
+@pytest.mark.parametrize("text", [RHYME, lambda: iter([RHYME[:7], RHYME[7:]])])
+def test_the_corpus_of_a_plugin(own_registry: None, text: Any, kind: Any) -> None:
+    sha256 = hashlib.sha256(RHYME.encode()).hexdigest()
+    called(text, sha256=sha256)
+    dataset = whole(tokens=kind)
+    assert dataset.vocabulary.decode(dataset.train) == RHYME
+    assert dataset.sha256 == sha256 and dataset.characters == len(RHYME)
+    assert dataset.source == "corpus rhymes-of-test of file test_dataset.py unversioned (CC0-1.0)"
+    assert [corpus.name for corpus in corpora()] == ["hello", "python-docs", "python-source"]
+    with pytest.raises(DataError, match="no corpus 'rhymes-of-test'"):
+        load_dataset(dataclasses.replace(LOOK, text=(), corpus="rhymes-of-test"), third_party=False)
+
+
+def test_a_text_that_a_function_fetches_is_fetched_once(own_registry: None) -> None:
+    count = []
+
+    def fetch() -> str:
+        count.append(1)
+        return RHYME
+
+    called(fetch)
+    whole()
+    assert len(count) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "facts", "message"),
+    [
+        (RHYME, {"licence": " "}, r"expected a tinygrad_rnn\.CorpusText with a licence, got CorpusText"),
+        (RHYME, {"sha256": "0" * 64}, r"expected a text with sha256 0000000000000000, got [0-9a-f]{16}$"),
+        (["a", 3], {}, r"expected pieces of text, got 3$"),
+        ("a\udc80b" * 9, {}, r"expected text that UTF-8 can spell, got '\\udc80'"),
+        (OSError("no network\nhere"), {}, r"\(test_dataset\.py:\d+\): OSError: no network here$"),
+    ],
+)
+def test_a_corpus_that_breaks_its_contract(own_registry: None, text: Any, facts: Any, message: str) -> None:
+    called(text, **facts)
+    with pytest.raises(PluginError, match=r"^corpus 'rhymes-of-test' of file test_dataset\.py unversioned.*" + message):
+        whole()

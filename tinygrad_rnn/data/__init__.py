@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tinygrad_rnn.data.batches import Streams as Streams
 from tinygrad_rnn.data.batches import fitted_streams as fitted_streams
-from tinygrad_rnn.data.corpora import DATASETS as DATASETS
 from tinygrad_rnn.data.corpora import Corpus as Corpus
 from tinygrad_rnn.data.corpora import CorpusText as CorpusText
 from tinygrad_rnn.data.corpora import Dataset as Dataset

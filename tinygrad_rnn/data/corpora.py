@@ -29,7 +29,7 @@ from tinygrad_rnn.data.tokens import (
     word_chunks,
 )
 from tinygrad_rnn.errors import DataError, InputError, PluginError
-from tinygrad_rnn.plugins import BUILT_IN, PluginEntry, PluginGroup, by_author, check_function, load, register
+from tinygrad_rnn.plugins import BUILT_IN, DATASETS, PluginEntry, available, by_author, check_function, load, register
 
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"})
 
@@ -117,7 +117,8 @@ class TextStatistics:
 
 def corpora() -> list[Corpus]:
     """The embedded corpora, sorted by name."""
-    return [Corpus(name, _summary(load(DATASETS, name, third_party=False))) for name in sorted(_CORPORA)]
+    names = [row.name for row in available(DATASETS, third_party=False)]
+    return [Corpus(name, _summary(load(DATASETS, name, third_party=False))) for name in names]
 
 
 def corpus_chunks(name: str, *, third_party: bool = True) -> Iterator[str]:
@@ -182,9 +183,9 @@ def _checked_chunks(entry: PluginEntry, found: CorpusText, what: str) -> Iterato
 
 
 def _summary(entry: PluginEntry) -> str:
-    """The first line of the docstring."""
-    lines: list[str] = entry.value.__doc__.strip().splitlines()
-    return lines[0].removesuffix(".")
+    """The first line of the docstring, as a line of a table."""
+    line: str = entry.value.__doc__.strip().splitlines()[0]
+    return line[:1].lower() + line[1:].removesuffix(".")
 
 
 def check_dataset(value: Any) -> None:
@@ -402,12 +403,6 @@ def python_source() -> CorpusText:
     """The source code of Python's standard library."""
     return CorpusText(_python_source(), "PSF-2.0")
 
-
-_CORPORA = {
-    name.replace("_", "-"): f"{__name__}:{name}"
-    for name in (hello.__name__, python_docs.__name__, python_source.__name__)
-}
-DATASETS = PluginGroup("datasets", "corpus", check_dataset, _CORPORA)
 
 F = TypeVar("F", bound=Callable[[], CorpusText])
 
