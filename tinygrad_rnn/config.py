@@ -45,7 +45,7 @@ class ModelConfig:
         "hidden", "input: an embedding of N units, 'hidden' (as many as H) or 'onehot'", metavar="N|hidden|onehot"
     )
     dropout: float = setting(0.0, "share of units dropped between layers and before the readout", minimum=0, below=1)
-    init: str = setting("cell", "initialiser of every weight matrix: 'cell' (each cell's own) or name[:number]")
+    init: str = setting("cell", "initialiser of every weight matrix: 'cell' (each cell's own) or name[:number,...]")
     init_bias: str = setting("cell", "initialiser of every bias that the cell starts at zero, likewise")
 
 

@@ -151,6 +151,13 @@ def test_irnn_starts_as_an_accumulator(make_case: Make) -> None:
     assert 0.0 < np.abs(params["W_xh"].data).max() < 0.006  # N(0, 0.001)
 
 
+def test_irnn_is_the_simple_network_of_relu_units(make_case: Make) -> None:
+    """Which is held against PyTorch: the start values alone are IRNN's."""
+    case, plain = make_case("irnn", T=5), make_case("rnn-relu", T=5)
+    plain.params, plain.state, plain.xs = case.params, case.state, case.xs
+    np.testing.assert_array_equal(run(case)[0], run(plain)[0])
+
+
 @pytest.mark.parametrize(
     ("name", "bias", "keeps"),
     [("ugrnn", "b_g", 1), ("minimalrnn", "b_u", 1), ("mgu", "b_f", -1), ("mingru", "b_z", -1), ("janet", "b_f", 1)],
