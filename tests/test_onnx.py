@@ -545,6 +545,15 @@ def test_parameters_of_another_model_are_named() -> None:
         to_onnx(model, {**params, "readout.b": np.zeros(6)})
 
 
+def test_a_graph_that_onnxruntime_does_not_take_is_told() -> None:
+    model = make("rnn")
+    proto = to_onnx(model, drawn(model))
+    proto.graph.node[0].op_type = "Gatherer"
+    with pytest.raises(InputError, match=r"^onnxruntime \S+ does not take the graph \(.*Gatherer") as caught:
+        onnx_session(proto)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_without_the_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("rnn")

@@ -117,14 +117,23 @@ def onnxruntime_version() -> str | None:
 
 
 def onnx_session(proto: Any) -> Any:
-    """An onnxruntime.InferenceSession of what `to_onnx` made, on the CPU. Raises InputError without onnxruntime."""
+    """An onnxruntime.InferenceSession of what `to_onnx` made, on the CPU.
+
+    Raises InputError without onnxruntime, or where it has not all of the graph's operators (old ones, in float64).
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise InputError("onnxruntime is not installed; pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings would go to the caller's stderr
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common class
+        text = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"onnxruntime {onnxruntime.__version__} does not take the graph ({text}); install a newer one"
+        ) from error
 
 
 def onnx_difference(proto: Any, model: Model, params: Mapping[str, Any], rng: np.random.Generator) -> float:
@@ -542,6 +551,15 @@ def _log1p(w: _Writer, v: Value) -> None:
     w.node("Where", w.node("Equal", u, one), x, exact)
 
 
+def _cos(w: _Writer, v: Value) -> None:
+    """In float64 the sine of x + pi/2: onnxruntime before 1.29 has no cosine there."""
+    x, dtype = w.operand(v.symbol.args[0], v.symbol.dtype), v.symbol.dtype
+    if dtype == np.float64:
+        w.node("Sin", w.node("Add", x, w.operand(math.pi / 2, dtype)))
+    else:
+        w.node("Cos", x)
+
+
 def _clip(w: _Writer, v: Value) -> None:
     work = v.symbol.dtype
     w.node("Clip", *[w.operand(a, work) for a in (*v.symbol.args, v.static["low"], v.static["high"])])
@@ -708,7 +726,7 @@ RULES: dict[Op, Rule] = {
     ops.sqrt: _of("Sqrt"),
     ops.abs: _of("Abs"),
     ops.sin: _of("Sin"),
-    ops.cos: _of("Cos"),
+    ops.cos: _cos,
     ops.tanh: _of("Tanh"),
     ops.sigmoid: _of("Sigmoid"),
     ops.relu: _of("Relu"),
