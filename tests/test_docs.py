@@ -41,7 +41,8 @@ from tinygrad_rnn import plugins
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-EXECUTED = ["tutorial", "write-a-cell", "diagnostics", "interchange"]
+EXECUTED = ["tutorial", "write-a-cell", "diagnostics", "interchange", "plugins"]
+OFFLINE = "--quiet --disable-pip-version-check --no-build-isolation --no-deps"  # for pip: with what is installed here
 LEFT_BY_TOOLS = {"__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", "build", "dist"}
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ .*\n(?:> .*\n)*", re.MULTILINE)
@@ -129,6 +130,8 @@ class Runner:
         scripts = Path(sys.executable).parent
         if command.startswith("pip install "):
             command = self.install(command.split()[2:])
+        elif command.startswith("pip wheel "):
+            command = command.replace("pip wheel", f"{sys.executable} -m pip wheel {OFFLINE}", 1)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TINYGRAD_RNN_")}
         environment |= {
             "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -162,8 +165,7 @@ class Runner:
         target = self.folder / ".installed"
         self.installed = [source, target] if "-e" in words else [target]
         if "-e" not in words or self.slow:
-            quiet = f"--quiet --disable-pip-version-check --no-build-isolation --no-deps --upgrade --target {target}"
-            return f"{sys.executable} -m pip install {quiet} {source}"
+            return f"{sys.executable} -m pip install {OFFLINE} --upgrade --target {target} {source}"
         project = tomllib.loads((source / "pyproject.toml").read_text("utf-8"))["project"]
         made = target / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
         made.mkdir(parents=True, exist_ok=True)

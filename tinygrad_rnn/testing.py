@@ -171,7 +171,7 @@ def cell_case(
     params = {name: value.data for name, value in init_cell(made, rng).items()}
     params.update(
         {
-            name: array + 0.3 * rng.normal(size=array.shape)
+            name: np.asarray(array + 0.3 * rng.normal(size=array.shape))
             for name, array in params.items()
             if specs[name].role != "buffer"
         }
@@ -336,6 +336,11 @@ def _worst(got: Array, expected: Array, least: float) -> tuple[float, tuple[int,
     return float(error[place]) / max(largest, least), place
 
 
+def _index(place: Sequence[int]) -> str:
+    """As it stands between brackets."""
+    return ", ".join(map(str, place)) or "()"
+
+
 def _compare(
     got: Mapping[str, Array],
     expected: Mapping[str, Array],
@@ -354,7 +359,7 @@ def _compare(
         found = got[name] if name in got else np.zeros_like(value)
         error, place = _worst(found, value, least)
         if not error <= bound:
-            index = ", ".join(map(str, place))
+            index = _index(place)
             a, b = float(found[place]), float(value[place])
             raise _Failed(
                 f"{what}: {_told(name)}[{index}]: expected {b!r}, got {a!r}",
@@ -373,7 +378,7 @@ def _finite(values: Mapping[str, Array], what: str, lines: Sequence[str]) -> Non
     for name, value in values.items():
         if name not in ("loss", "slope") and not np.all(np.isfinite(value)):
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-            index = ", ".join(map(str, place))
+            index = _index(place)
             raise _Failed(
                 f"{what}: {_told(name)}[{index}] is {float(value[place])!r}",
                 [*lines, f"print(got[{name!r}][{index}])  # {float(value[place])!r}"],
@@ -416,6 +421,9 @@ def _documentation(trial: _Trial) -> str:
         sign = r"(?:['′]|_\{?t\}?|\(t\)|\[t\]|_new)*"
         if not re.search(rf"(?<![\w]){re.escape(name)}{sign}\s*(?:,[^=\n]*)?=", cls.equation):
             raise _Failed(f"equation: expected a line {name}' = ..., since {name} is a state, got none")
+    for field_name in ("summary", "citation"):
+        if getattr(cls, field_name).startswith("TODO"):  # as `cells new` leaves them
+            raise _Noted(f"{field_name}: still to be written, it begins with TODO")
     absent = [name for name in params if not _mentions(f"{cls.equation}\n{cls.deviations}", name)]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
@@ -809,7 +817,7 @@ def _located(trial: _Trial, name: str | None, error: GradientError) -> _Failed:
         wrong, key, place, number, expected = worst
         if wrong > 1e-5 * max(scale, abs(expected), 1e-3) or np.isnan(wrong):
             cut = number == 0.0 and order == 1
-            index = ", ".join(map(str, place))
+            index = _index(place)
             where = "xs" if key == "x" else f"state[{key!r}]" if key in case.state else f"params[{key!r}]"
             kind = "the gradient" if order == 1 else "the second derivative"
             owner = "" if key == "x" else "state " if key in case.state else "parameter "

@@ -19,7 +19,7 @@ from tinygrad_rnn_cli.console import emit, note
 from tinygrad_rnn_cli.options import Command, common, load_plugins
 
 WIDTH = 88  # of what is written: any formatter leaves it as it is, up to names of these lengths
-LONGEST_NAME = 24
+LONGEST_NAME = 18
 LONGEST_STATE = 8
 MOST_STATES = 4
 
@@ -48,8 +48,9 @@ def _states(ctx: click.Context, param: click.Parameter, value: str) -> list[str]
         expected = f"expected at most {MOST_STATES} different names"
         raise click.BadParameter(f"{expected}, got {value!r}", ctx, param)
     for state in states:
-        if state in _gates(states) or state.startswith(("W_", "b_")):
-            raise click.BadParameter(f"{state!r} is a gate or a parameter here; expected another name", ctx, param)
+        if state in ("x", *_gates(states)) or state.startswith(("W_", "b_")):
+            expected = "expected a name that is neither the input, a gate nor a parameter"
+            raise click.BadParameter(f"{expected}, got {state!r}", ctx, param)
     return states
 
 
@@ -143,7 +144,8 @@ def _package(name: str, states: Sequence[str]) -> dict[str, str]:
     return {
         "pyproject.toml": _filled("pyproject", facts),
         "README.md": _filled("readme", facts),
-        f"{module}/__init__.py": _cell(name, states),
+        f"{module}/__init__.py": f'"""A cell of tinygrad_rnn, in {name}.py."""\n',
+        f"{module}/{name}.py": _cell(name, states),
         f"{module}/py.typed": "",
         f"tests/test_{name}.py": _filled("test", facts),
     }
@@ -176,9 +178,17 @@ def _gates(states: Sequence[str]) -> list[str]:
     return pairs + (["o"] if len(states) > 1 else [])
 
 
+def _recurrent(states: Sequence[str], gate: str) -> str:
+    """The matrix for the output, named after it as far as it has a letter's name."""
+    return f"W_{states[0] if len(states[0]) == 1 else 'h'}{gate}"
+
+
 def _equation(states: Sequence[str]) -> list[str]:
     h = states[0]
-    lines = [f"{g} = {'tanh' if g[0] == 'n' else 'sigmoid'}(x W_x{g} + {h} W_h{g} + b_{g})" for g in _gates(states)]
+    lines = []
+    for gate in _gates(states):
+        function = "tanh" if gate[0] == "n" else "sigmoid"
+        lines.append(f"{gate} = {function}(x W_x{gate} + {h} {_recurrent(states, gate)} + b_{gate})")
     lines += [f"{memory}' = (1 - z{i}) * {memory} + z{i} * n{i}" for memory, i in _numbers(states).items()]
     if len(states) > 1:
         lines.append(f"{h}' = o * tanh({' + '.join(memory + chr(39) for memory in states[1:])})")
@@ -208,7 +218,7 @@ def _params(states: Sequence[str]) -> dict[str, str]:
     specs = {}
     for gate in _gates(states):
         specs[f"W_x{gate}"] = "input_matrix(self.I, self.H)"
-        specs[f"W_h{gate}"] = "recurrent_matrix(self.H)"
+        specs[_recurrent(states, gate)] = "recurrent_matrix(self.H)"
         specs[f"b_{gate}"] = "bias(self.H, self.options.gate_bias)" if gate[0] == "z" else "bias(self.H)"
     return specs
 
@@ -217,7 +227,7 @@ def _gate_lines(states: Sequence[str], form: str, tanh: str = "tanh") -> list[st
     """A line for every gate; `form` has places for its name, its function and the sum in it."""
     lines = []
     for gate in _gates(states):
-        total = f"x @ p.W_x{gate} + s.{states[0]} @ p.W_h{gate} + p.b_{gate}"
+        total = f"x @ p.W_x{gate} + s.{states[0]} @ p.{_recurrent(states, gate)} + p.b_{gate}"
         lines.append(f"{gate} = " + form.format(gate, tanh if gate[0] == "n" else "sigmoid", total))
     return lines
 

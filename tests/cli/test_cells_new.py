@@ -18,7 +18,7 @@ import tinygrad_rnn as tr
 from tinygrad_rnn.registry import forget_cell
 
 STATES = ["h", "h,c", "y,m1,m2", "abcdefgh,abcdefg1,abcdefg2,abcdefg3"]
-LONG = "a_name_as_long_as_it_may"  # 24 characters
+LONG = "as_long_as_it_may0"  # 18 characters
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,8 @@ def test_the_cell_computes_a_gated_update(invoke: Any, states: str) -> None:
     got = tr.unroll(cell, params, xs, state).state
 
     def total(gate: str, x: Any) -> Any:
-        return x @ params[f"W_x{gate}"] + state[output] @ params[f"W_h{gate}"] + params[f"b_{gate}"]
+        recurrent = f"W_{output if len(output) == 1 else 'h'}{gate}"
+        return x @ params[f"W_x{gate}"] + state[output] @ params[recurrent] + params[f"b_{gate}"]
 
     for x in xs:
         new = {}
@@ -71,6 +72,7 @@ def test_a_file_passes_its_checks_and_trains_untouched(invoke: Any, states: str)
     assert "TODO" in done.stderr and "tinygrad-rnn cells check fresh.py\n" in done.stderr
     done = invoke("cells check fresh.py")
     assert done.exit_code == 0, done.output
+    assert ": 17 passed, 1 noted\n" in done.stdout and "summary: still to be written" in done.stdout
     tiny = "--hidden 6 --layers 2 --batch 4 --seq-len 10 --steps 2 --corpus hello"
     assert invoke(f"train --plugin fresh.py --cell fresh {tiny} --out run -q").stdout == "run\n"
     assert invoke("sample run -n 5").exit_code == 0
@@ -82,23 +84,24 @@ def test_the_package_holds_the_same_cell(invoke: Any, states: str, tmp_path: Pat
         assert invoke(f"cells new {LONG} --states {states} {words}").exit_code == 0
     written = files(tmp_path / "pack")
     module = f"tinygrad_rnn_{LONG}"
+    own = ["__init__.py", f"{LONG}.py", "py.typed"]
     tests = f"tests/test_{LONG}.py"
-    assert written.keys() == {"pyproject.toml", "README.md", f"{module}/__init__.py", f"{module}/py.typed", tests}
+    assert written.keys() == {"pyproject.toml", "README.md", *(f"{module}/{name}" for name in own), tests}
     alone = (tmp_path / f"{LONG}.py").read_text("utf-8")
-    assert written[f"{module}/__init__.py"] == alone.replace("@register_cell\n", "").replace("    register_cell,\n", "")
+    assert written[f"{module}/{LONG}.py"] == alone.replace("@register_cell\n", "").replace("    register_cell,\n", "")
     project = tomllib.loads(written["pyproject.toml"])["project"]
     assert project["name"] == f"tinygrad-rnn-{LONG.replace('_', '-')}"
-    assert project["entry-points"] == {"tinygrad_rnn.cells": {LONG: f"{module}:ANameAsLongAsItMayCell"}}
+    assert project["entry-points"] == {"tinygrad_rnn.cells": {LONG: f"{module}.{LONG}:AsLongAsItMay0Cell"}}
     (entry,) = tr.load_plugin_file(f"{LONG}.py")
     for line in entry.cls.equation.splitlines():
         assert f"    {line}\n" in written["README.md"]
-    assert max(len(line) for path in (tests, f"{module}/__init__.py") for line in written[path].splitlines()) <= 88
+    assert max(len(line) for path in (tests, f"{module}/{LONG}.py") for line in written[path].splitlines()) <= 88
 
 
 def test_every_place_to_edit_is_marked(invoke: Any, tmp_path: Path) -> None:
     assert invoke("cells new fresh --out pack").exit_code == 0
     marked = {path for path, text in files(tmp_path / "pack").items() if "TODO" in text}
-    assert marked == {"pyproject.toml", "README.md", "tinygrad_rnn_fresh/__init__.py", "tests/test_fresh.py"}
+    assert marked == {"pyproject.toml", "README.md", "tinygrad_rnn_fresh/fresh.py", "tests/test_fresh.py"}
     invoke("cells new other --file")
     (entry,) = tr.load_plugin_file("other.py")
     assert entry.cls.citation.startswith("TODO") and entry.cls.summary.startswith("TODO")
@@ -121,7 +124,7 @@ def test_a_folder_may_be_there_when_it_is_empty(invoke: Any, tmp_path: Path) -> 
     (tmp_path / "pack").mkdir()
     done = invoke("cells new fresh --out pack")
     assert done.exit_code == 0 and "pip install -e './pack[test]'\n" in done.stderr
-    assert len(files(tmp_path / "pack")) == 5
+    assert len(files(tmp_path / "pack")) == 6
     assert (tmp_path / "pack" / "tests").stat().st_mode & 0o777 == (tmp_path / "pack").stat().st_mode & 0o777
 
 
@@ -134,15 +137,16 @@ def test_a_folder_may_be_there_when_it_is_empty(invoke: Any, tmp_path: Path) -> 
         ("cell_", "did you mean cell?"),
         ("lambda", "got 'lambda'"),
         ("../x", "got '../x'; did you mean x?"),
-        (LONG + "x", "expected at most 24 characters"),
+        (LONG + "x", "expected at most 18 characters"),
         ("cells", "there is a module tinygrad_rnn_cells in this environment"),
         ("fresh --states h,h", "--states: expected at most 4 different names, got 'h,h'"),
         ("fresh --states h,a,b,c,d", "--states: expected at most 4 different names"),
         ("fresh --states h,", "--states: expected Python names of at most 8 letters"),
         ("fresh --states h,c-d", "got 'c-d'"),
         ("fresh --states in", "got 'in'"),
-        ("fresh --states h,z", "--states: 'z' is a gate or a parameter here"),
-        ("fresh --states W_xz", "--states: 'W_xz' is a gate or a parameter here"),
+        ("fresh --states h,z", "neither the input, a gate nor a parameter, got 'z'"),
+        ("fresh --states x,c", "got 'x'"),
+        ("fresh --states W_xz", "got 'W_xz'"),
         ("taken", "tinygrad-rnn-taken exists already"),
         ("fresh --out tinygrad-rnn-taken/kept", "tinygrad-rnn-taken/kept exists already"),
         ("fresh --out tinygrad-rnn-taken/kept/in", "cannot write into tinygrad-rnn-taken/kept/in: "),

@@ -4,7 +4,7 @@ import numpy as np
 from tinygrad_rnn import init_cell, load_cell, unroll
 from tinygrad_rnn.testing import check_cell
 
-from tinygrad_rnn_ugrnn_example import UgrnnExampleCell
+from tinygrad_rnn_ugrnn_example.ugrnn_example import UgrnnExampleCell
 
 
 def test_it_passes_every_check() -> None:
