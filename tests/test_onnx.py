@@ -431,6 +431,28 @@ def test_parameters_in_every_role() -> None:
     assert {node.doc_string.split(":")[0] for node in body.node if node.op_type == "MatMul"} == {"test_onnx.py"}
 
 
+def test_names_that_are_used_twice() -> None:
+    class Twice(Cell):
+        name = "twice"
+        summary = citation = equation = "a state x, a parameter outputs, taps named like both"
+
+        def state(self) -> dict[str, State]:
+            return {"x": State((H,)), "logits": State((H,))}
+
+        def params(self) -> dict[str, Param]:
+            return {name: Param((H,), "normal:1", "bias") for name in ("b", "outputs", "step")}
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            tap("b", x[: x.shape[0] - 1] * 0)  # and is used by nothing
+            b = tap("outputs", tap("b", ops.exp(p.b)) * 2)
+            h = tap("x", s.x * b + x) * p.b + p.outputs
+            return {"x": ops.tanh(h * p.step), "logits": tap("x", ops.sin(h + s.logits))}
+
+    model = Model(ModelConfig(cell="twice", hidden=H, layers=2, embed=str(H)), 5, (Twice(H, H), Twice(H, H)))
+    params = drawn(model)
+    assert onnx_difference(to_onnx(model, params), model, params, np.random.default_rng(1)) < TOLERANCE
+
+
 def test_states_of_any_shape_and_start() -> None:
     class Fast(Cell):
         name = "fast"
@@ -525,7 +547,7 @@ def test_what_no_graph_can_say_names_the_line(marker: str) -> None:
     with pytest.raises(InputError, match=text) as caught:
         to_onnx(model, drawn(model))
     message = str(caught.value)
-    assert message.startswith("to_onnx: cell one: ") and "\n" not in message and line(marker) in message
+    assert message.startswith("cell one: ") and "\n" not in message and line(marker) in message
 
 
 def test_an_op_of_ones_own_on_parameters_alone_is_no_trouble() -> None:

@@ -211,7 +211,7 @@ class _Writer:
         self.params = params
         self.constants: dict[str, Array] = {}
         self.known: dict[Any, str] = {}  # dtype, shape and bytes of a constant without a name of its own -> its name
-        self.taken: set[str] = set()
+        self.taken = set(params)  # whether the graph reads them or not: a tap may have the same name
         self.prefix = ""
         self.nodes: list[Any] = []
         self.where = ""  # the author's file and line of what is being written
@@ -254,7 +254,6 @@ class _Writer:
 
     def parameter(self, name: str) -> str:
         self.constants[name] = self.params[name]
-        self.taken.add(name)
         return name
 
     def constant(self, value: Any, dtype: Any, name: str = "") -> str:
@@ -332,8 +331,8 @@ def _standard(main: _Writer, operator: Operator, cell: Cell, k: int, xs: str) ->
     own = f"layers.{k}."
     p = {name: main.params[own + name] for name in specification(cell)[1]}
     biases = [p[f"b_{gate}"] for gate in operator.gates]
-    biases += [p[operator.second_bias[g]] if g in operator.second_bias else 0 * p[f"b_{g}"] for g in operator.gates]
-    dtype = biases[0].dtype
+    dtype, zeros = biases[0].dtype, np.zeros_like(biases[0])
+    biases += [p[operator.second_bias[gate]] if gate in operator.second_bias else zeros for gate in operator.gates]
     weights = [
         main.constant([np.concatenate([p[f"W_x{gate}"].T for gate in operator.gates])], dtype, f"{own}W"),
         main.constant([np.concatenate([p[f"W_h{gate}"].T for gate in operator.gates])], dtype, f"{own}R"),
@@ -383,7 +382,7 @@ def _looped(main: _Writer, cell: Cell, k: int, xs: str, dtype: Any) -> str:
     try:
         steps = [trace_step(cell, B, dtype, False) for B in BATCHES]
     except Untraceable as error:
-        raise InputError(f"to_onnx: cell {cell.name}: {error}, and no ONNX graph can stand for that") from error
+        raise InputError(f"cell {cell.name}: {error}, and no ONNX graph can stand for that") from error
     values, step, own = _values(cell, steps), steps[0], f"layers.{k}."
     known = {s: main.params[own + name] for name, s in step.params.items()}
     order = [value.symbol for value in values]
@@ -395,10 +394,10 @@ def _looped(main: _Writer, cell: Cell, k: int, xs: str, dtype: Any) -> str:
                 args = [known[a] if isinstance(a, Symbol) else a for a in s.args]
                 known[s] = np.asarray(s.op.value(*args, **s.static))
     body = main.inside(f"{own}step.")
-    leaves = {**step.states, "x": step.x}
-    body.values = {s: body.name(name) for name, s in leaves.items()}
+    leaves = [*step.states.values(), step.x]
+    body.values = {s: body.name(s.name) for s in leaves}
     body.x = body.values[step.x]
-    inputs = [body.described(body.values[s], dtype, ("B", *s.shape[1:])) for s in leaves.values()]
+    inputs = [body.described(body.values[s], dtype, ("B", *s.shape[1:])) for s in leaves]
     new = {s: f"{name}.next" for name, s in step.new.items()}
     for value in values:
         s = value.symbol
@@ -412,7 +411,7 @@ def _looped(main: _Writer, cell: Cell, k: int, xs: str, dtype: Any) -> str:
         rule = RULES.get(s.op)
         if rule is None:
             raise InputError(
-                f"to_onnx: cell {cell.name}: the op {_place(s)} has no counterpart in ONNX; write the step with "
+                f"cell {cell.name}: the op {_place(s)} has no counterpart in ONNX; write the step with "
                 "functions of tinygrad_rnn.ops"
             )
         try:
@@ -445,7 +444,7 @@ def _place(s: Symbol) -> str:
 
 def _refused(cell: Cell, s: Symbol) -> InputError:
     return InputError(
-        f"to_onnx: cell {cell.name}: the op {_place(s)} depends on the number of rows, and an ONNX graph is for any; "
+        f"cell {cell.name}: the op {_place(s)} depends on the number of rows, and an ONNX graph is for any; "
         "compute each row of the batch alone"
     )
 
@@ -453,10 +452,11 @@ def _refused(cell: Cell, s: Symbol) -> InputError:
 def _values(cell: Cell, steps: Sequence[Step]) -> list[Value]:
     """What the new states are computed from, in order, for any number of rows."""
     columns = [ancestors(step.new.values()) for step in steps]
+    places = {s: i for column in columns for i, s in enumerate(column)}
     found = []
     for row in zip(*columns, strict=False):
         s = row[0]
-        args = [[a.number if isinstance(a, Symbol) else a for a in t.args] for t in row]
+        args = [[("value", places[a]) if isinstance(a, Symbol) else a for a in t.args] for t in row]
         if any(t.op is not s.op or t.kind != s.kind for t in row) or not all(same(args[0], other) for other in args):
             raise _refused(cell, s)
         try:
