@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from tinygrad_rnn import (
     PluginError,
     Tensor,
     build_model,
+    check_cell,
     grad,
     init_cell,
     listen,
@@ -435,6 +437,15 @@ def test_a_matrix_initialiser_leaves_vectors_alone(cell_name: str, init: str) ->
         assert 0.0 < np.abs(params["layers.1.p_o"].data).max() <= 1 / np.sqrt(6)
         model = build_model(ModelConfig(cell=cell_name, hidden=6, init="uniform:0.01"), 5, load_cell(cell_name))
         assert 0.0 < np.abs(model.init(np.random.default_rng(0))["layers.1.p_o"].data).max() <= 0.01
+
+
+@pytest.mark.slow  # one of each cell is in test_testing.py
+def test_every_variant_passes_its_own_check(variant: str, make_case: Make) -> None:
+    """What `cells check` says: both executors, devices, masks, second gradients and the rest, in one call."""
+    cell = make_case(variant).cell
+    report = check_cell(type(cell), options=dataclasses.asdict(cell.options), raises=False)
+    assert [(row.name, row.detail) for row in report.checks if row.outcome != "passed"] == []
+    assert len(report.checks) >= 18
 
 
 def test_every_cell_is_compiled(variant: str, make_case: Make) -> None:

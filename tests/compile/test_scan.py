@@ -44,7 +44,9 @@ from tinygrad_rnn import (
 
 Array = np.ndarray[Any, Any]
 
-# every registered cell with every option that changes its equation
+# Cells of every build: the first ones with every option, of the others those that differ in what the compiler sees
+# (peepholes and fed-back gates, a gate made of another, a state of another size, one number for all units, no weight).
+# `check_cell` compares all of them with `unroll`, too.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rnn": ("rnn", {}),
     "rnn-relu": ("rnn", {"activation": "relu"}),
@@ -60,6 +62,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mut2-fixed": ("mut2", {"input_map": "fixed"}),
     "mut2-learned": ("mut2", {"input_map": "learned"}),
     "mut3": ("mut3", {}),
+    "lstm_peephole": ("lstm_peephole", {}),
+    "lstm_peephole-fgr": ("lstm_peephole", {"variant": "FGR"}),
+    "lstm_peephole-cifg": ("lstm_peephole", {"variant": "CIFG"}),
+    "minlstm": ("minlstm", {}),
+    "scrn": ("scrn", {"slow": 5}),
+    "fastgrnn": ("fastgrnn", {}),
+    "esn": ("esn", {}),
 }
 
 # (T, B, I, H): ones everywhere, I != H, and sizes beside those that vector units like
