@@ -495,9 +495,7 @@ def test_resume_refuses_another_optimiser_of_the_same_name(
     monkeypatch.setattr("tinygrad_rnn.plugins.source_hash", lambda value: "1" * 64 if value is Heavy else CELL)
     CELL = last_checkpoint(tmp_path / "run")[1]["cell"]["source_sha256"]
     register_optimizer(Heavy)
-    with pytest.raises(
-        PluginError, match=r"the code of optimiser 'heavy_of_test' .* is now 111111111111; take"
-    ):
+    with pytest.raises(PluginError, match=r"the code of optimiser 'heavy_of_test' .* is now 111111111111; take"):
         resume_training(tmp_path / "run", steps=4)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     assert load_run_model(tmp_path / "run").changed is None  # the optimiser does not matter to a sample
@@ -567,9 +565,7 @@ def test_a_callback_that_fails_destroys_nothing(tmp_path: Path, plugged: None, a
         return heard
 
     events = []
-    what = (
-        rf"^callback 'faulty-of-test', {at.__name__} \(test_train\.py:\d+\): ValueError: first line second line; "
-    )
+    what = rf"^callback 'faulty-of-test', {at.__name__} \(test_train\.py:\d+\): ValueError: first line second line; "
     with pytest.raises(PluginError, match=what) as caught:
         for event in begin(tmp_path / "run", train__callbacks=("faulty-of-test",)).events():
             events.append(event)

@@ -46,7 +46,7 @@ class NonFiniteError(TinygradRNNError, ArithmeticError):
 
 
 class PluginError(TinygradRNNError):
-    """The author of a cell is at fault: a contract broken, a module that does not import."""
+    """The author of a plugin is at fault: a contract broken, a module that does not import."""
 
 
 class FileError(TinygradRNNError):

@@ -66,6 +66,7 @@ def examine(path: Path) -> dict[str, Any]:
         "config": tr.config_as_dict(config),
         "cell": described.get("cell"),
         "cell_error": error,
+        "optimizer": described.get("optimizer"),
         "plugins": described.get("plugins", []),
         "imported": described.get("imported"),
         "data": described.get("data"),
@@ -126,6 +127,13 @@ def _print(facts: dict[str, Any]) -> None:
     )
     if facts["cell_error"]:
         line("", paint(facts["cell_error"], sys.stdout, fg="red"))
+    optimizer = facts["optimizer"]
+    if optimizer is not None and optimizer.get("distribution") != "tinygrad-rnn":
+        line(
+            "optimiser",
+            f"{optimizer.get('name')} of {optimizer.get('distribution')} {optimizer.get('version')}, source sha256 "
+            f"{str(optimizer.get('source_sha256'))[:16]}",
+        )
     for plugin in facts["plugins"]:
         line("plugin", plugin)
     if facts["imported"]:

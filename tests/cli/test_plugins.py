@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import TINY, one_line
+TINY = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --corpus hello".split()
 
 KIT = '''
 from dataclasses import dataclass
@@ -112,6 +112,14 @@ class Leaky(tr.Cell):
 """
 
 
+def one_line(stderr: str) -> str:
+    """The only error, which is the last line."""
+    assert "Traceback" not in stderr
+    *others, last = [line for line in stderr.splitlines() if line.strip()]
+    assert last.startswith("error: ") and not any(line.startswith("error: ") for line in others), stderr
+    return last.removeprefix("error: ")
+
+
 def line_of(words: str) -> int:
     return KIT[: KIT.index(words)].count("\n") + 1
 
@@ -191,6 +199,7 @@ def test_train_with_everything_of_a_kit(kit: Any, tmp_path: Path) -> None:
     assert described["optimizer"]["distribution"] == "acme-kit"
     assert described["data"]["source"] == "corpus rhymes of acme-kit 1.2 (CC0-1.0)"
     assert described["config"]["optim"]["optim_options"] == {"stretch": "2"}
+    assert "optimiser      plain of acme-kit 1.2, source sha256 " in kit("inspect", "run").stdout
     assert kit("resume", "run", "--callback", "none", "-q").returncode == 0
     whole = kit("train", *words, "--corpus", "rhymes", "--optim", "plain", "--optim-opt", "stretch=2",
                 "--steps", "9", "--out", "whole", "-q")  # fmt: skip
