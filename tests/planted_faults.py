@@ -308,6 +308,16 @@ class CutsABias(Sound):
         return x @ p.W + s.h @ p.U + p.b.detach()
 
 
+class CutsAScalar(Sound):
+    """A parameter without axes."""
+
+    def params(self) -> dict[str, Param]:
+        return {**super().params(), "b": Param((), "constant:0.5", "bias")}
+
+    def summed(self, p: Any, x: Any, s: Any) -> Any:
+        return x @ p.W + s.h @ p.U + p.b.detach()
+
+
 class NeverUsesABias(Sound):
     def summed(self, p: Any, x: Any, s: Any) -> Any:
         return x @ p.W + s.h @ p.U
@@ -508,6 +518,13 @@ class Rectified(Sound):
         return self.finish(s, ops.relu(self.summed(p, x, s)))
 
 
+class Scalar(Sound):
+    """A parameter without axes."""
+
+    def params(self) -> dict[str, Param]:
+        return {**super().params(), "b": Param((), "constant:0.5", "bias")}
+
+
 class NoParameters(Cell):
     name = "no_parameters"
     summary = "a leaky sum of the inputs"
@@ -558,6 +575,7 @@ FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (WrongSecondGradient, {"gradients"}, "the second derivative for "),
     (CutsTheState, {"gradients"}, ".detach() and no_grad() cut"),
     (CutsABias, {"gradients"}, "the gradient for parameter b["),
+    (CutsAScalar, {"gradients"}, "the gradient for parameter b[()]"),
     (NeverUsesABias, {"gradients"}, "parameter b is never used"),
     (NeverLooks, {"gradients"}, "the input x is never used"),
     (AnotherFormula, {"reference"}, "against the reference: h["),
@@ -581,5 +599,5 @@ FAULTS: list[tuple[type[Cell], set[str], str]] = [
 
 SOUND: list[type[Cell]] = [
     Sound, WithReference, ParameterWithoutEquation, NeedsSquare, AddsUp, UsesItsNoise, FastWeights, Rectified,
-    NoParameters,
+    Scalar, NoParameters,
 ]  # fmt: skip

@@ -124,6 +124,7 @@ def test_wrapped_cells(name: str, wraps: list[str]) -> None:
     assert check_cell(wrap_cell(load_cell(name).cls, wraps)).ok
 
 
+@pytest.mark.usefixtures("numpy_alone")
 def test_a_wrapped_cell_and_its_noise() -> None:
     report = check_cell(wrap_cell(load_cell("rnn").cls, ["zoneout:0.1"]))
     assert report.cell == "rnn+zoneout:0.1" and report.checks[-1].detail.startswith("k_h: ")
@@ -136,6 +137,7 @@ def test_a_wrapped_cell_and_its_noise() -> None:
 # ------------------------------------------------------------------------------- what it says, and to whom
 
 
+@pytest.mark.usefixtures("numpy_alone")
 def test_the_numbers_are_those_of_the_fault() -> None:
     """The rule says 3 where 2 is right: every number through it is too large by half."""
     (check,) = check_cell(planted.WrongGradient, raises=False).failed
@@ -166,6 +168,7 @@ def test_an_assertion_with_the_whole_report() -> None:
     assert check_cell(planted.TransposedMatrix, I=4, raises=False).failed, "a transposed square matrix is wrong too"
 
 
+@pytest.mark.usefixtures("numpy_alone")
 def test_a_reference_from_outside() -> None:
     def right(cell: Any, p: Any, x: Any, s: Any) -> dict[str, Any]:
         h = np.tanh(x @ p.W + s.h @ p.U + p.b)
@@ -180,6 +183,7 @@ def test_a_reference_from_outside() -> None:
     assert check.name == "reference" and ": m[" in check.detail
 
 
+@pytest.mark.usefixtures("numpy_alone")
 def test_at_a_kink_a_second_point_decides() -> None:
     kink = float(cell_case(planted.Sound, T=3, B=2).xs[0, 0, 0])
 
@@ -201,6 +205,7 @@ def test_a_caller_s_slip_is_an_input_error() -> None:
     assert "expected a subclass of tinygrad_rnn.Cell" in check_cell(int, raises=False).text()  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("numpy_alone")
 def test_what_rules_outside_changes_nothing_and_is_not_changed() -> None:
     """Recording off, anomaly detection, a listener, warnings as errors: none of them reaches a check."""
     np.random.seed(5)  # noqa: NPY002
