@@ -75,7 +75,10 @@ def numpy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("numpy_alone")
 @pytest.mark.parametrize(("cls", "expected", "words"), planted.FAULTS, ids=[f[0].__name__ for f in planted.FAULTS])
-def test_a_fault_is_found_and_named(cls: type[Cell], expected: set[str], words: str) -> None:
+def test_a_fault_is_found_and_named(
+    cls: type[Cell], expected: set[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a reproduction may write a file
     planted.COUNTS.clear()
     report = check_cell(cls, raises=False)
     assert {check.name for check in report.failed} == expected, report.text()
@@ -132,6 +135,13 @@ def test_a_wrapped_cell_and_its_noise() -> None:
     assert [check.name for check in broken.failed] == ["reference"]
     assert "wrap_cell(TransposedMatrix, ['residual', 'zoneout:0.5'])" in broken.failed[0].reproduction
     run(broken.failed[0].reproduction)
+
+
+@pytest.mark.usefixtures("numpy_alone")
+def test_a_reference_that_cannot_be_wrapped() -> None:
+    report = check_cell(wrap_cell(planted.WithEinsum, ["layernorm"]))
+    (check,) = [check for check in report.checks if check.outcome == "skipped"]
+    assert check.name == "reference" and check.detail.endswith("multiply by @ in it")
 
 
 # ------------------------------------------------------------------------------- what it says, and to whom

@@ -846,7 +846,12 @@ def _against_reference(trial: _Trial) -> str:
     rows = []
     for x in case.xs:
         p = SimpleNamespace(**copy.deepcopy(case.params), **means)
-        new = write(cell, p, x.copy(), SimpleNamespace(**copy.deepcopy(state)))
+        try:
+            new = write(cell, p, x.copy(), SimpleNamespace(**copy.deepcopy(state)))
+        except Exception as error:
+            if not isinstance(cell, Wrapper):
+                raise
+            raise _Skipped(f"its reference cannot be wrapped ({_one_line(error)}); multiply by @ in it") from error
         if new is None and trial.reference is None:
             raise _Skipped(
                 "no reference: write reference(self, p, x, s), the same step in bare NumPy from the paper; it is the "
