@@ -1079,3 +1079,39 @@ def test_joined_parts_of_joined_parts(executor: str) -> None:
     for B in (1, 3):
         done = compare(executor, make_case(Joins(3, 4), B=B), "everything")
         assert done.executor == executor
+
+
+class AheadOfItsTime(Cell):
+    """Final. A state h that reads no state, so that it is computed for all timesteps at once, and read again there."""
+
+    name = "ahead"
+    summary = citation = equation = "a state before the loop"
+
+    def state(self) -> dict[str, State]:
+        return {"o": State((self.H,)), "h": State((self.H,))}
+
+    def params(self) -> dict[str, Param]:
+        specs = {name: Param((self.I, self.H), "normal:0.5", "input") for name in "WP"}
+        return {**specs, "U": Param((self.H, self.H), "normal:0.5", "recurrent")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        y = x @ p.W
+        h = (y - ops.mean(y, axis=-1, keepdims=True)) * 2.0
+        return {"o": self.output(h, h + x @ p.P, s.o @ p.U), "h": h}
+
+    def output(self, h: Any, ahead: Any, carried: Any) -> Any:
+        return ahead
+
+
+class AheadAndReadInTheLoop(AheadOfItsTime):
+    """Final. The loop reads h as well, and then keeps a value for the gradient."""
+
+    def output(self, h: Any, ahead: Any, carried: Any) -> Any:
+        g = ops.tanh(h + carried)
+        return g * g + ops.tanh(ahead)
+
+
+@pytest.mark.parametrize("kind", [AheadOfItsTime, AheadAndReadInTheLoop])
+def test_nothing_is_written_over_a_state_that_is_computed_before_the_loop(executor: str, kind: type[Cell]) -> None:
+    done = compare(executor, make_case(kind(2, 3)), "everything")
+    assert done.executor == executor

@@ -230,7 +230,7 @@ class NumPyProgram:
             self.places[s] = f"state {name}"
             self.places[step.new[name]] = f"next {name}"
         self.before = self._section("before", before, reads["loop"] | behind, self.places, self.rows, True)
-        free = [s for s in before if s in self.places and s not in behind]
+        free = [s for s in before if s in self.places and s not in behind and s not in set(step.new.values())]
         self.loop = self._section("loop", loop, behind, self.places, self.rows, False, free)
 
         self.back_places.update({s: place for s, place in self.places.items() if s not in set(back) | late})
@@ -464,6 +464,7 @@ class _Writer:
                     isinstance(a, Symbol)
                     and a in self.inside
                     and a not in self.lasting
+                    and a not in self.places  # a new state has its own
                     and users[a] == 1
                     and self._direct(a)
                     and self._may_overwrite(s, k)
