@@ -17,6 +17,7 @@ from tinygrad_rnn import (
     State,
     Tensor,
     build_model,
+    check_cell,
     draw_noise,
     grad,
     gradcheck,
@@ -186,6 +187,26 @@ def test_the_reference_is_wrapped_too(wraps: list[str]) -> None:
     assert found is not None
     for name, value in unroll(cell, p, xs[:1], start).state.items():
         np.testing.assert_allclose(found[name], value.data, rtol=1e-12)
+
+
+@pytest.mark.parametrize("wraps", [["residual"], ["layernorm", "residual"], ["residual", "zoneout:0.1", "layernorm"]])
+def test_without_a_reference_there_is_none_to_wrap(wraps: list[str]) -> None:
+    class Bare(Cell):
+        name = "bare_of_test"
+        summary = citation = "of a test"
+        equation = "h' = x W"
+
+        def state(self) -> dict[str, State]:
+            return {"h": State((self.H,))}
+
+        def params(self) -> dict[str, Any]:
+            return {"W": input_matrix(self.I, self.H)}
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            return {"h": x @ p.W}
+
+    report = check_cell(wrap_cell(Bare, wraps))
+    assert [check.outcome for check in report.checks if check.name == "reference"] == ["skipped"]
 
 
 def test_the_same_wrapper_twice_has_names_of_its_own() -> None:

@@ -67,7 +67,10 @@ class Wrapper(Cell):
         return self.around(self.inner.step, p, x, s, ops)
 
     def reference(self, p: Any, x: Any, s: Any) -> dict[str, Any] | None:
-        if type(self.inner).reference is Cell.reference:
+        innermost: Cell = self.inner
+        while isinstance(innermost, Wrapper):
+            innermost = innermost.inner
+        if type(innermost).reference is Cell.reference:
             return None
         return self.around(self.inner.reference, p, x, s, np)
 
