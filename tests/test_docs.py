@@ -37,7 +37,7 @@ import numpy as np
 import pytest
 
 import tinygrad_rnn
-from tinygrad_rnn import plugins
+from tinygrad_rnn import nn, plugins, testing
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -350,6 +350,27 @@ def test_architecture_draws_the_layers_of_import_linter() -> None:
 def test_documents_name_ops_that_exist() -> None:
     named = {name for path in documents() for name in re.findall(r"\bops\.(\w+)", path.read_text("utf-8"))}
     assert "softplus" in named and not [name for name in named if not hasattr(tinygrad_rnn.ops, name)]
+
+
+def first_column(document: str, heading: str) -> list[str]:
+    """The code at the beginning of every row of the first table under a heading, up to a colon."""
+    text = (DOCS / document).read_text("utf-8").partition(f"\n{heading}\n")[2]
+    table = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert table is not None, heading
+    return re.findall(r"^\| `(\w+)[^`]*` \|", table[0], re.MULTILINE)
+
+
+@needs_docs
+@pytest.mark.parametrize(
+    ("heading", "names"),
+    [
+        ("## 5. Check it", list(testing.CHECKS)),
+        ("### Initialisers", [*nn.INITIALISERS, "minus"]),
+        ("## 11. Wrappers", list(tinygrad_rnn.WRAPPERS)),
+    ],
+)
+def test_a_table_names_everything_that_there_is(heading: str, names: list[str]) -> None:
+    assert sorted(first_column("write-a-cell.md", heading)) == sorted(names)
 
 
 # ----------------------------------------------------------------------------------------- public names
