@@ -50,8 +50,9 @@ def training_step(
     Raises InputError for a shape, an option or an executor that cannot work.
     """
     V, H, L, B, T = _checked(shape)
-    cell = {"cell": entry.identity.name, "cell_options": options or {}, "wrap": tuple(wrap)}
-    model = build_model(ModelConfig(**cell, hidden=H, layers=L), V, entry)
+    name = entry.identity.name
+    config = ModelConfig(cell=name, cell_options=options or {}, wrap=tuple(wrap), hidden=H, layers=L)
+    model = build_model(config, V, entry)
     rng = np.random.default_rng(seed)
     params = model.init(rng, np.float32)
     trained = [name for name, value in params.items() if value.requires_grad]
@@ -78,9 +79,9 @@ def bench(
 ) -> dict[str, Any]:
     """Time `training_step` in this process: one row, as JSON values.
 
-    ``cell`` (with its wrappers), ``shape``, ``executor`` (the one that ran; several, joined by +, where layers differ), ``ms`` (median of
-    `runs` calls) and ``min_ms``, both behind two calls that are not counted, and ``first_s``, seconds of the first
-    call, in which whatever has to be compiled is compiled.
+    ``cell`` (with its wrappers), ``shape``, ``executor`` (the one that ran; several, joined by +, where layers
+    differ), ``ms`` (median of `runs` calls) and ``min_ms``, both behind two calls that are not counted, and
+    ``first_s``, seconds of the first call, in which whatever has to be compiled is compiled.
     Raises InputError as `training_step` does, and for fewer than one run.
     """
     if runs < 1:

@@ -88,8 +88,9 @@ class Model:
     ) -> Forward:
         """Run symbols x (T, B), integers in [0, V), from `state`.
 
-        `mask` (T, B): rows keep their state where it is False. `rng` turns dropout and the cells' noise on. `trace_inputs` puts `inputs` on
-        the tape even when they are one-hot, so that a gradient can be asked for. `executor` is that of `scan`.
+        `mask` (T, B): rows keep their state where it is False. `rng` turns dropout and the cells' noise on.
+        `trace_inputs` puts `inputs` on the tape even when they are one-hot, so that a gradient can be asked for.
+        `executor` is that of `scan`.
         Raises InputError for a missing parameter, ShapeError for sizes or symbols that do not fit, DtypeError for
         symbols that are not integers.
         """

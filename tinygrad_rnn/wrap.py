@@ -20,6 +20,7 @@ from tinygrad_rnn.errors import InputError, nearest
 from tinygrad_rnn.ops.linear import Factor
 
 EPS = 1e-5
+PAST = "x itself where I = H"
 
 
 class Wrapper(Cell):
@@ -27,7 +28,6 @@ class Wrapper(Cell):
 
     of: ClassVar[type[Cell]]
     numbers: ClassVar[tuple[float, ...]]
-    rule: ClassVar[str]
     source: ClassVar[str]
 
     def check(self) -> None:
@@ -75,6 +75,10 @@ class Wrapper(Cell):
         return self.around(self.inner.reference, p, x, s, np)
 
     @abstractmethod
+    def rule(self) -> str:
+        """What it does to the equation of the cell, in one line."""
+
+    @abstractmethod
     def around(self, step: Callable[..., Any], p: Any, x: Any, s: Any, lib: Any) -> dict[str, Any]:
         """The wrapped step from the cell's own; `lib` has the functions: `ops`, or NumPy for the reference."""
 
@@ -85,7 +89,8 @@ class Wrapper(Cell):
 
 def _replaced(p: Any, values: Mapping[str, Any]) -> Any:
     """The parameters `p` with others in the place of some."""
-    new = type(p).__new__(type(p))
+    kind: Any = type(p)
+    new = kind.__new__(kind)
     vars(new).update({**vars(p), **values})
     return new
 
@@ -93,9 +98,6 @@ def _replaced(p: Any, values: Mapping[str, Any]) -> Any:
 class Zoneout(Wrapper):
     """Each unit of a state keeps its old value with some probability: ``zoneout:0.1``, or one rate per state."""
 
-    rule = (
-        "s' = k * s' + (1 - k) * s    for every state s; k is 0 with probability {}, else 1; its mean outside training"
-    )
     source = "zoneout: D. Krueger et al., Zoneout: regularizing RNNs by randomly preserving hidden activations, 2016"
 
     def check_numbers(self) -> None:
@@ -104,6 +106,10 @@ class Zoneout(Wrapper):
             wanted = "one rate in [0, 1), as in zoneout:0.1"
             wanted += f", or one for each of {', '.join(states)}" if len(states) > 1 else ""
             raise InputError(f"--wrap zoneout: expected {wanted}, got {self._numbers() or 'none'}")
+
+    def rule(self) -> str:
+        lines = (f"{name}' = k * {name}' + (1 - k) * {name}" for name in specification(self.inner)[0])
+        return f"{'; '.join(lines)}    k is 0 with probability {self._numbers()}, else 1; its mean outside training"
 
     def noise(self) -> dict[str, Noise]:
         states = specification(self.inner)[0]
@@ -123,7 +129,6 @@ class Zoneout(Wrapper):
 class RecurrentDropout(Wrapper):
     """Drops what goes into the recurrent matrices, with one mask per sequence: ``recurrent_dropout:0.2``."""
 
-    rule = "h W_h becomes (h * m) W_h    one m per sequence: 0 with probability {}, else scaled up; 1 outside training"
     source = (
         "recurrent_dropout: Y. Gal and Z. Ghahramani, A theoretically grounded application of dropout in recurrent "
         "neural networks, 2016"
@@ -131,6 +136,10 @@ class RecurrentDropout(Wrapper):
 
     def check_numbers(self) -> None:
         self._rate()
+
+    def rule(self) -> str:
+        times = f"0 with probability {self._numbers()}, else scaled up; 1 outside training"
+        return f"h W_h becomes (h * m) W_h    one m per sequence: {times}"
 
     def _masks(self) -> dict[int, str]:
         """The mask for a left factor of so many columns."""
@@ -157,15 +166,18 @@ class RecurrentDropout(Wrapper):
 class LayerNorm(Wrapper):
     """Layer normalisation of every product with a matrix, each with a gain of its own; biases are the cell's."""
 
-    rule = "x W becomes g * (x W - mean) / sqrt(variance + 1e-5)    over the units, for every matrix W with a gain g"
     source = "layernorm: J. L. Ba, J. R. Kiros and G. E. Hinton, Layer normalization, arXiv 1607.06450, 2016"
 
+    def _gains(self) -> dict[str, str]:
+        """The name of the gain of each matrix."""
+        return {name: _free(f"gain_{name}", self.inner) for name in self.matrices("input", "recurrent")}
+
+    def rule(self) -> str:
+        return f"x W becomes gain * (x W - mean) / sqrt(variance + 1e-5)    for {', '.join(self._gains().values())}"
+
     def params(self) -> dict[str, Param]:
-        own = {
-            _free(f"gain_{name}", self.inner): bias(spec.shape[1], 1.0)
-            for name, spec in self.matrices("input", "recurrent").items()
-        }
-        return {**specification(self.inner)[1], **own}
+        specs = specification(self.inner)[1]
+        return {**specs, **{gain: bias(specs[name].shape[1], 1.0) for name, gain in self._gains().items()}}
 
     def around(self, step: Callable[..., Any], p: Any, x: Any, s: Any, lib: Any) -> dict[str, Any]:
         def normed(gain: Any) -> Callable[[Any, Any], Any]:
@@ -176,7 +188,7 @@ class LayerNorm(Wrapper):
 
             return product
 
-        gains = {name: getattr(p, _free(f"gain_{name}", self.inner)) for name in self.matrices("input", "recurrent")}
+        gains = {name: getattr(p, gain) for name, gain in self._gains().items()}
         new: dict[str, Any] = step(
             _replaced(p, {name: Factor(getattr(p, name), normed(gain)) for name, gain in gains.items()}), x, s
         )
@@ -186,17 +198,29 @@ class LayerNorm(Wrapper):
 class Connection(Wrapper):
     """Abstract: the cell's output joined with its input, in a state `out` of its own that the cell does not see."""
 
+    @property
+    def out(self) -> str:
+        return _free("out", self.inner)
+
+    @property
+    def skip(self) -> str:
+        return _free("W_skip", self.inner)
+
+    def past(self) -> str:
+        """How the equation calls what goes past the cell."""
+        return "x" if self.I == self.H else f"x {self.skip}"
+
     def state(self) -> dict[str, State]:
-        return {_free("out", self.inner): State((self.H,)), **specification(self.inner)[0]}
+        return {self.out: State((self.H,)), **specification(self.inner)[0]}
 
     def params(self) -> dict[str, Param]:
-        skip = {_free("W_skip", self.inner): input_matrix(self.I, self.H)} if self.I != self.H else {}
+        skip = {self.skip: input_matrix(self.I, self.H)} if self.I != self.H else {}
         return {**specification(self.inner)[1], **skip}
 
     def around(self, step: Callable[..., Any], p: Any, x: Any, s: Any, lib: Any) -> dict[str, Any]:
         new = step(p, x, s)
-        past = x if self.I == self.H else x @ getattr(p, _free("W_skip", self.inner))
-        return {_free("out", self.inner): self.joined(p, x, past, next(iter(new.values())), lib), **new}
+        past = x if self.I == self.H else x @ getattr(p, self.skip)
+        return {self.out: self.joined(p, x, past, next(iter(new.values())), lib), **new}
 
     @abstractmethod
     def joined(self, p: Any, x: Any, past: Any, h: Any, lib: Any) -> Any:
@@ -206,8 +230,10 @@ class Connection(Wrapper):
 class Residual(Connection):
     """The output is the cell's plus its input; a learned matrix carries the input where I is not H."""
 
-    rule = "out = h' + x    (x W_skip where I is not H)"
     source = "residual: K. He et al., Deep residual learning for image recognition, arXiv 1512.03385, 2015"
+
+    def rule(self) -> str:
+        return f"{self.out}' = {next(iter(specification(self.inner)[0]))}' + {self.past()}    {PAST}"
 
     def joined(self, p: Any, x: Any, past: Any, h: Any, lib: Any) -> Any:
         return h + past
@@ -216,12 +242,16 @@ class Residual(Connection):
 class Highway(Connection):
     """A gate mixes the cell's output with its input: ``highway``, or ``highway:-2`` for the start of its bias."""
 
-    rule = "t = sigmoid(x W_t + b_t);  out = t * h' + (1 - t) * x    (x W_skip where I is not H)"
     source = "highway: R. K. Srivastava, K. Greff and J. Schmidhuber, Highway networks, arXiv 1505.00387, 2015"
 
     def check_numbers(self) -> None:
         if len(self.numbers) > 1:
             raise InputError(f"--wrap highway: expected the start of the gate's bias alone, got {self._numbers()}")
+
+    def rule(self) -> str:
+        W, b = _free("W_t", self.inner), _free("b_t", self.inner)
+        new = f"{self.out}' = t * {next(iter(specification(self.inner)[0]))}' + (1 - t) * ({self.past()})"
+        return f"t = sigmoid(x {W} + {b}); {new}    {PAST}"
 
     def params(self) -> dict[str, Param]:
         own = {
@@ -279,21 +309,29 @@ def wrap_cell(cls: type[Cell], wraps: Iterable[str]) -> type[Cell]:
     """
     for text in wraps:
         kind, numbers = parse_wrapper(text)
-        told = ",".join(f"{number:g}" for number in numbers)
-        cls = type(
-            cls.__name__,
-            (kind,),
-            {
-                "__module__": cls.__module__,
-                "__doc__": kind.__doc__,
-                "of": cls,
-                "numbers": numbers,
-                "name": f"{cls.name}+{text}",
-                "summary": f"{cls.summary}; {text}",
-                "citation": f"{cls.citation}; {kind.source}",
-                "deviations": cls.deviations,
-                "equation": f"{cls.equation}\n{kind.rule.format(told)}",
-                "Options": cls.Options,
-            },
-        )
+        facts = {
+            "__module__": cls.__module__,
+            "__doc__": kind.__doc__,
+            "of": cls,
+            "numbers": numbers,
+            "name": f"{cls.name}+{text}",
+            "summary": f"{cls.summary}; {text}",
+            "citation": f"{cls.citation}; {kind.source}",
+            "deviations": cls.deviations,
+            "equation": cls.equation,
+            "Options": cls.Options,
+        }
+        wrapped: Any = type(cls.__name__, (kind,), facts)
+        wrapped.equation = f"{cls.equation}\n{_rule(wrapped)}"
+        cls = wrapped
     return cls
+
+
+def _rule(cls: Any) -> str:
+    """The rule of a wrapper with the names that it has around its cell, which only a cell of some size knows."""
+    for I, H in ((2, 3), (3, 3)):  # a cell may insist on I = H
+        try:
+            return str(cls(I, H).rule())
+        except InputError:
+            continue
+    return f"inside {cls.name.rpartition('+')[2]}"

@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def rnn(cell: Any, p: Any, x: Array, s: Any) -> Arrays:
     """Elman 1990."""
-    a = np.einsum("bi,ij->bj", x, p.W_xh) + np.einsum("bi,ij->bj", s.h, p.W_hh) + p.b_h
+    a = x @ p.W_xh + s.h @ p.W_hh + p.b_h
     return {"h": ACTIVATIONS[cell.options.activation](a)}
 
 
