@@ -29,10 +29,9 @@ from tinygrad_rnn import (
     no_grad,
     ops,
     scan,
-    testing,
     wrap_cell,
 )
-from tinygrad_rnn.testing import CHECKS, cell_case, cell_values
+from tinygrad_rnn.testing import CHECKS, agreement, cases, cell_case, cell_values
 
 # The reproductions import the cells by the name of their module.
 _spec = importlib.util.spec_from_file_location("planted_faults", Path(__file__).with_name("planted_faults.py"))
@@ -69,8 +68,8 @@ def run(lines: str) -> str:
 @pytest.fixture
 def numpy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No machine code, which takes longer to make than all the rest: no fault here is one of it."""
-    monkeypatch.setattr(testing, "EXECUTORS", ("numpy",))
-    monkeypatch.setattr(testing, "scan", lambda *args, executor=None, **more: scan(*args, executor="numpy", **more))
+    monkeypatch.setattr(agreement, "COMPILED", ("numpy",))
+    monkeypatch.setattr(cases, "scan", lambda *a, executor=None, **more: scan(*a, executor=executor or "numpy", **more))
 
 
 @pytest.mark.usefixtures("numpy_alone")

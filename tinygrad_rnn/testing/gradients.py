@@ -1,0 +1,130 @@
+"""The check of first and second derivatives, by differences; a fault is led back to one element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.autodiff import gradcheck
+from tinygrad_rnn.backend import Array
+from tinygrad_rnn.cell import specification
+from tinygrad_rnn.compile.trace import same
+from tinygrad_rnn.errors import GradientError
+from tinygrad_rnn.sequence import unroll
+from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.testing.cases import CellCase, cell_values, tensors
+from tinygrad_rnn.testing.trial import Failed, Trial, bracketed, one_line
+
+
+def gradients(trial: Trial) -> str:
+    kinks: list[str] = []
+    case = trial.case(T=3, B=2)
+    leaves = ["x", *case.state, *_trained(case)]
+    for name in leaves:
+        if name not in case.state and _unused(trial, name):
+            what = "the input x" if name == "x" else f"parameter {name}"
+            lines = [*trial.lines(), f"print(cell_values(case, order=1)['d {name}'])  # zeros"]
+            raise Failed(f"{what} is never used: no number depends on it, and its gradient is zero", lines)
+    wrong: dict[str | None, GradientError] = {}
+    # The first order one by one, so that no small one hides behind the large; the second at once, mixed ones included.
+    parts: list[tuple[str | None, int]] = [*((leaf, 1) for leaf in leaves), (None, 2)]
+    for part, order in parts:
+        error = _wrong(trial, part, trial.seed, order)
+        # At a kink, as that of relu, a difference is no derivative: a second point decides.
+        if error is not None and _wrong(trial, part, trial.seed + 1000, order) is None:
+            kinks += [part or "all at once"] if part or not kinks else []
+        elif error is not None:
+            wrong[part] = error
+    if wrong:
+        first = cell_values(trial.case(T=3, B=2), order=1)
+        which = next((key for key in wrong if key and not np.any(first.get(f"d {key}", 0.0))), next(iter(wrong)))
+        raise _located(trial, which, wrong[which])
+    count = f"{len(leaves)} of them, first and second order"
+    return count + (f"; only at a second point, since the first is at a kink: {', '.join(kinks)}" if kinks else "")
+
+
+def _trained(case: CellCase) -> list[str]:
+    return [name for name, spec in specification(case.cell)[1].items() if spec.role != "buffer"]
+
+
+def _leaf(case: CellCase, name: str) -> Array:
+    return case.xs if name == "x" else case.state[name] if name in case.state else case.params[name]
+
+
+def _unused(trial: Trial, name: str) -> bool:
+    """Whether neither the gradient for `name` nor any number shows that it exists, at two points."""
+    for seed in (trial.seed, trial.seed + 1000):
+        case, other = trial.case(seed=seed), trial.case(seed=seed)
+        _leaf(other, name)[...] += np.random.default_rng(seed).normal(size=_leaf(other, name).shape)
+        got, moved = cell_values(case, order=1), cell_values(other)
+        if np.any(got.get(f"d {name}", 0.0)) or any(not same(got[key], value) for key, value in moved.items()):
+            return False
+    return True
+
+
+def _wrong(trial: Trial, name: str | None, seed: int, order: int) -> GradientError | None:
+    """What gradcheck has to say on the gradient for `name`, or on all at once (None), which sees mixed derivatives."""
+    case = trial.case(T=3, B=2, seed=seed)
+    names = ["x", *case.state, *_trained(case)] if name is None else [name]
+
+    def f(*values: Any) -> tuple[Any, ...]:
+        given = dict(zip(names, values, strict=True))
+        params = {**tensors(case.params), **{key: given[key] for key in case.params if key in given}}
+        state = {**tensors(case.state), **{key: given[key] for key in case.state if key in given}}
+        done = unroll(case.cell if trial.pure else trial.cell(), params, given.get("x", Tensor(case.xs)), state)
+        return (done.outputs, *done.state.values())
+
+    try:
+        gradcheck(f, *[_leaf(case, key) for key in names], rng=np.random.default_rng(seed), order=order)
+    except GradientError as error:
+        return error
+    return None
+
+
+def _located(trial: Trial, name: str | None, error: GradientError) -> Failed:
+    """The fault that gradcheck found, with the element where the gradient is most wrong, by differences."""
+    facts = {"T": 3, "B": 2}
+    step = 1e-6
+    case = trial.case(**facts)
+    names = [name] if name is not None else ["x", *case.state, *_trained(case)]
+    for order, value, sign in ((1, "loss", "d"), (2, "slope", "dd")):
+        try:
+            values = cell_values(case, order=order)
+        except Exception as broken:
+            lines = [*trial.lines(**facts), f"cell_values(case, order={order})"]
+            return Failed(f"the derivative of order {order}: {one_line(broken)}", lines)
+        scale = max((float(np.max(np.abs(values.get(f"{sign} {key}", 0.0)))) for key in names), default=0.0)
+        worst: tuple[float, str, tuple[int, ...], float, float] = (0.0, "", (), 0.0, 0.0)
+        for key in names:
+            got = values.get(f"{sign} {key}", np.zeros_like(_leaf(case, key)))
+            for place in np.ndindex(got.shape):
+                sides = []
+                for move in (step, -step):
+                    moved = trial.case(**facts)
+                    _leaf(moved, key)[place] += move
+                    sides.append(float(cell_values(moved, order=order - 1).get(value, 0.0)))
+                expected = (sides[0] - sides[1]) / (2 * step)
+                wrong = abs(float(got[place]) - expected)
+                if wrong > worst[0] or np.isnan(wrong):
+                    worst = (wrong, key, place, float(got[place]), expected)
+        wrong, key, place, number, expected = worst
+        if wrong > 1e-5 * max(scale, abs(expected), 1e-3) or np.isnan(wrong):
+            cut = number == 0.0 and order == 1
+            index = bracketed(place)
+            where = "xs" if key == "x" else f"state[{key!r}]" if key in case.state else f"params[{key!r}]"
+            kind = "the gradient" if order == 1 else "the second derivative"
+            owner = "" if key == "x" else "state " if key in case.state else "parameter "
+            return Failed(
+                f"{kind} for {owner}{key}[{index}]: expected {expected!r} by differences, got {number!r}"
+                + ("; .data, .detach() and no_grad() cut a gradient off" if cut else ""),
+                [
+                    *trial.lines("case", "ahead", "behind", **facts),
+                    f"ahead.{where}[{index}] += {step}; behind.{where}[{index}] -= {step}",
+                    f"a, b = (cell_values(c, order={order - 1})[{value!r}] for c in (ahead, behind))",
+                    f"print(cell_values(case, order={order})['{sign} {key}'][{index}], (a - b) / {2 * step})"
+                    f"  # {number!r} {expected!r}",
+                ],
+            )
+    what = name or "all arguments at once"
+    return Failed(f"for {what}: {error}", [*trial.lines(**facts), f"# gradcheck: {error}"])

@@ -1,0 +1,97 @@
+"""Checks with large numbers and with many steps: everything has to stay finite."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.cell import init_cell, specification
+from tinygrad_rnn.errors import InputError
+from tinygrad_rnn.sequence import start_state
+from tinygrad_rnn.testing.cases import CellCase, cell_values
+from tinygrad_rnn.testing.trial import LARGE, Failed, Trial, check_finite
+
+LONG = 200  # timesteps
+# Over the second half of a long run a state that is summed up grows to twice its size, a double sum to four times; the
+# slowest exponential growth that is told is 3.5 percent a step. What is small after all is nobody's trouble.
+GROWTH, SMALL = 32.0, 1e3
+# Over the second half of a long run a state that is summed up grows to twice its size, a double sum to four times; the
+# slowest exponential growth that is told is 3.5 percent a step. What is small after all is nobody's trouble.
+GROWTH, SMALL = 32.0, 1e3
+
+
+_EXTREMES: Mapping[str, tuple[float, float]] = {  # what x and the reached state are multiplied by; 0: the start state
+    "inputs of 1e4": (LARGE, 1.0),
+    "states of 1e4": (1.0, LARGE),
+    "inputs and states of 1e4": (LARGE, LARGE),
+    "zero inputs, from the start": (0.0, 0.0),
+}
+
+
+def extremes(trial: Trial) -> str:
+    dtypes = (np.float32, np.float64) if trial.float32 else (np.float64,)
+    for dtype in dtypes:
+        for what, (x, s) in _EXTREMES.items():
+            case = trial.case(dtype=dtype)
+            lines = [*trial.lines(dtype=dtype), f"case.xs[...] *= {x}"]
+            case.xs[...] *= x
+            if s:
+                for array in case.state.values():
+                    array *= s
+                lines += [f"case.state[{name!r}] *= {s}" for name in case.state]
+            else:
+                state = start_state(case.cell, 3, case.xs)
+                case.state.update(state)
+                lines += [f"case.state[{name!r}][...] = {float(array.flat[0])}" for name, array in state.items()]
+            got = cell_values(case, order=1, curved=False)
+            check_finite(
+                got, f"{np.dtype(dtype).name}, {what}", [*lines, "got = cell_values(case, order=1, curved=False)"]
+            )
+    return f"values and gradients stay finite, in {_names(dtypes)}: {'; '.join(_EXTREMES)}"
+
+
+def _names(dtypes: Sequence[Any]) -> str:
+    return " and ".join(np.dtype(dtype).name for dtype in dtypes)
+
+
+def long(trial: Trial) -> str:
+    H, dtype = _wide(trial), np.float32 if trial.float32 else np.float64
+    I = H if trial.I == trial.H else trial.I
+    cell = trial.cell(I=I, H=H)
+    rng = np.random.default_rng(trial.seed)
+    params = {name: value.data for name, value in init_cell(cell, rng, dtype).items()}
+    xs = rng.normal(size=(LONG, 2, I)).astype(dtype)
+    case = CellCase(cell, params, xs, start_state(cell, 2, xs))
+    got = cell_values(case, order=1, curved=False)
+    lines = [
+        *trial.lines(T=LONG, B=2, I=I, H=H, dtype=dtype),
+        f"rng = np.random.default_rng({trial.seed})",
+        f"new = tr.init_cell(case.cell, rng, np.{np.dtype(dtype).name})",
+        "case.params.update({name: value.data for name, value in new.items()})",
+        f"case.xs[...] = rng.normal(size=({LONG}, 2, {I}))",
+        *(f"case.state[{n!r}][...] = {spec.start}" for n, spec in specification(cell)[0].items()),
+        "got = cell_values(case, order=1, curved=False)",
+    ]
+    what = f"{LONG} steps in {np.dtype(dtype).name}, initial parameters"
+    check_finite(got, what, lines)
+    for name in case.state:
+        half, end = (float(np.max(np.abs(got[name][t - 20 : t]))) for t in (LONG // 2, LONG))
+        if end > SMALL and end > GROWTH * half:
+            raise Failed(
+                f"{what}: state {name} grows exponentially, from {half:.3g} at "
+                f"step {LONG // 2} to {end:.3g} at step {LONG}",
+                [*lines, f"print(abs(got[{name!r}]).reshape({LONG}, -1).max(axis=1))"],
+            )
+    return f"{LONG} steps of {H} units stay finite in {np.dtype(dtype).name}, and do not explode"
+
+
+def _wide(trial: Trial) -> int:
+    """More units than for the other checks, where the cell can have them: with few, chance decides on the growth."""
+    for H in (32, 8 * trial.H):
+        with contextlib.suppress(InputError):
+            specification(trial.cell(I=H if trial.I == trial.H else trial.I, H=H))
+            return H
+    return trial.H
