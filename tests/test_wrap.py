@@ -270,6 +270,16 @@ def test_what_cannot_be_is_told(wrap: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_output_of_another_shape_cannot_be_joined() -> None:
+    class Wide(Slip):
+        def state(self) -> dict[str, State]:
+            return {"h": State((2, self.H))}
+
+    with pytest.raises(InputError, match=r"--wrap residual: expected a cell whose first state, .* H=4 units, got h of"):
+        wrap_cell(Wide, ["residual"])(I, H)
+    wrap_cell(Wide, ["zoneout:0.1"])(I, H)
+
+
 class Slip(Cell):
     """A cell whose author uses a matrix in another way than a product from the left."""
 

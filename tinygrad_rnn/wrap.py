@@ -198,6 +198,15 @@ class LayerNorm(Wrapper):
 class Connection(Wrapper):
     """Abstract: the cell's output joined with its input, in a state `out` of its own that the cell does not see."""
 
+    def check(self) -> None:
+        super().check()
+        name, first = next(iter(specification(self.inner)[0].items()))
+        if first.shape != (self.H,):
+            raise InputError(
+                f"--wrap {self.word}: expected a cell whose first state, its output, has H={self.H} units, got {name} "
+                f"of shape {first.shape}"
+            )
+
     @property
     def out(self) -> str:
         return _free("out", self.inner)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
 
-from tinygrad_rnn import Cell, Param, State, ops, tap
+from tinygrad_rnn import Cell, Param, State, ops, tap, wrap_cell
 
 Shape = tuple[Any, ...]  # of sizes, with "B" for the batch axis
 
@@ -54,7 +54,7 @@ class RandomCell:
             ]
         )
 
-    def build(self) -> Cell:
+    def build(self, wraps: Sequence[str] = ()) -> Cell:
         names: dict[str, Any] = {
             "__name__": "nobody",
             "Cell": Cell,
@@ -64,7 +64,7 @@ class RandomCell:
             "tap": tap,
         }
         exec(compile(self.source, "nobody.py", "exec"), names)
-        made: Cell = names["Nobody"](self.I, self.H)
+        made: Cell = wrap_cell(names["Nobody"], wraps)(self.I, self.H)
         return made
 
     def __repr__(self) -> str:

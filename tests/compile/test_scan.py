@@ -1115,3 +1115,27 @@ class AheadAndReadInTheLoop(AheadOfItsTime):
 def test_nothing_is_written_over_a_state_that_is_computed_before_the_loop(executor: str, kind: type[Cell]) -> None:
     done = compare(executor, make_case(kind(2, 3)), "everything")
     assert done.executor == executor
+
+
+class Given(Cell):
+    """A state made of parameters alone, which the output reads in the same timestep."""
+
+    name = "given_alone"
+    summary = citation = equation = "written for a test"
+
+    def state(self) -> dict[str, State]:
+        return {"out": State((self.H,)), "h": State((self.H,))}
+
+    def params(self) -> dict[str, Param]:
+        return {"W": input_matrix(self.I, self.H), "b": bias(self.H)}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        h = ops.broadcast_to(ops.exp(p.b), (x.shape[0], self.H))
+        return {"out": h + x @ p.W, "h": h}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_who_reads_a_new_state_made_of_parameters_reads_the_state(executor: str, masked: bool) -> None:
+    """The gradient at that state has the part that came through its reader."""
+    done = compare(executor, make_case(Given(3, 4), masked=masked), "outputs", second=True, bound=1e-10)
+    assert done.executor == executor, done.reason

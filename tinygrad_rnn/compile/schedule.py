@@ -117,7 +117,9 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
     """The same step in a graph of its own: parameter-only values as leaves, sums taken apart by when they are known."""
     order = ancestors(traced.new.values())
     varying = depends(order, set(traced.leaves))
-    of_state = depends(order, set(traced.states.values()))
+    bare = {value for value in traced.new.values() if value not in varying}  # new states made of parameters alone
+    varying = depends(order, varying | bare)
+    of_state = depends(order, {*traced.states.values(), *bare})
     uses: dict[Symbol, int] = {}
     for s in [*[a for b in order for a in b.parents], *traced.new.values()]:
         uses[s] = uses.get(s, 0) + 1
@@ -161,7 +163,13 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
                 out.append((own, arg))
         return out
 
-    sums = {s for s in order if s.op in (ops.add, ops.sub) and s in varying}
+    for name, value in traced.new.items():
+        if value in bare:  # chosen, whatever the state is, as a value of this timestep: who reads it reads the state
+            leaf = known(value)
+            sees = put(ops.greater_equal, (put(ops.abs, (states[name],), value), 0.0), value)
+            made[value] = put(ops.where, (sees, leaf, leaf), value)
+
+    sums = {s for s in order if s.op in (ops.add, ops.sub) and s in varying and s not in bare}
     inside = {
         a for s in sums for a in s.parents if a in sums and uses[a] == 1 and a.shape == s.shape and a.dtype == s.dtype
     }
@@ -169,7 +177,7 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
         if s in sums and s not in inside and not any(isinstance(a, Symbol) and a.op is MATMUL for _, a in terms(s, 1)):
             inside -= set(s.parents)
     for s in order:
-        if s.op is None or s not in varying or s in inside:
+        if s.op is None or s not in varying or s in inside or s in bare:
             continue
         if s in sums:
             parts = terms(s, 1)
@@ -204,10 +212,7 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
     origins: dict[str, Symbol] = {}
     for name, value in traced.new.items():
         result = known(value)
-        if value not in varying:  # made of parameters alone: chosen, whatever the state is, as a value of this timestep
-            sees = put(ops.greater_equal, (put(ops.abs, (states[name],), value), 0.0), value)
-            result = put(ops.where, (sees, result, result), value)
-        elif not _own(result):  # a copy, which can be written to the place of the state
+        if not _own(result):  # a copy, which can be written to the place of the state
             origins[name] = result
             result = put(ops.mul, (result, 1.0), value)
         new[name] = result
