@@ -1118,7 +1118,7 @@ def test_nothing_is_written_over_a_state_that_is_computed_before_the_loop(execut
 
 
 class Given(Cell):
-    """A state made of parameters alone, which the output reads in the same timestep."""
+    """Final. A state made of parameters alone, which the output reads in the same timestep."""
 
     name = "given_alone"
     summary = citation = equation = "written for a test"
@@ -1127,7 +1127,7 @@ class Given(Cell):
         return {"out": State((self.H,)), "h": State((self.H,))}
 
     def params(self) -> dict[str, Param]:
-        return {"W": input_matrix(self.I, self.H), "b": bias(self.H)}
+        return {"W": Param((self.I, self.H), "normal:0.5", "input"), "b": Param((self.H,), "normal:0.5", "bias")}
 
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         h = ops.broadcast_to(ops.exp(p.b), (x.shape[0], self.H))
