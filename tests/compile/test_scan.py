@@ -1138,4 +1138,4 @@ class Given(Cell):
 def test_who_reads_a_new_state_made_of_parameters_reads_the_state(executor: str, masked: bool) -> None:
     """The gradient at that state has the part that came through its reader."""
     done = compare(executor, make_case(Given(3, 4), masked=masked), "outputs", second=True, bound=1e-10)
-    assert done.executor == executor, done.reason
+    assert done.executor != "unroll", done.reason
