@@ -34,7 +34,7 @@ COMMANDS = {
     "sample": ("sample:sample", "let a trained model write"),
     "eval": ("evaluate:evaluate", "how well a model predicts a text"),
     "diagnose": ("diagnose:diagnose", "look inside: how far back do gradients reach?"),
-    "cells": ("cells:cells", "recurrent cells: list them, explain one"),
+    "cells": ("cells:cells", "recurrent cells: list, explain, check, time and begin them"),
     "data": ("data:data", "texts to train on: list them, count one"),
     "plugins": ("plugins:plugins", "everything that can be plugged in: list it, find what is broken"),
     "inspect": ("inspect_run:inspect_run", "what a run is made from"),
