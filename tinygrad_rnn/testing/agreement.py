@@ -40,6 +40,7 @@ BOTH: tuple[str | None, ...] = ("unroll", None)  # one step after another, and t
 
 
 def rows(trial: Trial) -> str:
+    """Row b depends on row b alone."""
     case = trial.case()
     names = [*case.state, "outputs"]
     expected = cell_values(case)
@@ -66,38 +67,38 @@ def rows(trial: Trial) -> str:
         )
     order = [2, 0, 1]
     compare(
-        cell_values(taken(trial.case(), order)),
+        cell_values(_taken(trial.case(), order)),
         {name: expected[name][:, order] for name in names},
         EXACT,
         "rows in another order",
         [
             *trial.lines("case", "other"),
-            *taking(order, case),
+            *_taking(order, case),
             "got = cell_values(other)",
             f"expected = {{k: v[:, {order}] for k, v in cell_values(case).items() if v.ndim}}",
         ],
     )
     compare(
-        cell_values(taken(trial.case(), [1])),
+        cell_values(_taken(trial.case(), [1])),
         {name: expected[name][:, [1]] for name in names},
         EXACT,
         "row 1 alone, and as one of three",
         [
             *trial.lines("case", "other"),
-            *taking([1], case),
+            *_taking([1], case),
             "got = cell_values(other); expected = {k: v[:, [1]] for k, v in cell_values(case).items() if v.ndim}",
         ],
     )
     return "changed, reordered and alone: a row gives the same"
 
 
-def taken(case: CellCase, rows: Sequence[int]) -> CellCase:
+def _taken(case: CellCase, rows: Sequence[int]) -> CellCase:
     state = {name: array[rows] for name, array in case.state.items()}
     mask = None if case.mask is None else case.mask[:, rows]
     return dataclasses.replace(case, xs=case.xs[:, rows], state=state, mask=mask)
 
 
-def taking(rows: Sequence[int], case: CellCase) -> list[str]:
+def _taking(rows: Sequence[int], case: CellCase) -> list[str]:
     return [
         "from dataclasses import replace",
         f"state = {{name: array[{list(rows)}] for name, array in case.state.items()}}",
@@ -106,6 +107,7 @@ def taking(rows: Sequence[int], case: CellCase) -> list[str]:
 
 
 def reference(trial: Trial) -> str:
+    """The numbers are those of the same step in bare NumPy."""
     case = trial.case()
     cell: Any = case.cell
     write = trial.reference or (lambda cell, p, x, s: cell.reference(p, x, s))
@@ -152,6 +154,7 @@ def reference(trial: Trial) -> str:
 
 
 def compiled(trial: Trial) -> str:
+    """Compiled, the cell gives the numbers of unroll."""
     ran: dict[str, str] = {}
     for executor in COMPILED:
         for masked in (False, True):
@@ -179,6 +182,7 @@ def _same_by(trial: Trial, executor: str | None, order: int = 2, bound: float = 
 
 
 def masks(trial: Trial) -> str:
+    """In a ragged batch the padding changes nothing."""
     case = trial.case(masked=True)
     assert case.mask is not None
     T, B = case.mask.shape
@@ -205,9 +209,9 @@ def masks(trial: Trial) -> str:
     for b in range(B):
         n = int(lengths[b])
         if n:
-            alone = taken(trial.case(masked=True), [b])
+            alone = _taken(trial.case(masked=True), [b])
             short = dataclasses.replace(alone, xs=alone.xs[:n], mask=None)
-            lines = [*base, *taking([b], case), f"other = replace(other, xs=other.xs[:{n}], mask=None)"]
+            lines = [*base, *_taking([b], case), f"other = replace(other, xs=other.xs[:{n}], mask=None)"]
             lines += [f"got = {{k: v[:{n}, [{b}]] for k, v in cell_values(case).items() if v.ndim}}"]
             lines += ["expected = cell_values(other)"]
             compare(
@@ -221,6 +225,7 @@ def masks(trial: Trial) -> str:
 
 
 def saved(trial: Trial) -> str:
+    """Parameters come back from a file as they were."""
     case = trial.case()
     odd = {name: array.T.copy().T for name, array in case.params.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -245,6 +250,7 @@ def saved(trial: Trial) -> str:
 
 
 def taps(trial: Trial) -> str:
+    """Who listens to the taps changes nothing, and can tell them apart."""
     heard: list[tuple[str, Any]] = []
     expected = cell_values(trial.case(), order=1)
     case = trial.case()
@@ -273,6 +279,7 @@ def taps(trial: Trial) -> str:
 
 
 def devices(trial: Trial) -> str:
+    """The step runs on arrays that are not NumPy's, as on a GPU."""
     places: dict[str, tuple[Any, float]] = {"guard arrays": (guard.MODULE, EXACT)}
     if backend.select("auto").name != "cpu":
         places["CuPy"] = (backend.select("auto").xp, CLOSE)
@@ -298,6 +305,7 @@ def devices(trial: Trial) -> str:
 
 
 def noise(trial: Trial) -> str:
+    """Training noise is the same compiled, and its mean otherwise."""
     declared = noise_of(trial.cell())
     if not declared:
         return "the cell reads none"

@@ -18,6 +18,7 @@ from tinygrad_rnn.testing.trial import ROUNDED, Failed, Noted, Trial, check_fini
 
 
 def declaration(trial: Trial) -> str:
+    """Name, texts, options, states and parameters are declared as the contract says."""
     check_declaration(trial.cls)
     if not re.fullmatch(r"[A-Za-z]\w*([.-]\w+)*", trial.cls.name.partition("+")[0]):  # behind it: wrappers
         raise Failed(f"name {trial.cls.name!r}: expected letters and digits without spaces, as for a file", fatal=True)
@@ -36,6 +37,7 @@ def declaration(trial: Trial) -> str:
 
 
 def documentation(trial: Trial) -> str:
+    """Every state is in the equation, every option has a help text."""
     cls, cell = trial.cls, trial.cell()
     states, params = specification(cell)
     if "\n" in cls.summary.strip():
@@ -65,6 +67,8 @@ def _mentions(text: str, name: str) -> bool:
 
 
 def seed(trial: Trial) -> str:
+    """The same seed gives the same initial parameters."""
+
     def drawn(seed: int) -> dict[str, Array]:
         return {name: value.data for name, value in init_cell(trial.cell(), np.random.default_rng(seed)).items()}
 
@@ -88,6 +92,7 @@ def seed(trial: Trial) -> str:
 
 
 def shapes(trial: Trial) -> str:
+    """A step gives the declared states, in float64."""
     try:
         values = cell_values(trial.case(), order=1)
     except Exception as error:
@@ -105,6 +110,7 @@ def shapes(trial: Trial) -> str:
 
 
 def dtype(trial: Trial) -> str:
+    """float32 stays float32."""
     trial.float32 = False
     narrow = trial.case(dtype=np.float32)
     lines = trial.lines(dtype=np.float32)
@@ -133,6 +139,7 @@ def _cast(case: CellCase, dtype: Any) -> CellCase:
 
 
 def sizes(trial: Trial) -> str:
+    """One timestep, one row, I = H, I != H, and single units work."""
     tried, refused = [], []
     for T, B, I, H in (
         (1, 1, trial.I, trial.H),

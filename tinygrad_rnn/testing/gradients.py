@@ -18,6 +18,7 @@ from tinygrad_rnn.testing.trial import Failed, Trial, bracketed, one_line
 
 
 def gradients(trial: Trial) -> str:
+    """First and second derivatives agree with differences, and everything is used."""
     kinks: list[str] = []
     case = trial.case(T=3, B=2)
     leaves = ["x", *case.state, *_trained(case)]

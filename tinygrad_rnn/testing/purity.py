@@ -19,6 +19,7 @@ from tinygrad_rnn.testing.trial import EXACT, Failed, Trial, compare, worst
 
 
 def purity(trial: Trial) -> str:
+    """A step depends on its arguments alone, and changes nothing."""
     case, again = trial.case(), trial.case()
     kept, around, chance = _copied(public(case.cell)), _copied(surroundings(case.cell)), global_generators()
     classes = _class_values(trial.cls)

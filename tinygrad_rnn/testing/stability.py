@@ -32,6 +32,7 @@ _EXTREMES: Mapping[str, tuple[float, float]] = {  # what x and the reached state
 
 
 def extremes(trial: Trial) -> str:
+    """Large and zero numbers give finite values and gradients."""
     dtypes = (np.float32, np.float64) if trial.float32 else (np.float64,)
     for dtype in dtypes:
         for what, (x, s) in _EXTREMES.items():
@@ -58,6 +59,7 @@ def _names(dtypes: Sequence[Any]) -> str:
 
 
 def long(trial: Trial) -> str:
+    """Many steps from the initial parameters stay finite."""
     H, dtype = _wide(trial), np.float32 if trial.float32 else np.float64
     I = H if trial.I == trial.H else trial.I
     cell = trial.cell(I=I, H=H)

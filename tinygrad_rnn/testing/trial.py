@@ -114,6 +114,7 @@ class Trial:
 
 
 def spelt(value: Any) -> str:
+    """A fact of a case as Python spells it; a class is a dtype of NumPy."""
     return f"np.{np.dtype(value).name}" if isinstance(value, type) else repr(value)
 
 
@@ -184,5 +185,6 @@ def in_words(name: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
+    """What an error says; one that this library did not make on purpose is named."""
     text = " ".join(str(error).split())
     return text if isinstance(error, InputError | PluginError | GradientError) else f"{type(error).__name__}: {text}"
