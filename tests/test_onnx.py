@@ -39,7 +39,7 @@ from tinygrad_rnn import (
     to_onnx,
 )
 from tinygrad_rnn.compile.trace import ancestors, trace_step
-from tinygrad_rnn.onnx_export import RULES
+from tinygrad_rnn.onnx_nodes import RULES
 
 onnx = pytest.importorskip("onnx", reason="needs the package onnx, of the extra onnx")
 pytest.importorskip("onnxruntime", reason="onnxruntime is the other opinion here; it is not installed")

@@ -39,7 +39,7 @@ from tinygrad_rnn.checkpoint import contiguous, to_json, write_new_file
 from tinygrad_rnn.config import ModelConfig, RunConfig
 from tinygrad_rnn.data import Vocabulary
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, ShapeError, nearest
-from tinygrad_rnn.model import Model, Params, build_model
+from tinygrad_rnn.model import Model, Params, build_model, host_params
 from tinygrad_rnn.restore import IMPORTED, PARAMS, find_cell, new_run
 from tinygrad_rnn.run import Run, save_run_checkpoint, versions
 from tinygrad_rnn.tensor import Tensor
@@ -70,16 +70,9 @@ def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> di
     Raises InputError for a cell or option that PyTorch has no module for, or a missing parameter; ShapeError for one
     of another size than the model's.
     """
-    wanted = model.params()
-    missing = sorted(wanted.keys() - params.keys())
-    if missing:
-        raise InputError(f"to_torch: expected every parameter of the model, got none for {', '.join(missing)}")
-    ours = {name: backend.to_host(value.data if isinstance(value, Tensor) else value) for name, value in params.items()}
-    for name, spec in wanted.items():
-        if ours[name].shape != spec.shape:
-            raise ShapeError(f"to_torch: expected {name} of shape {spec.shape}, got {ours[name].shape}")
+    ours = host_params(model, params, "to_torch")
     theirs: dict[str, HostArray] = {}
-    if "embed.W" in wanted:
+    if "embed.W" in ours:
         theirs["embed.weight"] = ours["embed.W"].copy()
     for k, cell in enumerate(model.cells):
         gates = _gates(cell)

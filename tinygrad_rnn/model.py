@@ -199,6 +199,23 @@ def layer_params(params: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in params.items() if name.startswith(prefix)}
 
 
+def host_params(model: Model, params: Mapping[str, Any], what: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The parameters that `model` declares, tensors or arrays by name, as arrays on the host; `what` is in the errors.
+
+    Raises InputError where one is missing, ShapeError where one has another size than the model's.
+    """
+    specs = model.params()
+    if missing := sorted(specs.keys() - params.keys()):
+        raise InputError(f"{what}: expected every parameter of the model, got none for {', '.join(missing)}")
+    arrays = {}
+    for name, spec in specs.items():
+        value = params[name]
+        array = arrays[name] = backend.to_host(value.data if isinstance(value, Tensor) else value)
+        if array.shape != spec.shape:
+            raise ShapeError(f"{what}: expected {name} of shape {spec.shape}, got {array.shape}")
+    return arrays
+
+
 def _override(spec: Param, config: ModelConfig) -> Param:
     """The initialiser that the configuration asks for.
 
