@@ -7,21 +7,19 @@ and tests are done by the library for every cell alike, from what is declared he
 from __future__ import annotations
 
 import inspect
-import sys
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, final, get_args
 
 import numpy as np
 
 from tinygrad_rnn import backend
-from tinygrad_rnn.errors import InputError, NonFiniteError, PluginError, ShapeError, nearest
+from tinygrad_rnn.errors import InputError, NonFiniteError, PluginError, ShapeError, nearest, one_line
 from tinygrad_rnn.nn import initialise, mirrored, parse_initialiser
 from tinygrad_rnn.options import parse_options
+from tinygrad_rnn.plugins import author_line
 from tinygrad_rnn.tensor import Tensor
 
 Role = Literal["input", "recurrent", "bias", "buffer"]
@@ -110,7 +108,7 @@ class Cell(ABC):
         self.I = int(I)
         self.H = int(H)
         self.options: Any = parse_options(type(self).Options, dict(options or {}), f"cell {self.name}")
-        self.check()
+        _by_author(self, "check", self.check)
 
     @final
     def __getstate__(self) -> dict[str, Any]:
@@ -281,25 +279,18 @@ def _by_author(cell: Cell, what: str, method: Callable[..., Any], *args: Any) ->
     except InputError as error:
         if not isinstance(error, ShapeError):  # the shapes were checked before
             raise
-        raise PluginError(f"cell {cell.name}, {what}{_line(cell, error)}: {error}") from error
+        raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {error}") from error
     except AttributeError as error:
         hint = ""
         if isinstance(error.obj, SimpleNamespace) and error.name is not None:
             hint = f"; no {error.name!r} was declared{nearest(error.name, vars(error.obj))}"
-        text = f"AttributeError: {error}" if not hint else hint[2:]
-        raise PluginError(f"cell {cell.name}, {what}{_line(cell, error)}: {text}") from error
+        text = hint[2:] or one_line(error)
+        raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {text}") from error
     except Exception as error:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = one_line(error)
         if "does not support ufuncs" in text:  # NumPy's words for np.tanh(tensor)
             text = "expected functions of tinygrad_rnn.ops, got one of NumPy's; a gradient flows through ops alone"
-        raise PluginError(f"cell {cell.name}, {what}{_line(cell, error)}: {text}") from error
-
-
-def _line(cell: Cell, error: Exception) -> str:
-    """`` (file:line)`` of the author's line that raised `error`; '' where there is no file."""
-    file = getattr(sys.modules.get(type(cell).__module__), "__file__", None)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f" ({Path(file).name}:{lines[-1]})" if file and lines else ""
+        raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {text}") from error
 
 
 def init_cell(cell: Cell, rng: np.random.Generator, dtype: Any = np.float64, xp: Any = np) -> dict[str, Tensor]:

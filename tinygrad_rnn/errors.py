@@ -61,6 +61,11 @@ class CheckpointError(FileError):
     """A checkpoint that is truncated, changed, foreign or does not fit."""
 
 
+def one_line(error: BaseException) -> str:
+    """The kind of `error` and its message, without line ends."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which names are close to `name`: ``; did you mean mut1, mut2?`` or the whole list.
 

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from tinygrad_rnn.errors import InputError, PluginError, TinygradRNNError, nearest
+from tinygrad_rnn.errors import InputError, PluginError, TinygradRNNError, nearest, one_line
 
 BUILT_IN = "tinygrad-rnn"
 PREFIX = "tinygrad_rnn"  # of entry point groups; in capitals, of environment variables
@@ -192,7 +192,7 @@ def load(group: PluginGroup, name: str, *, third_party: bool = True) -> PluginEn
             value = metadata.EntryPoint(name, row.location, f"{PREFIX}.{group.name}").load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises is that plugin's fault
         raise PluginError(
-            f"{group.word} {name!r} of {row.owner} cannot be imported from {row.location}: {_one_line(error)}"
+            f"{group.word} {name!r} of {row.owner} cannot be imported from {row.location}: {one_line(error)}"
         ) from error
     try:
         group.check(value)
@@ -236,7 +236,7 @@ def load_file(path: str | Path) -> list[PluginEntry]:
         raise
     except (Exception, SystemExit) as error:  # a stranger's file: any failure is one line that names it
         _forget_module(name)
-        raise PluginError(f"plugin {path.name} cannot be run: {_one_line(error)}") from error
+        raise PluginError(f"plugin {path.name} cannot be run: {one_line(error)}") from error
     entries = _of_module(name)
     if not entries:
         raise PluginError(
@@ -301,11 +301,15 @@ def by_author(what: str, value: Any, *args: Any, of: Any = None, **named: Any) -
 
 
 def author_error(what: str, author: Any, error: BaseException) -> PluginError:
-    """`error` as the author's of the plugin `author`: in one line, with the file and line of his that it passed."""
+    """`error` as that of the author of the plugin `author`: in one line, with the author's file and line."""
+    return PluginError(f"{what}{author_line(author, error)}: {one_line(error)}")
+
+
+def author_line(author: Any, error: BaseException) -> str:
+    """`` (file:line)``, the last line of the plugin `author` that `error` passed; '' where there is no file."""
     file = _file(author)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    where = f" ({Path(file).name}:{lines[-1]})" if file and lines else ""
-    return PluginError(f"{what}{where}: {_one_line(error)}")
+    return f" ({Path(file).name}:{lines[-1]})" if file and lines else ""
 
 
 # ------------------------------------------------------------------------------------------------- commands
@@ -440,7 +444,3 @@ def _forget_module(module: str) -> None:
     sys.modules.pop(module, None)
     for key in [key for key, entry in _registered.items() if _module(entry.value) == module]:
         del _registered[key]
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -30,7 +30,7 @@ from tinygrad_rnn.testing.trial import (
     Trial,
     compare,
     in_words,
-    one_line,
+    reason,
     spelt,
 )
 from tinygrad_rnn.wrap import Wrapper
@@ -121,7 +121,7 @@ def reference(trial: Trial) -> str:
         except Exception as error:
             if not isinstance(cell, Wrapper):
                 raise
-            raise Skipped(f"its reference cannot be wrapped ({one_line(error)}); multiply by @ in it") from error
+            raise Skipped(f"its reference cannot be wrapped ({reason(error)}); multiply by @ in it") from error
         if new is None and trial.reference is None:
             raise Skipped(
                 "no reference: write reference(self, p, x, s), the same step in bare NumPy from the paper; it is the "
@@ -291,7 +291,7 @@ def devices(trial: Trial) -> str:
             far = cell_values(trial.case(), order=1, put=xp.asarray)
         except Exception as error:
             raise Failed(
-                f"on {name}, as on a GPU: {one_line(error)}", [*lines, f"cell_values(case, order=1, put={put})"]
+                f"on {name}, as on a GPU: {reason(error)}", [*lines, f"cell_values(case, order=1, put={put})"]
             ) from error
         for key, value in far.items():
             if not isinstance(value, xp.ndarray):

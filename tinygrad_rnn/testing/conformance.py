@@ -17,7 +17,7 @@ from tinygrad_rnn.errors import PluginError
 from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.testing import agreement, contract, gradients, purity, stability
 from tinygrad_rnn.testing.report import CellCheck, CellReport, Outcome
-from tinygrad_rnn.testing.trial import Failed, Noted, Reference, Skipped, Trial, one_line
+from tinygrad_rnn.testing.trial import Failed, Noted, Reference, Skipped, Trial, reason
 
 Check = Callable[[Trial], str]  # its docstring says what must hold
 
@@ -102,7 +102,7 @@ def _outcome(trial: Trial, check: Check, name: str) -> tuple[Outcome, str, Seque
     except Failed as found:
         return "failed", str(found), found.lines or _whole(trial), found.fatal
     except Exception as error:  # a stranger's step may raise anything, anywhere
-        return "failed", one_line(error), _whole(trial), name == "declaration"
+        return "failed", reason(error), _whole(trial), name == "declaration"
 
 
 def _whole(trial: Trial) -> list[str]:

@@ -14,7 +14,7 @@ from tinygrad_rnn.cell import check_declaration, init_cell, noise_of, specificat
 from tinygrad_rnn.compile.trace import same
 from tinygrad_rnn.errors import InputError
 from tinygrad_rnn.testing.cases import CellCase, cell_values
-from tinygrad_rnn.testing.trial import ROUNDED, Failed, Noted, Trial, check_finite, compare, in_words, one_line
+from tinygrad_rnn.testing.trial import ROUNDED, Failed, Noted, Trial, check_finite, compare, in_words, reason
 
 
 def declaration(trial: Trial) -> str:
@@ -104,7 +104,7 @@ def shapes(trial: Trial) -> str:
                     f"; with I = H = {trial.H} it runs: the shapes of params() or the step take I for H; a cell that "
                     "needs I = H says so by raising InputError in check()"
                 )
-        raise Failed(one_line(error) + hint, [*trial.lines(), "cell_values(case, order=1)"], fatal=True) from error
+        raise Failed(reason(error) + hint, [*trial.lines(), "cell_values(case, order=1)"], fatal=True) from error
     check_finite(values, "ordinary numbers", [*trial.lines(), "got = cell_values(case, order=1)"], fatal=True)
     return f"I={trial.I}, H={trial.H}, float64"
 
@@ -117,7 +117,7 @@ def dtype(trial: Trial) -> str:
     try:
         got = cell_values(narrow, order=1)
     except Exception as error:
-        raise Failed(f"in float32: {one_line(error)}", [*lines, "cell_values(case, order=1)"]) from error
+        raise Failed(f"in float32: {reason(error)}", [*lines, "cell_values(case, order=1)"]) from error
     for name, value in got.items():
         if value.dtype != np.float32:
             raise Failed(
@@ -160,7 +160,7 @@ def sizes(trial: Trial) -> str:
         try:
             cell_values(trial.case(**sizes), order=1)
         except Exception as error:
-            raise Failed(f"{told}: {one_line(error)}", [*trial.lines(**sizes), "cell_values(case, order=1)"]) from error
+            raise Failed(f"{told}: {reason(error)}", [*trial.lines(**sizes), "cell_values(case, order=1)"]) from error
         tried.append(told)
     told = f"{len(tried)} sizes, as one timestep, one row, I = H and single units"
     return told + (f"; refused by the cell: {'; '.join(refused)}" if refused else "")

@@ -14,7 +14,7 @@ from tinygrad_rnn.errors import GradientError
 from tinygrad_rnn.sequence import unroll
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.testing.cases import CellCase, cell_values, tensors
-from tinygrad_rnn.testing.trial import Failed, Trial, bracketed, one_line
+from tinygrad_rnn.testing.trial import Failed, Trial, bracketed, reason
 
 
 def gradients(trial: Trial) -> str:
@@ -94,7 +94,7 @@ def _located(trial: Trial, name: str | None, error: GradientError) -> Failed:
             values = cell_values(case, order=order)
         except Exception as broken:
             lines = [*trial.lines(**facts), f"cell_values(case, order={order})"]
-            return Failed(f"the derivative of order {order}: {one_line(broken)}", lines)
+            return Failed(f"the derivative of order {order}: {reason(broken)}", lines)
         scale = max((float(np.max(np.abs(values.get(f"{sign} {key}", 0.0)))) for key in names), default=0.0)
         worst: tuple[float, str, tuple[int, ...], float, float] = (0.0, "", (), 0.0, 0.0)
         for key in names:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tinygrad_rnn.backend import Array
 from tinygrad_rnn.cell import Cell
-from tinygrad_rnn.errors import GradientError, InputError, PluginError
+from tinygrad_rnn.errors import GradientError, InputError, PluginError, one_line
 from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.testing.cases import CellCase, cell_case
 from tinygrad_rnn.wrap import Wrapper
@@ -184,7 +184,8 @@ def in_words(name: str) -> str:
     return f"the gradient for {name[2:]}" if name.startswith("d ") else name
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says; one that this library did not make on purpose is named."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, InputError | PluginError | GradientError) else f"{type(error).__name__}: {text}"
+def reason(error: BaseException) -> str:
+    """What an error says, in one line; one that this library did not make on purpose is named."""
+    if isinstance(error, InputError | PluginError | GradientError):
+        return " ".join(str(error).split())
+    return one_line(error)
