@@ -48,8 +48,8 @@ def _states(ctx: click.Context, param: click.Parameter, value: str) -> list[str]
         expected = f"expected at most {MOST_STATES} different names"
         raise click.BadParameter(f"{expected}, got {value!r}", ctx, param)
     for state in states:
-        if state in ("x", *_gates(states)) or state.startswith(("W_", "b_")):
-            expected = "expected a name that is neither the input, a gate nor a parameter"
+        if state == "x" or state.startswith(("W_", "b_")):
+            expected = "expected a name that is neither the input x nor one of a parameter, as W_x or b_n"
             raise click.BadParameter(f"{expected}, got {state!r}", ctx, param)
     return states
 
@@ -172,10 +172,20 @@ def _numbers(states: Sequence[str]) -> dict[str, str]:
     return {memory: str(i) if len(memories) > 1 else "" for i, memory in enumerate(memories, 1)}
 
 
-def _gates(states: Sequence[str]) -> list[str]:
-    """z and n of every memory, and o of the output."""
-    pairs = [f"{gate}{number}" for number in _numbers(states).values() for gate in "zn"]
-    return pairs + (["o"] if len(states) > 1 else [])
+def _letters(states: Sequence[str]) -> dict[str, str]:
+    """The letters of the update gate z, the new value n and the output gate o: others where a state has them."""
+    taken = {state.rstrip("0123456789") for state in states}
+    letters: dict[str, str] = {}
+    for gate in "zno":
+        letters[gate] = next(letter for letter in gate + "gfrqkai" if letter not in {*taken, *letters.values()})
+    return letters
+
+
+def _gates(states: Sequence[str]) -> dict[str, str]:
+    """The z and n of every memory and the o of the output by their names, and which of the three each is."""
+    letters, numbers = _letters(states), _numbers(states).values()
+    gates = {f"{letters[gate]}{number}": gate for number in numbers for gate in "zn"}
+    return gates | ({letters["o"]: "o"} if len(states) > 1 else {})
 
 
 def _recurrent(states: Sequence[str], gate: str) -> str:
@@ -185,13 +195,14 @@ def _recurrent(states: Sequence[str], gate: str) -> str:
 
 def _equation(states: Sequence[str]) -> list[str]:
     h = states[0]
+    z, n, o = _letters(states).values()
     lines = []
-    for gate in _gates(states):
-        function = "tanh" if gate[0] == "n" else "sigmoid"
+    for gate, kind in _gates(states).items():
+        function = "tanh" if kind == "n" else "sigmoid"
         lines.append(f"{gate} = {function}(x W_x{gate} + {h} {_recurrent(states, gate)} + b_{gate})")
-    lines += [f"{memory}' = (1 - z{i}) * {memory} + z{i} * n{i}" for memory, i in _numbers(states).items()]
+    lines += [f"{memory}' = (1 - {z}{i}) * {memory} + {z}{i} * {n}{i}" for memory, i in _numbers(states).items()]
     if len(states) > 1:
-        lines.append(f"{h}' = o * tanh({' + '.join(memory + chr(39) for memory in states[1:])})")
+        lines.append(f"{h}' = {o} * tanh({' + '.join(memory + chr(39) for memory in states[1:])})")
     return lines
 
 
@@ -202,6 +213,7 @@ def _cell(name: str, states: Sequence[str], *, decorated: bool = False) -> str:
         "name": name,
         "cls": _class(name),
         "decorator": "@register_cell\n" if decorated else "",
+        "update": _letters(states)["z"],
         "imports": ",\n    ".join(sorted([*imports, "register_cell"] if decorated else imports)),
         "equation": "\n".join(_equation(states)),
         "state": _dict({state: "State((self.H,))" for state in states}),
@@ -216,24 +228,25 @@ def _cell(name: str, states: Sequence[str], *, decorated: bool = False) -> str:
 
 def _params(states: Sequence[str]) -> dict[str, str]:
     specs = {}
-    for gate in _gates(states):
+    for gate, kind in _gates(states).items():
         specs[f"W_x{gate}"] = "input_matrix(self.I, self.H)"
         specs[_recurrent(states, gate)] = "recurrent_matrix(self.H)"
-        specs[f"b_{gate}"] = "bias(self.H, self.options.gate_bias)" if gate[0] == "z" else "bias(self.H)"
+        specs[f"b_{gate}"] = "bias(self.H, self.options.gate_bias)" if kind == "z" else "bias(self.H)"
     return specs
 
 
 def _gate_lines(states: Sequence[str], form: str, tanh: str = "tanh") -> list[str]:
     """A line for every gate; `form` has places for its name, its function and the sum in it."""
     lines = []
-    for gate in _gates(states):
+    for gate, kind in _gates(states).items():
         total = f"x @ p.W_x{gate} + s.{states[0]} @ p.{_recurrent(states, gate)} + p.b_{gate}"
-        lines.append(f"{gate} = " + form.format(gate, tanh if gate[0] == "n" else "sigmoid", total))
+        lines.append(f"{gate} = " + form.format(gate, tanh if kind == "n" else "sigmoid", total))
     return lines
 
 
 def _updates(states: Sequence[str], one: str) -> dict[str, str]:
-    return {name: f"({one} - z{i}) * s.{name} + z{i} * n{i}" for name, i in _numbers(states).items()}
+    z, n, _ = _letters(states).values()
+    return {name: f"({one} - {z}{i}) * s.{name} + {z}{i} * {n}{i}" for name, i in _numbers(states).items()}
 
 
 def _new_lines(states: Sequence[str], one: str) -> list[str]:
@@ -246,7 +259,7 @@ def _new_states(states: Sequence[str], tanh: str, one: str) -> dict[str, str]:
     if not memories:
         return _updates(states, one)
     total = " + ".join(f"new_{memory}" for memory in memories)
-    return {output: f"o * {tanh}({total})", **{memory: f"new_{memory}" for memory in memories}}
+    return {output: f"{_letters(states)['o']} * {tanh}({total})", **{memory: f"new_{memory}" for memory in memories}}
 
 
 def _dict(entries: Mapping[str, str], *, exploded: bool = False) -> str:

@@ -17,7 +17,8 @@ import pytest
 import tinygrad_rnn as tr
 from tinygrad_rnn.registry import forget_cell
 
-STATES = ["h", "h,c", "y,m1,m2", "abcdefgh,abcdefg1,abcdefg2,abcdefg3"]
+STATES = ["h", "h,c", "y,m1,m2", "abcdefgh,abcdefg1,abcdefg2,abcdefg3", "y,z", "n,o1,g"]
+GATES = {"y,z": "gno", "n,o1,g": "zfr"}  # where a state has the letter of a gate
 LONG = "as_long_as_it_may0"  # 18 characters
 
 
@@ -51,14 +52,15 @@ def test_the_cell_computes_a_gated_update(invoke: Any, states: str) -> None:
         recurrent = f"W_{output if len(output) == 1 else 'h'}{gate}"
         return x @ params[f"W_x{gate}"] + state[output] @ params[recurrent] + params[f"b_{gate}"]
 
+    update, value, read = GATES.get(states, "zno")
     for x in xs:
         new = {}
         for i, name in enumerate(memories or [output], 1):
             number = i if len(memories) > 1 else ""
-            z = 1.0 / (1.0 + np.exp(-total(f"z{number}", x)))
-            new[name] = state[name] + z * (np.tanh(total(f"n{number}", x)) - state[name])
+            z = 1.0 / (1.0 + np.exp(-total(f"{update}{number}", x)))
+            new[name] = state[name] + z * (np.tanh(total(f"{value}{number}", x)) - state[name])
         if memories:
-            o = 1.0 / (1.0 + np.exp(-total("o", x)))
+            o = 1.0 / (1.0 + np.exp(-total(read, x)))
             new[output] = o * np.tanh(sum(new[name] for name in memories))
         state = new
     for name in names:
@@ -144,8 +146,7 @@ def test_a_folder_may_be_there_when_it_is_empty(invoke: Any, tmp_path: Path) -> 
         ("fresh --states h,", "--states: expected Python names of at most 8 letters"),
         ("fresh --states h,c-d", "got 'c-d'"),
         ("fresh --states in", "got 'in'"),
-        ("fresh --states h,z", "neither the input, a gate nor a parameter, got 'z'"),
-        ("fresh --states x,c", "got 'x'"),
+        ("fresh --states x,c", "neither the input x nor one of a parameter, as W_x or b_n, got 'x'"),
         ("fresh --states W_xz", "got 'W_xz'"),
         ("taken", "tinygrad-rnn-taken exists already"),
         ("fresh --out tinygrad-rnn-taken/kept", "tinygrad-rnn-taken/kept exists already"),
