@@ -150,6 +150,8 @@ def check_declaration(cls: Any) -> None:
     for field in ("name", "summary", "citation", "equation"):
         if not isinstance(getattr(cls, field, None), str) or not getattr(cls, field).strip():
             raise PluginError(f"{where}: expected a text in the class attribute {field!r}, got none")
+    if not isinstance(cls.deviations, str):
+        raise PluginError(f"{where}: expected a text in the class attribute 'deviations', got {cls.deviations!r}")
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"{where}: expected the methods {', '.join(missing)} to be written, got none")
@@ -286,7 +288,7 @@ def _by_author(cell: Cell, what: str, method: Callable[..., Any], *args: Any) ->
             hint = f"; no {error.name!r} was declared{nearest(error.name, vars(error.obj))}"
         text = hint[2:] or one_line(error)
         raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {text}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() in a step is no end of the program
         text = one_line(error)
         if "does not support ufuncs" in text:  # NumPy's words for np.tanh(tensor)
             text = "expected functions of tinygrad_rnn.ops, got one of NumPy's; a gradient flows through ops alone"
@@ -330,6 +332,11 @@ def take_step(
         got = list(new) if isinstance(new, dict) else type(new).__name__
         raise PluginError(f"cell {cell.name}: expected step to return a dict with the states {list(shapes)}, got {got}")
     for name, old in state.items():
+        if isinstance(x, Tensor) and isinstance(new[name], np.ndarray) and new[name] is not old:
+            raise PluginError(
+                f"cell {cell.name}, state {name}: expected a value made by functions of tinygrad_rnn.ops, got a NumPy "
+                "array; a gradient flows through ops alone"
+            )
         if not hasattr(new[name], "shape") or not hasattr(new[name], "dtype"):
             raise PluginError(
                 f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got {new[name]!r}"

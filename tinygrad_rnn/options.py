@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from tinygrad_rnn.errors import InputError, PluginError, TinygradRNNError, nearest
+from tinygrad_rnn.errors import InputError, PluginError, TinygradRNNError, nearest, one_line
 
 Options = TypeVar("Options")
 
@@ -88,6 +88,8 @@ def parse_options(cls: type[Options], mapping: Mapping[str, Any], owner: str = "
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{owner}: {error}") from error
+    except Exception as error:  # of a stranger's __post_init__
+        raise PluginError(f"{owner}: {one_line(error)}") from error
 
 
 def field_types(cls: type[Any], owner: str = "") -> dict[str, Any]:

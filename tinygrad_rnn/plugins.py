@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import inspect
 import os
+import re
 import sys
 import traceback
 import types
@@ -128,9 +129,10 @@ def register(group: PluginGroup, value: T) -> T:
     """
     group.check(value)
     name, where = name_of(value), _where(value)
+    _check_name(group, name)
     identity = PluginIdentity(name, f"file {Path(where).name}", "unversioned", source_hash(value))
     known = _registered.get((group.name, name))
-    if known is not None and known.identity != identity:
+    if known is not None and (known.identity != identity or _written_as(known.value) != _written_as(value)):
         raise PluginError(
             f"{group.word} {name!r} is registered twice: by {_where(known.value)} and by {where}; rename one"
         )
@@ -204,6 +206,7 @@ def load(group: PluginGroup, name: str, *, third_party: bool = True) -> PluginEn
             f"{group.word} {name!r} of {row.distribution}: expected {what} to be named like its entry point, got "
             f"{name_of(value)!r}"
         )
+    _check_name(group, name)
     return PluginEntry(value, PluginIdentity(name, row.distribution, row.version, source_hash(value)))
 
 
@@ -243,6 +246,11 @@ def load_file(path: str | Path) -> list[PluginEntry]:
             f"plugin {path.name}: expected at least one class under @register_cell (or another register_...), got none"
         )
     return entries
+
+
+def is_name(text: str) -> bool:
+    """Whether a plugin can be called `text`: on a command line, in the name of a folder, before a colon."""
+    return re.fullmatch(r"[A-Za-z]\w*([.-]\w+)*", text) is not None
 
 
 def source_hash(value: Any) -> str:
@@ -293,7 +301,7 @@ def by_author(what: str, value: Any, *args: Any, of: Any = None, **named: Any) -
     author = value if of is None else of
     try:
         return value(*args, **named)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         if isinstance(error, TinygradRNNError) and last.filename == _file(author):
             raise
@@ -396,9 +404,25 @@ def _checked(group: PluginGroup, row: PluginRow) -> PluginRow:
     return row
 
 
+def _check_name(group: PluginGroup, name: str) -> None:
+    if not is_name(name):
+        raise PluginError(
+            f"{group.word} {name!r}: expected a name of letters and digits, with . _ - inside, as for a file"
+        )
+
+
+def _author(value: Any) -> Any:
+    """What the author wrote: a command is an object of click's around a function."""
+    return getattr(value, "callback", None) or value
+
+
+def _written_as(value: Any) -> str | None:
+    return getattr(_author(value), "__qualname__", None)
+
+
 def _module(value: Any) -> str:
     """The module in which the author wrote a plugin."""
-    author = getattr(value, "callback", None) or value  # a command is an object of click's around a function
+    author = _author(value)
     return getattr(author, "__module__", None) or type(author).__module__
 
 
