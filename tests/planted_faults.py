@@ -115,6 +115,46 @@ class ParameterWithoutEquation(Sound):
     equation = "h' = tanh(x W + h U); m' = rate m + (1 - rate) h'"
 
 
+class HelpIsNoText(Sound):
+    @dataclass(frozen=True)
+    class Options:
+        rate: float = field(default=0.5, metadata={"help": 5})
+
+
+class DefaultOfAnotherType(Sound):
+    @dataclass(frozen=True)
+    class Options:
+        rate: float = field(default=0.5, metadata={"help": "share of m that stays"})
+        units: int = field(default="four", metadata={"help": "nothing"})  # type: ignore[assignment]
+
+
+class OptionsThatRaise(Sound):
+    @dataclass(frozen=True)
+    class Options:
+        rate: float = field(default=0.5, metadata={"help": "share of m that stays"})
+
+        def __post_init__(self) -> None:
+            raise RuntimeError("half\ndone")
+
+
+class CheckThatRaises(Sound):
+    def check(self) -> None:
+        raise ZeroDivisionError("nothing to divide by")
+
+
+class DeviationsAreNoText(Sound):
+    deviations = 5  # type: ignore[assignment]
+
+
+class NamedLikeWrapped(Sound):
+    name = "sound+zoneout:0.1"
+
+
+class StateIsCalledX(Sound):
+    def state(self) -> dict[str, State]:
+        return {"h": State((self.H,)), "x": State((self.H,))}
+
+
 class RandomDeclaration(Sound):
     def params(self) -> dict[str, Param]:
         return {**super().params(), "b": bias(self.H, random.SystemRandom().uniform(0.5, 1.0))}
@@ -162,6 +202,16 @@ class Float64Constant(Sound):
 class WidensTheState(Sound):
     def finish(self, s: Any, h: Any) -> dict[str, Any]:
         return super().finish(s, h.astype("float64"))
+
+
+class LeavesTheProgram(Sound):
+    def summed(self, p: Any, x: Any, s: Any) -> Any:
+        raise SystemExit(0)
+
+
+class ReturnsAnArray(Sound):
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {**super().step(p, x, s), "h": np.tanh(x.data @ p.W.data)}
 
 
 class SqueezesOneRow(Sound):
@@ -555,11 +605,20 @@ FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (NameWithSpaces, {"declaration"}, "my cell"),
     (OutputIsNoH, {"declaration"}, "first state"),
     (NoSuchInitialiser, {"declaration"}, "did you mean orthogonal"),
+    (OptionsThatRaise, {"declaration"}, "cell sound: RuntimeError: half done"),
+    (CheckThatRaises, {"declaration"}, "cell sound, check (planted_faults.py:"),
+    (DeviationsAreNoText, {"declaration"}, "'deviations', got 5"),
+    (NamedLikeWrapped, {"declaration"}, "name 'sound+zoneout:0.1': expected letters"),
+    (StateIsCalledX, {"declaration"}, "name 'x': expected another one"),
     (NoHelp, {"documentation"}, "option rate: expected a help text"),
+    (HelpIsNoText, {"documentation"}, "option rate: expected a text as help, got 5"),
+    (DefaultOfAnotherType, {"documentation"}, "option units, its default: expected a whole number, got 'four'"),
     (StateWithoutEquation, {"documentation"}, "expected a line m' = "),
     (RandomDeclaration, {"seed"}, "initial parameters from the same seed: b["),
     (TakesIForH, {"shapes"}, "with I = H = 4 it runs"),
     (LosesAState, {"shapes"}, "['h', 'm'], got ['h']"),
+    (LeavesTheProgram, {"shapes"}, "SystemExit: 0"),
+    (ReturnsAnArray, {"shapes"}, "expected a value made by functions of tinygrad_rnn.ops"),
     (CallsNumPy, {"shapes"}, "expected functions of tinygrad_rnn.ops"),
     (Float32Constant, {"shapes"}, "expected one floating dtype"),
     (Float64Constant, {"dtype", "devices"}, "in float32: "),

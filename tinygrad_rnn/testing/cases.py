@@ -19,6 +19,8 @@ from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.sequence import Unrolled, scan, unroll
 from tinygrad_rnn.tensor import Tensor, grad
 
+RESULTS = ("x", "outputs", "loss", "slope")  # what `cell_values` names beside states and parameters
+
 
 @dataclass(frozen=True)
 class CellCase:

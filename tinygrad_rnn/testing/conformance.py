@@ -101,7 +101,7 @@ def _outcome(trial: Trial, check: Check, name: str) -> tuple[Outcome, str, Seque
         return "skipped", str(found), (), False
     except Failed as found:
         return "failed", str(found), found.lines or _whole(trial), found.fatal
-    except Exception as error:  # a stranger's step may raise anything, anywhere
+    except (Exception, SystemExit) as error:  # a stranger's step may raise anything, anywhere
         return "failed", reason(error), _whole(trial), name == "declaration"
 
 

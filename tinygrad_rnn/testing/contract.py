@@ -9,21 +9,32 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_rnn import options
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import check_declaration, init_cell, noise_of, specification
+from tinygrad_rnn.cell import Cell, check_declaration, init_cell, noise_of, specification
 from tinygrad_rnn.compile.trace import same
 from tinygrad_rnn.errors import InputError
-from tinygrad_rnn.testing.cases import CellCase, cell_values
+from tinygrad_rnn.plugins import is_name
+from tinygrad_rnn.testing.cases import RESULTS, CellCase, cell_values
 from tinygrad_rnn.testing.trial import ROUNDED, Failed, Noted, Trial, check_finite, compare, in_words, reason
+from tinygrad_rnn.wrap import Wrapper
 
 
 def declaration(trial: Trial) -> str:
     """Name, texts, options, states and parameters are declared as the contract says."""
     check_declaration(trial.cls)
-    if not re.fullmatch(r"[A-Za-z]\w*([.-]\w+)*", trial.cls.name.partition("+")[0]):  # behind it: wrappers
-        raise Failed(f"name {trial.cls.name!r}: expected letters and digits without spaces, as for a file", fatal=True)
+    innermost: type[Cell] = trial.cls
+    while issubclass(innermost, Wrapper):
+        innermost = innermost.of
+    if not is_name(innermost.name):
+        raise Failed(f"name {innermost.name!r}: expected letters and digits without spaces, as for a file", fatal=True)
     cell = trial.cell()
     states, params = specification(cell)
+    for name in [*(name for name in states if name in RESULTS), *(name for name in params if name == "x")]:
+        raise Failed(
+            f"name {name!r}: expected another one than {', '.join(RESULTS)}, as inputs and results are called here",
+            fatal=True,
+        )
     noise = noise_of(cell)
     output, spec = next(iter(states.items()))
     if spec.shape != (cell.H,):
@@ -47,12 +58,18 @@ def documentation(trial: Trial) -> str:
         raise Failed(
             f"option {silent[0]}: expected a help text, as in field(default=..., metadata={{'help': '...'}}), got none"
         )
+    types = options.field_types(cls.Options, f"cell {cls.name}")
+    for option in dataclasses.fields(cls.Options):
+        if not isinstance(option.metadata["help"], str):
+            raise Failed(f"option {option.name}: expected a text as help, got {option.metadata['help']!r}")
+        if option.name not in trial.options:
+            options.check(types[option.name], getattr(cell.options, option.name), f"option {option.name}, its default")
     for name in states:
         # h' = ..., h_t = ..., h(t) = ..., also several on one line
         sign = r"(?:['′]|_\{?t\}?|\(t\)|\[t\]|_new)*"
         if not re.search(rf"(?<![\w]){re.escape(name)}{sign}\s*(?:,[^=\n]*)?=", cls.equation):
             raise Failed(f"equation: expected a line {name}' = ..., since {name} is a state, got none")
-    for field_name in ("summary", "citation"):
+    for field_name in ("summary", "citation", "equation", "deviations"):
         if getattr(cls, field_name).startswith("TODO"):  # as `cells new` leaves them
             raise Noted(f"{field_name}: still to be written, it begins with TODO")
     absent = [name for name in params if not _mentions(f"{cls.equation}\n{cls.deviations}", name)]
