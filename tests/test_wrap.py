@@ -16,6 +16,7 @@ from tinygrad_rnn import (
     PluginError,
     State,
     Tensor,
+    buffer,
     build_model,
     check_cell,
     draw_noise,
@@ -32,6 +33,7 @@ from tinygrad_rnn import (
     unroll,
     wrap_cell,
 )
+from tinygrad_rnn.ops.linear import Factor
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 T, B, I, H = 5, 3, 3, 4
@@ -300,10 +302,72 @@ class Slip(Cell):
 
 def test_a_matrix_that_is_used_otherwise_is_told_with_the_authors_line() -> None:
     cell = wrap_cell(Slip, ["layernorm"])(I, H)
-    with pytest.raises(PluginError, match=r"cell slip\+layernorm, step \(test_wrap.py:\d+\): .*Factor"):
+    told = r"cell slip\+layernorm, step \(test_wrap.py:\d+\): .*expected a @ W.* got it of shape \(4, 4\) beside"
+    with pytest.raises(PluginError, match=told):
         unroll(cell, init_cell(cell, np.random.default_rng(0)), np.ones((T, B, I)))
     fine = wrap_cell(Slip, ["zoneout:0.1"])(I, H)
     unroll(fine, init_cell(fine, np.random.default_rng(0)), np.ones((T, B, I)))
+
+
+class Antisymmetric(Slip):
+    """h (U - U.T - 0.1 I): the product is with what is computed from the matrix."""
+
+    name = "antisymmetric_of_test"
+
+    def params(self) -> Any:
+        return {**super().params(), "eye": buffer((self.H, self.H), "identity")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": ops.tanh(x @ p.W + s.h @ (p.U - p.U.T - 0.1 * p.eye))}
+
+    def reference(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": np.tanh(x @ p.W + s.h @ (p.U - p.U.T - 0.1 * p.eye))}
+
+
+def test_what_is_computed_from_a_matrix_is_wrapped_like_the_matrix() -> None:
+    cell = wrap_cell(Antisymmetric, ["layernorm"])(I, H)
+    p, xs, start = arrays(cell)
+
+    def normed(y: Any, gain: Any) -> Any:
+        return (y - y.mean(1, keepdims=True)) / np.sqrt(y.var(1, keepdims=True) + 1e-5) * gain
+
+    A = p["U"] - p["U"].T - 0.1 * p["eye"]  # here random
+    h = np.tanh(normed(xs[0] @ p["W"], p["gain_W"]) + normed(start["h"] @ A, p["gain_U"]))
+    np.testing.assert_allclose(unroll(cell, p, xs[:1], start).outputs.data[0], h, rtol=1e-12)
+    for wraps in (["layernorm"], ["recurrent_dropout:0.2"]):
+        report = check_cell(wrap_cell(Antisymmetric, wraps))
+        assert [check.outcome for check in report.checks if check.name in ("reference", "scan")] == ["passed"] * 2
+
+
+def test_arithmetic_with_a_wrapped_matrix_is_that_with_the_matrix() -> None:
+    rng = np.random.default_rng(0)
+    a, U, V = rng.normal(size=(3, 2, 2))
+    calls: list[Any] = []
+
+    def product(a: Any, W: Any) -> Any:
+        calls.append(W)
+        return a @ W
+
+    def other(a: Any, W: Any) -> Any:
+        return a @ W
+
+    W = Factor(U, product)
+    for made, expected in [
+        (W.T, U.T),
+        (W + V, U + V),
+        (V + W, V + U),
+        (W - W.T, U - U.T),
+        (V - W, V - U),
+        (1.0 - W, 1.0 - U),
+        (W * V, U * V),
+        (2.0 * -W, -2.0 * U),
+        (W / 4.0, U / 4.0),
+    ]:
+        np.testing.assert_allclose(a @ made, a @ expected, rtol=1e-12)
+    assert len(calls) == 9
+    for wrong in (lambda: W - Factor(V, other), lambda: W * V[:1], lambda: W @ V, lambda: W[0], lambda: W.sum()):
+        with pytest.raises(TypeError, match="a wrapped matrix W: expected a @ W"):
+            wrong()
 
 
 SCALE = {"x": 1.0}

@@ -24,10 +24,14 @@ _matmul.vjp(
 )
 
 
+_WRAPPED = "a wrapped matrix W: expected a @ W, or W.T and + - * / with numbers and arrays of its shape before that"
+
+
 class Factor:
     """Final. A matrix that computes its products itself: ``a @ factor`` is ``product(a, matrix)``.
 
-    A wrapper puts it in the place of a cell's matrix, and so changes what the cell's products are.
+    A wrapper puts it in the place of a cell's matrix, and so changes what the cell's products are. What a cell makes of
+    the matrix, as W - W.T, is one again, with the same product. Raises TypeError for any other use.
     """
 
     __slots__ = ("matrix", "product")
@@ -43,6 +47,53 @@ class Factor:
 
     def __rmatmul__(self, a: Any) -> Any:
         return self.product(a, self.matrix)
+
+    def __getattr__(self, name: str) -> Any:
+        raise TypeError(f"{_WRAPPED}, got its .{name}")
+
+    @property
+    def T(self) -> Factor:
+        return Factor(self.matrix.T, self.product)
+
+    def __neg__(self) -> Factor:
+        return Factor(-self.matrix, self.product)
+
+    def __add__(self, other: Any) -> Factor:
+        return Factor(self.matrix + self._side(other), self.product)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Factor:
+        return Factor(self.matrix - self._side(other), self.product)
+
+    def __rsub__(self, other: Any) -> Factor:
+        return Factor(self._side(other) - self.matrix, self.product)
+
+    def __mul__(self, other: Any) -> Factor:
+        return Factor(self.matrix * self._side(other), self.product)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Factor:
+        return Factor(self.matrix / self._side(other), self.product)
+
+    def __matmul__(self, other: Any) -> Any:
+        raise TypeError(f"{_WRAPPED}, got it on the left of @")
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError(f"{_WRAPPED}, got a part of it")
+
+    def _side(self, other: Any) -> Any:
+        """The other side of an operator: a number, an array of this shape, or a factor with the same product."""
+        matrix = other
+        if isinstance(other, Factor):
+            if other.product is not self.product:
+                raise TypeError(f"{_WRAPPED}, got two of them with a product each")
+            matrix = other.matrix
+        shape = tuple(getattr(matrix, "shape", ()))
+        if shape not in ((), self.shape):
+            raise TypeError(f"{_WRAPPED}, got it of shape {self.shape} beside {shape}")
+        return matrix
 
 
 def matmul(a: Any, b: Any) -> Any:
