@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from tinygrad_rnn import (
     load_cell,
     no_grad,
     ops,
-    plugins,
 )
 from tinygrad_rnn.diagnostics import (
     GradNormReport,
@@ -380,14 +378,6 @@ def test_what_float32_cannot_round_has_no_say_in_the_slope() -> None:
 
 
 # ------------------------------------------------------------------------------------- diagnostics of plugins
-
-
-@pytest.fixture
-def own_registry() -> Iterator[None]:
-    before = dict(plugins._registered)
-    yield
-    plugins._registered.clear()
-    plugins._registered.update(before)
 
 
 def test_a_diagnostic_of_a_plugin(own_registry: None) -> None:

@@ -28,7 +28,6 @@ import sys
 import tempfile
 import tomllib
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ import numpy as np
 import pytest
 
 import tinygrad_rnn
-from tinygrad_rnn import nn, plugins, testing
+from tinygrad_rnn import nn, testing
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -194,15 +193,6 @@ def updated(text: str, runner: Runner) -> str:
         return f"```{match[1]}\n{runner.got[line] if line in wrong else match[2]}```"
 
     return FENCE.sub(body, text)
-
-
-@pytest.fixture
-def own_registry() -> Iterator[None]:
-    """Cells that a document registers are gone afterwards."""
-    before = dict(plugins._registered)
-    yield
-    plugins._registered.clear()
-    plugins._registered.update(before)
 
 
 def run_document(name: str, folder: Path, *, slow: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,6 @@ from tinygrad_rnn import (
 from tinygrad_rnn.config import replace
 from tinygrad_rnn.engine import anomaly, listen
 from tinygrad_rnn.model import Model, detach, layer_params
-from tinygrad_rnn.registry import forget_cell
 
 
 def make(V: int = 5, **settings: Any) -> Model:
@@ -305,7 +303,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], V: int, message: st
 
 
 @pytest.fixture
-def narrow() -> Iterator[type[Cell]]:
+def narrow(own_registry: None) -> type[Cell]:
     """A cell whose first state is not the output the readout needs."""
 
     class Narrow(Cell):
@@ -321,8 +319,7 @@ def narrow() -> Iterator[type[Cell]]:
         def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
             return {"n": s.n, "h": x @ p.W}
 
-    yield register_cell(Narrow)
-    forget_cell("narrow")
+    return register_cell(Narrow)
 
 
 def test_the_first_state_is_the_output(narrow: type[Cell]) -> None:

@@ -32,7 +32,7 @@ from tinygrad_rnn.optim import (
     register_optimizer,
     update,
 )
-from tinygrad_rnn.plugins import available, forget, load
+from tinygrad_rnn.plugins import available, load
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -439,9 +439,8 @@ class Lion(Optimizer):
 
 
 @pytest.fixture
-def lion() -> Iterator[type[Lion]]:
-    yield register_optimizer(Lion)
-    forget(OPTIMIZERS, "lion_of_test")
+def lion(own_registry: None) -> type[Lion]:
+    return register_optimizer(Lion)
 
 
 def test_an_optimiser_of_a_stranger_follows_its_formula(lion: type[Lion]) -> None:

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,22 +76,8 @@ def plugin(name: str = "leaky", value: str = "0.5") -> str:
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_registered() -> Iterator[None]:
-    yield
-    for row in available_cells():
-        forget_cell(row.name)
-
-
-def distribution(
-    folder: Path, name: str, module: str, source: str, entries: dict[str, str], version: str = "1.2"
-) -> None:
-    """What pip leaves of an installed distribution: a module and a .dist-info with entry points."""
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    lines = [f"{cell} = {target}" for cell, target in entries.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[tinygrad_rnn.cells]", *lines, ""]))
-    (folder / f"{module}.py").write_text(source)
+def nothing_stays_registered(own_registry: None) -> None:
+    """In any test of this file."""
 
 
 def undecorated(name: str) -> str:
@@ -127,8 +112,10 @@ print(json.dumps([names, listed, loaded]))
     assert loaded == [f"tinygrad_rnn_cells{module}" for module in ("", ".input_map", ".mut3", ".references")]
 
 
-def test_an_installed_cell_is_found_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distribution(tmp_path, "acme-cells", "acme_leaky", undecorated("leaky"), {"leaky": "acme_leaky:Leaky"})
+def test_an_installed_cell_is_found_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
+) -> None:
+    distribution(tmp_path, "acme-cells", {"acme_leaky": undecorated("leaky")}, {"cells": {"leaky": "acme_leaky:Leaky"}})
     monkeypatch.syspath_prepend(tmp_path)
     (row,) = [row for row in available_cells() if row.name == "leaky"]
     assert (row.distribution, row.version, row.location, row.error) == ("acme-cells", "1.2", "acme_leaky:Leaky", None)
@@ -141,9 +128,9 @@ def test_an_installed_cell_is_found_and_used(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_decorated_class_that_is_also_an_entry_point_is_one_cell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
 ) -> None:
-    distribution(tmp_path, "both-ways", "both_leaky", plugin("leaky"), {"leaky": "both_leaky:Leaky"})
+    distribution(tmp_path, "both-ways", {"both_leaky": plugin("leaky")}, {"cells": {"leaky": "both_leaky:Leaky"}})
     monkeypatch.syspath_prepend(tmp_path)
     assert load_cell("leaky").identity.distribution == "both-ways"
     assert [row.error for row in available_cells(check=True) if row.name == "leaky"] == [None]
@@ -162,9 +149,9 @@ def test_a_decorated_class_that_is_also_an_entry_point_is_one_cell(
     ],
 )
 def test_a_broken_plugin_is_a_row_and_not_a_crash(
-    source: str, target: str, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, target: str, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
 ) -> None:
-    distribution(tmp_path, "acme-broken", "acme_broken", source, {"broken": target})
+    distribution(tmp_path, "acme-broken", {"acme_broken": source}, {"cells": {"broken": target}})
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "acme_broken", raising=False)
     (row,) = [row for row in available_cells() if row.name == "broken"]
@@ -180,10 +167,14 @@ def test_a_broken_plugin_is_a_row_and_not_a_crash(
     monkeypatch.delitem(sys.modules, "acme_broken", raising=False)
 
 
-def test_duplicate_names_are_an_error_that_names_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicate_names_are_an_error_that_names_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
+) -> None:
     for k, name in enumerate(("acme-one", "acme-two")):
         module = f"acme_twice{k}"
-        distribution(tmp_path / name, name, module, undecorated("leaky"), {"leaky": f"{module}:Leaky"}, f"{k}.5")
+        distribution(
+            tmp_path / name, name, {module: undecorated("leaky")}, {"cells": {"leaky": f"{module}:Leaky"}}, f"{k}.5"
+        )
         monkeypatch.syspath_prepend(tmp_path / name)
     with pytest.raises(PluginError, match=r"'leaky' is offered by two distributions") as caught:
         load_cell("leaky")
@@ -195,16 +186,20 @@ def test_duplicate_names_are_an_error_that_names_both(tmp_path: Path, monkeypatc
     assert [row.error for row in available_cells(check=True) if row.name in BUILT_IN] == [None] * len(BUILT_IN)
 
 
-def test_a_stranger_cannot_take_a_built_in_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distribution(tmp_path, "acme-lstm", "acme_lstm", undecorated("lstm"), {"lstm": "acme_lstm:Leaky"})
+def test_a_stranger_cannot_take_a_built_in_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
+) -> None:
+    distribution(tmp_path, "acme-lstm", {"acme_lstm": undecorated("lstm")}, {"cells": {"lstm": "acme_lstm:Leaky"}})
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(PluginError, match=r"tinygrad-rnn .*and acme-lstm|acme-lstm .*and tinygrad-rnn"):
         load_cell("lstm")
     assert load_cell("lstm", third_party=False).identity.distribution == "tinygrad-rnn"
 
 
-def test_a_half_removed_distribution_does_not_stop_the_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distribution(tmp_path, "acme-gone", "acme_gone", undecorated("leaky"), {"leaky": "acme_gone:Leaky"})
+def test_a_half_removed_distribution_does_not_stop_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
+) -> None:
+    distribution(tmp_path, "acme-gone", {"acme_gone": undecorated("leaky")}, {"cells": {"leaky": "acme_gone:Leaky"}})
     (tmp_path / "acme_gone-1.2.dist-info" / "METADATA").unlink()
     (tmp_path / "acme_gone.py").unlink()
     monkeypatch.syspath_prepend(tmp_path)
@@ -213,15 +208,21 @@ def test_a_half_removed_distribution_does_not_stop_the_listing(tmp_path: Path, m
     assert "ModuleNotFoundError" in (rows["leaky"].error or "")
 
 
-def test_the_same_distribution_seen_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_distribution_seen_twice_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
+) -> None:
     for folder in ("a", "b"):  # as an editable install beside its metadata in the checkout
-        distribution(tmp_path / folder, "acme_same", "acme_same", undecorated("leaky"), {"leaky": "acme_same:Leaky"})
+        distribution(
+            tmp_path / folder, "acme_same", {"acme_same": undecorated("leaky")}, {"cells": {"leaky": "acme_same:Leaky"}}
+        )
         monkeypatch.syspath_prepend(tmp_path / folder)
     assert load_cell("leaky").identity.distribution == "acme-same"
 
 
-def test_without_third_party_only_the_built_in_cells_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distribution(tmp_path, "acme-cells", "acme_third", undecorated("leaky"), {"leaky": "acme_third:Leaky"})
+def test_without_third_party_only_the_built_in_cells_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
+) -> None:
+    distribution(tmp_path, "acme-cells", {"acme_third": undecorated("leaky")}, {"cells": {"leaky": "acme_third:Leaky"}})
     monkeypatch.syspath_prepend(tmp_path)
     register_cell(complete("second"))
     assert [row.name for row in available_cells(third_party=False)] == BUILT_IN
@@ -230,8 +231,10 @@ def test_without_third_party_only_the_built_in_cells_exist(tmp_path: Path, monke
             load_cell(name, third_party=False)
 
 
-def test_the_environment_restricts_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    distribution(tmp_path, "acme-cells", "acme_left", undecorated("leaky"), {"leaky": "acme_left:Leaky"})
+def test_the_environment_restricts_the_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
+) -> None:
+    distribution(tmp_path, "acme-cells", {"acme_left": undecorated("leaky")}, {"cells": {"leaky": "acme_left:Leaky"}})
     monkeypatch.syspath_prepend(tmp_path)
     register_cell(complete("mine"))
     monkeypatch.setenv("TINYGRAD_RNN_CELLS", "rnn, mine")
@@ -252,12 +255,10 @@ def test_the_environment_restricts_the_cells(tmp_path: Path, monkeypatch: pytest
     assert {"lstm", "leaky", "mine"} < {row.name for row in available_cells()}
 
 
-def test_every_group_follows_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_group_follows_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any) -> None:
     """A second group by the same code: entry point, duplicate, registration, restriction."""
-    info = tmp_path / "acme_opt-2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-opt\nVersion: 2\n")
-    (info / "entry_points.txt").write_text("[tinygrad_rnn.optimizers]\nadam = acme_opt:Adam\nlion = acme_opt:Adam\n")
+    entries = {"optimizers": {"adam": "acme_opt:Adam", "lion": "acme_opt:Adam"}}
+    distribution(tmp_path, "acme-opt", {}, entries, "2")
     monkeypatch.syspath_prepend(tmp_path)
     errors = {(row.name, row.distribution): row.error for row in available(OPTIMIZERS, check=True)}
     both = "two distributions offer it: tinygrad-rnn .* and acme-opt 2; uninstall one"
@@ -466,7 +467,9 @@ def test_identity_is_checked_by_source(tmp_path: Path) -> None:
         assert part in told
 
 
-def test_a_changed_module_beside_the_cell_changes_its_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_module_beside_the_cell_changes_its_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: Any
+) -> None:
     """mut1's equation lies partly in input_map.py: a hash of mut1.py alone would not see a change there."""
     package = tmp_path / "acme_pkg"
     package.mkdir()
@@ -474,10 +477,7 @@ def test_a_changed_module_beside_the_cell_changes_its_identity(tmp_path: Path, m
     (package / "share.py").write_text("def half(h):\n    return 0.5 * h\n")
     source = undecorated("leaky").replace("0.5 * s.h", "half(s.h)")
     (package / "leaky.py").write_text("from acme_pkg.share import half\n" + source)
-    info = tmp_path / "acme_pkg-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-pkg\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[tinygrad_rnn.cells]\nleaky = acme_pkg.leaky:Leaky\n")
+    distribution(tmp_path, "acme-pkg", {}, {"cells": {"leaky": "acme_pkg.leaky:Leaky"}})
     monkeypatch.syspath_prepend(tmp_path)
     before = load_cell("leaky")
     assert check_identity(before.identity.to_json(), load_cell("leaky").identity, "cell") is None

@@ -9,7 +9,6 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +46,6 @@ VARIANTS = [
     ("mut1", {"input_map": "identity"}),
     ("mut2", {"input_map": "fixed"}),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Machine code is kept in a folder of this run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TINYGRAD_RNN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def run(lines: str) -> str:

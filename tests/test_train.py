@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from tinygrad_rnn.config import RunConfig, recipe, replace
 from tinygrad_rnn.data import Dataset, load_dataset
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
 from tinygrad_rnn.optim import Optimizer, register_optimizer
-from tinygrad_rnn.registry import forget_cell
 from tinygrad_rnn.restore import load_run_model
 from tinygrad_rnn.run import checkpoints, open_run, read_metrics
 from tinygrad_rnn.train import (
@@ -254,8 +252,7 @@ def test_a_run_in_the_way_is_not_touched(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
-def test_a_cell_that_cannot_run_leaves_no_folder(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    request.addfinalizer(lambda: forget_cell("broken"))
+def test_a_cell_that_cannot_run_leaves_no_folder(tmp_path: Path, own_registry: None) -> None:
     plugin = tmp_path / "broken.py"
     plugin.write_text(
         "from tinygrad_rnn import Cell, State, register_cell\n"
@@ -463,12 +460,8 @@ class Heavy(Optimizer):
 
 
 @pytest.fixture
-def plugged() -> Iterator[None]:
-    before = dict(plugins._registered)
+def plugged(own_registry: None) -> None:
     register_optimizer(Heavy)
-    yield
-    plugins._registered.clear()
-    plugins._registered.update(before)
 
 
 def test_an_optimiser_of_a_plugin_resumes_bit_for_bit(tmp_path: Path, plugged: None) -> None:

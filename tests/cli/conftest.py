@@ -70,10 +70,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def one_line(stderr: str) -> str:
-    """The only line of an error; fails when there are more, or a traceback."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    assert "Traceback" not in stderr
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0] == lines[-1], stderr
-    return errors[0].removeprefix("error: ")
+@pytest.fixture
+def one_line() -> Callable[[str], str]:
+    """The error on stderr, which is one line, and the last; fails where there are more, or a traceback."""
+
+    def told(stderr: str) -> str:
+        assert "Traceback" not in stderr
+        *others, last = [line for line in stderr.splitlines() if line.strip()]
+        assert last.startswith("error: ") and not any(line.startswith("error: ") for line in others), stderr
+        return last.removeprefix("error: ")
+
+    return told

@@ -133,7 +133,7 @@ def test_bad_input_is_one_line(invoke: Any, words: str, told: str) -> None:
     assert told in done.stderr and done.stderr.count("\n") == 1 and done.stdout == ""
 
 
-def test_an_error_of_the_process_that_measures_is_one_line(invoke: Any, tmp_path: Path) -> None:
+def test_an_error_of_the_process_that_measures_is_one_line(invoke: Any, tmp_path: Path, own_registry: None) -> None:
     """A cell whose step breaks its contract fails when it runs, which is in the other process."""
     (tmp_path / "broken.py").write_text(
         "from tinygrad_rnn import Cell, State, register_cell\n"
@@ -145,9 +145,6 @@ def test_an_error_of_the_process_that_measures_is_one_line(invoke: Any, tmp_path
         "    def step(self, p, x, s):\n        return {'c': s.h}\n"
     )
     done = invoke("cells bench broken_of_bench --plugin broken.py --shape 5,4,1,2,3 --runs 1")
-    from tinygrad_rnn.registry import forget_cell
-
-    forget_cell("broken_of_bench")
     assert done.exit_code == 1
     assert "error: broken_of_bench 5,4,1,2,3: " in done.stderr and "Traceback" not in done.stderr
 
@@ -227,12 +224,9 @@ def their_cells() -> None:
 
 
 @pytest.fixture
-def minimal() -> Any:
+def minimal(own_registry: None) -> Any:
     (entry,) = tr.load_plugin_file(BENCHMARKS / "minimal_rnn.py")
-    yield entry
-    from tinygrad_rnn.registry import forget_cell
-
-    forget_cell(entry.identity.name)
+    return entry
 
 
 CELLS = ["rnn", "lstm", "gru", "mut1", "mut2", "mut3", "minimalrnn_file"]

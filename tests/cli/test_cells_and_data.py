@@ -35,13 +35,10 @@ class Leaky(Cell):
 
 
 @pytest.fixture
-def plugin(tmp_path: Path) -> Any:
+def plugin(tmp_path: Path, own_registry: None) -> Path:
     path = tmp_path / "leaky.py"
     path.write_text(PLUGIN)
-    yield path
-    from tinygrad_rnn.registry import forget_cell
-
-    forget_cell("leaky_of_test")
+    return path
 
 
 def test_list(invoke: Any) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import tinygrad_rnn as tr
-from tinygrad_rnn.registry import forget_cell
 
 CELL = """
 from tinygrad_rnn import Cell, InputError, State, bias, input_matrix, ops, recurrent_matrix, register_cell
@@ -50,13 +49,11 @@ NAMES += ["scan", "masks", "extremes", "long", "checkpoint", "taps", "devices", 
 
 
 @pytest.fixture
-def plugin(tmp_path: Path) -> Any:
+def plugin(tmp_path: Path, own_registry: None) -> Path:
     """A file with a sound cell and one whose reference is another formula."""
     path = tmp_path / "two.py"
     path.write_text(CELL)
-    yield path
-    for name in ("one_of_test", "other_of_test"):
-        forget_cell(name)
+    return path
 
 
 def test_a_built_in_cell(invoke: Any) -> None:

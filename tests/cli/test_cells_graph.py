@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,10 @@ class Looks(Cell):
 
 
 @pytest.fixture
-def looks(tmp_path: Path) -> Iterator[Path]:
+def looks(tmp_path: Path, own_registry: None) -> Path:
     path = tmp_path / "looks.py"
     path.write_text(LOOKS)
-    yield path
-    from tinygrad_rnn.registry import forget_cell
-
-    forget_cell("looks_of_test")
+    return path
 
 
 def test_text(invoke: Any) -> None:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,13 @@ import numpy as np
 import pytest
 
 import tinygrad_rnn as tr
-from tinygrad_rnn.registry import forget_cell
 
 STATES = ["h", "h,c", "y,m1,m2", "abcdefgh,abcdefg1,abcdefg2,abcdefg3", "y,z", "n,o1,g"]
 GATES = {"y,z": "gno", "n,o1,g": "zfr"}  # where a state has the letter of a gate
 LONG = "as_long_as_it_may0"  # 18 characters
 
 
-@pytest.fixture(autouse=True)
-def own_cells() -> Iterator[None]:
-    """The cells of the scaffolds are gone afterwards."""
-    yield
-    for name in ("fresh", "other", LONG):
-        forget_cell(name)
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def files(folder: Path) -> dict[str, str]:

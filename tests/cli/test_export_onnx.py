@@ -14,12 +14,6 @@ onnx = pytest.importorskip("onnx", reason="needs the package onnx, of the extra 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is the other opinion here; it is not installed")
 
 
-def one_line(stderr: str) -> str:
-    """The error, which is the only line."""
-    (line,) = stderr.splitlines()
-    return line.removeprefix("error: ")
-
-
 def greedy(path: Path, prime: str, length: int) -> str:
     """The text that onnxruntime writes after `prime`, from the file alone."""
     proto = onnx.load(path)
@@ -66,7 +60,7 @@ def test_a_wrapped_cell_in_float64(invoke: Any, tmp_path: Path) -> None:
     assert greedy(tmp_path / "run" / "model.onnx", "h", 40) == sampled.stdout
 
 
-def test_no_file_is_replaced_unasked(invoke: Any, trained: Path, tmp_path: Path) -> None:
+def test_no_file_is_replaced_unasked(invoke: Any, trained: Path, tmp_path: Path, one_line: Any) -> None:
     (tmp_path / "m.onnx").write_text("mine")
     refused = invoke(["export", "onnx", str(trained), "-o", "m.onnx"])
     assert refused.exit_code == 1 and refused.stdout == ""
@@ -79,7 +73,7 @@ def test_no_file_is_replaced_unasked(invoke: Any, trained: Path, tmp_path: Path)
 
 
 def test_a_difference_is_exit_3_and_leaves_no_file(
-    invoke: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    invoke: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: Any
 ) -> None:
     monkeypatch.setattr("tinygrad_rnn.onnx_export.onnx_difference", lambda *_: 2e-5)
     done = invoke(["export", "onnx", str(trained), "-o", "m.onnx"])
@@ -88,7 +82,9 @@ def test_a_difference_is_exit_3_and_leaves_no_file(
     assert invoke(["export", "onnx", str(trained), "-o", "m.onnx", "--no-check"]).exit_code == 0
 
 
-def test_without_the_packages(invoke: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_packages(
+    invoke: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: Any
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr("tinygrad_rnn.onnx_export.onnxruntime_version", lambda: None)
     unchecked = invoke(["export", "onnx", str(trained), "-o", "m.onnx"])
@@ -101,7 +97,7 @@ def test_without_the_packages(invoke: Any, trained: Path, tmp_path: Path, monkey
     assert one_line(refused.stderr) == 'onnx is not installed; pip install "tinygrad_rnn[onnx]"'
 
 
-def test_a_step_that_cannot_be_traced_names_its_line(invoke: Any, tmp_path: Path) -> None:
+def test_a_step_that_cannot_be_traced_names_its_line(invoke: Any, tmp_path: Path, one_line: Any) -> None:
     (tmp_path / "moody.py").write_text(
         "from tinygrad_rnn import Cell, State, ops, register_cell\n"
         "@register_cell\n"

@@ -23,12 +23,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def one_line(stderr: str) -> str:
-    """The error, which has to be all that was said."""
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
-    return stderr.removeprefix("error: ").rstrip()
-
-
 def foreign(path: Path, layers: int = 1, scale: float = 0.3) -> dict[str, Any]:
     """A GRU of somebody else in a file without our header, with names of their own."""
     rng = np.random.default_rng(4)
@@ -65,7 +59,7 @@ def test_out_and_in_again(invoke: Any, run: Path, tmp_path: Path) -> None:
     assert invoke("import torch out/m.safetensors -q").stdout == "runs/m-2\n"
 
 
-def test_a_run_of_anybody_s_weights_is_a_run(invoke: Any, tmp_path: Path) -> None:
+def test_a_run_of_anybody_s_weights_is_a_run(invoke: Any, tmp_path: Path, one_line: Any) -> None:
     """sample, eval, diagnose, inspect, plot, export, train --init-from work on it; resume says what to do instead."""
     foreign(tmp_path / "their model.safetensors", layers=2)
     (tmp_path / "text.txt").write_text("abcd\n" * 30)
@@ -94,7 +88,7 @@ def test_a_run_of_anybody_s_weights_is_a_run(invoke: Any, tmp_path: Path) -> Non
     assert all(np.array_equal(first[name].data, second[name].data) for name in first)
 
 
-def test_without_a_text(invoke: Any, tmp_path: Path) -> None:
+def test_without_a_text(invoke: Any, tmp_path: Path, one_line: Any) -> None:
     foreign(tmp_path / "m.safetensors")
     (tmp_path / "v.json").write_text(json.dumps(list("abcd\n")))
     (tmp_path / "v.txt").write_text("abcd\n")
@@ -116,7 +110,7 @@ def test_without_a_text(invoke: Any, tmp_path: Path) -> None:
     assert invoke("eval both").exit_code == 0
 
 
-def test_like_another_run(invoke: Any, tmp_path: Path) -> None:
+def test_like_another_run(invoke: Any, tmp_path: Path, one_line: Any) -> None:
     small = "--hidden 8 --layers 1 --batch 2 --seq-len 5 --steps 1 --seed 6".split()
     assert invoke(["train", "-", *small, "--out", "first"], input="abcd\n" * 30).exit_code == 0
     foreign(tmp_path / "m.safetensors")
@@ -140,7 +134,7 @@ def test_bytes_and_words(invoke: Any, tmp_path: Path) -> None:
     assert done.exit_code == 0 and "256 bytes" in done.stderr
 
 
-def test_what_the_file_does_not_hold_is_said(invoke: Any, tmp_path: Path) -> None:
+def test_what_the_file_does_not_hold_is_said(invoke: Any, tmp_path: Path, one_line: Any) -> None:
     arrays = foreign(tmp_path / "m.safetensors")
     (tmp_path / "v.txt").write_text("abcd\n")
     safetensors.numpy.save_file({n: a for n, a in arrays.items() if "bias" not in n}, tmp_path / "plain.safetensors")
@@ -181,7 +175,9 @@ def test_what_the_file_does_not_hold_is_said(invoke: Any, tmp_path: Path) -> Non
         ("export torch run -o run", 1, "run is a folder; name a file in it"),
     ],
 )
-def test_what_cannot_be(command: str, code: int, words: str, invoke: Any, run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be(
+    command: str, code: int, words: str, invoke: Any, run: Path, tmp_path: Path, one_line: Any
+) -> None:
     foreign(tmp_path / "m.safetensors")
     (tmp_path / "v.txt").write_text("abcd\n")
     (tmp_path / "six.txt").write_text("abcdef")
@@ -192,7 +188,7 @@ def test_what_cannot_be(command: str, code: int, words: str, invoke: Any, run: P
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_a_run_that_is_there_stays(invoke: Any, run: Path) -> None:
+def test_a_run_that_is_there_stays(invoke: Any, run: Path, one_line: Any) -> None:
     invoke("export torch run -o m.safetensors -q")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert "holds a run already" in one_line(invoke("import torch m.safetensors --out run").stderr)
@@ -201,7 +197,7 @@ def test_a_run_that_is_there_stays(invoke: Any, run: Path) -> None:
     assert [path.name for path in tr.checkpoints(tr.open_run("run"))] == ["step-00000000.safetensors"]
 
 
-def test_a_cell_that_torch_has_not(invoke: Any) -> None:
+def test_a_cell_that_torch_has_not(invoke: Any, one_line: Any) -> None:
     assert (
         invoke("train --corpus hello --cell mut1 --hidden 8 --batch 4 --seq-len 10 --steps 1 --out mut").exit_code == 0
     )

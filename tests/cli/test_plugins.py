@@ -74,22 +74,13 @@ def greet(name):
 def train():
     """Not the real one."""
 '''
-ENTRIES = """
-[tinygrad_rnn.optimizers]
-plain = KIT:Plain
-gone = KIT_gone:Gone
-[tinygrad_rnn.callbacks]
-until = KIT:until
-faulty = KIT:faulty
-[tinygrad_rnn.diagnostics]
-shares = KIT:shares
-gradnorm = KIT:shares
-[tinygrad_rnn.datasets]
-rhymes = KIT:rhymes
-[tinygrad_rnn.commands]
-greet = KIT:greet
-train = KIT:train
-"""
+ENTRIES = {
+    "optimizers": {"plain": "acme_kit:Plain", "gone": "acme_kit_gone:Gone"},
+    "callbacks": {"until": "acme_kit:until", "faulty": "acme_kit:faulty"},
+    "diagnostics": {"shares": "acme_kit:shares", "gradnorm": "acme_kit:shares"},
+    "datasets": {"rhymes": "acme_kit:rhymes"},
+    "commands": {"greet": "acme_kit:greet", "train": "acme_kit:train"},
+}
 CELL = """
 import tinygrad_rnn as tr
 
@@ -112,27 +103,15 @@ class Leaky(tr.Cell):
 """
 
 
-def one_line(stderr: str) -> str:
-    """The only error, which is the last line."""
-    assert "Traceback" not in stderr
-    *others, last = [line for line in stderr.splitlines() if line.strip()]
-    assert last.startswith("error: ") and not any(line.startswith("error: ") for line in others), stderr
-    return last.removeprefix("error: ")
-
-
 def line_of(words: str) -> int:
     return KIT[: KIT.index(words)].count("\n") + 1
 
 
 @pytest.fixture
-def kit(tmp_path: Path, program: Any) -> Any:
+def kit(tmp_path: Path, program: Any, distribution: Any) -> Any:
     """`program`, where the distribution acme-kit 1.2 is installed."""
     site = tmp_path / "site"
-    info = site / "acme_kit-1.2.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-kit\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(ENTRIES.replace("KIT", "acme_kit"))
-    (site / "acme_kit.py").write_text(KIT)
+    distribution(site, "acme-kit", {"acme_kit": KIT}, ENTRIES)
     inherited = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(site), *([inherited] if inherited else [])])
     return lambda *words, **env: program(*words, PYTHONPATH=path, **env)
@@ -160,7 +139,7 @@ def test_plugins_list_shows_every_group_and_imports_nothing(kit: Any) -> None:
     assert {row["distribution"] for rows in only.values() for row in rows} == {"tinygrad-rnn"}
 
 
-def test_a_command_of_a_plugin(kit: Any) -> None:
+def test_a_command_of_a_plugin(kit: Any, one_line: Any) -> None:
     page = kit("--help").stdout
     own, _, foreign = page.partition("\nCommands of plugins:\n")
     assert foreign.split("\n")[0].split() == ["greet", "of", "acme-kit", "1.2"]
@@ -178,7 +157,7 @@ def test_a_command_of_a_plugin(kit: Any) -> None:
     assert kit("train", "--help").stdout.startswith("Usage: tinygrad-rnn train [OPTIONS] [TEXT]")
 
 
-def test_a_command_of_a_file(tmp_path: Path, program: Any) -> None:
+def test_a_command_of_a_file(tmp_path: Path, program: Any, one_line: Any) -> None:
     (tmp_path / "extra.py").write_text(
         "import click\nimport tinygrad_rnn as tr\n\n\n@tr.register_command\n@click.command('twice')\n"
         "@click.argument('word')\ndef twice(word):\n    click.echo(word * 2)\n"
@@ -188,7 +167,7 @@ def test_a_command_of_a_file(tmp_path: Path, program: Any) -> None:
     assert one_line(program("twice", "ab").stderr).startswith("no command 'twice'")
 
 
-def test_train_with_everything_of_a_kit(kit: Any, tmp_path: Path) -> None:
+def test_train_with_everything_of_a_kit(kit: Any, tmp_path: Path, one_line: Any) -> None:
     words = [word for word in TINY if word not in ("--corpus", "hello")]
     made = kit("train", *words, "--corpus", "rhymes", "--optim", "plain", "--optim-opt", "stretch=2",
                "--callback", "until:4", "--steps", "9", "--out", "run")  # fmt: skip
@@ -241,7 +220,7 @@ def test_corpora_of_plugins_are_listed_and_counted(kit: Any) -> None:
     assert "rhymes" not in kit("data", "list", "--no-plugins").stdout
 
 
-def test_the_environment_restricts_and_is_checked(program: Any) -> None:
+def test_the_environment_restricts_and_is_checked(program: Any, one_line: Any) -> None:
     listed = json.loads(program("cells", "list", "--json", TINYGRAD_RNN_CELLS="lstm,rnn").stdout)["cells"]
     assert [row["name"] for row in listed] == ["lstm", "rnn"]
     left = program("train", "--cell", "gru", TINYGRAD_RNN_CELLS="lstm,rnn")
@@ -252,7 +231,9 @@ def test_the_environment_restricts_and_is_checked(program: Any) -> None:
     assert "TINYGRAD_RNN_CELLS" in program("--help").stdout
 
 
-def test_a_changed_plugin_file_is_a_warning_where_nothing_is_written(program: Any, tmp_path: Path) -> None:
+def test_a_changed_plugin_file_is_a_warning_where_nothing_is_written(
+    program: Any, tmp_path: Path, one_line: Any
+) -> None:
     file = tmp_path / "leaky.py"
     file.write_text(CELL)
     made = program("train", *TINY, "--plugin", "leaky.py", "--cell", "leaky_of_file", "--steps", "2", "--out", "run")

@@ -8,7 +8,6 @@ import importlib
 import io
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_rnn import plugins
 from tinygrad_rnn.config import DataConfig
 from tinygrad_rnn.data import (
     CorpusText,
@@ -249,14 +247,6 @@ def called(text: Any, **facts: Any) -> None:
         return CorpusText(text() if callable(text) else text, **{"licence": "CC0-1.0", **facts})
 
     register_dataset(rhymes_of_test)
-
-
-@pytest.fixture
-def own_registry() -> Iterator[None]:
-    before = dict(plugins._registered)
-    yield
-    plugins._registered.clear()
-    plugins._registered.update(before)
 
 
 def whole(**changes: Any) -> Dataset:
