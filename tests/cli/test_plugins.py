@@ -1,13 +1,15 @@
-"""Plugins of every group from the shell, as programs of their own beside a fake installed distribution."""
+"""Plugins of every group from the shell, beside a fake installed distribution."""
 
 from __future__ import annotations
 
 import json
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tinygrad_rnn import plugins
 
 TINY = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --corpus hello".split()
 
@@ -108,18 +110,28 @@ def line_of(words: str) -> int:
 
 
 @pytest.fixture
-def kit(tmp_path: Path, program: Any, distribution: Any) -> Any:
-    """`program`, where the distribution acme-kit 1.2 is installed."""
-    site = tmp_path / "site"
-    distribution(site, "acme-kit", {"acme_kit": KIT}, ENTRIES)
-    inherited = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([str(site), *([inherited] if inherited else [])])
-    return lambda *words, **env: program(*words, PYTHONPATH=path, **env)
+def anew(invoke: Any, own_registry: None) -> Any:
+    """`invoke`, by words, as in a new process: no plugin is known yet."""
+
+    def call(*words: object, **env: str) -> Any:
+        plugins._registered.clear()
+        sys.modules.pop("acme_kit", None)
+        return invoke(words, **env)
+
+    return call
+
+
+@pytest.fixture
+def kit(tmp_path: Path, anew: Any, distribution: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`anew`, where the distribution acme-kit 1.2 is installed."""
+    distribution(tmp_path / "site", "acme-kit", {"acme_kit": KIT}, ENTRIES)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return anew
 
 
 def test_plugins_list_shows_every_group_and_imports_nothing(kit: Any) -> None:
     done = kit("plugins", "list")
-    assert done.returncode == 0 and "the kit was imported" not in done.stdout + done.stderr
+    assert done.exit_code == 0 and "the kit was imported" not in done.stdout + done.stderr
     for line in ("optimizers adam tinygrad-rnn", "datasets hello tinygrad-rnn", "diagnostics gradnorm tinygrad-rnn",
                  "commands train tinygrad-rnn", "optimizers plain acme-kit 1.2 acme_kit:Plain",
                  "commands greet acme-kit 1.2 acme_kit:greet"):  # fmt: skip
@@ -152,7 +164,7 @@ def test_a_command_of_a_plugin(kit: Any, one_line: Any) -> None:
     assert one_line(kit("gret").stderr) == "no command 'gret'; did you mean greet?"
     assert one_line(kit("--no-plugins", "greet", "you").stderr).startswith("no command 'greet'; known: ")
     bug = kit("greet", "bug")
-    assert bug.returncode == 1
+    assert bug.exit_code == 1
     assert one_line(bug.stderr) == f"command 'greet' (acme_kit.py:{line_of('[].pop')}): IndexError: pop from empty list"
     assert kit("train", "--help").stdout.startswith("Usage: tinygrad-rnn train [OPTIONS] [TEXT]")
 
@@ -171,7 +183,7 @@ def test_train_with_everything_of_a_kit(kit: Any, tmp_path: Path, one_line: Any)
     words = [word for word in TINY if word not in ("--corpus", "hello")]
     made = kit("train", *words, "--corpus", "rhymes", "--optim", "plain", "--optim-opt", "stretch=2",
                "--callback", "until:4", "--steps", "9", "--out", "run")  # fmt: skip
-    assert made.returncode == 0, made.stderr
+    assert made.exit_code == 0, made.stderr
     assert made.stdout == "run\n" and "the kit was imported" in made.stderr  # what a plugin prints is no product
     assert "step 4: stopped by callback until: so was asked" in made.stderr
     described = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -179,10 +191,10 @@ def test_train_with_everything_of_a_kit(kit: Any, tmp_path: Path, one_line: Any)
     assert described["data"]["source"] == "corpus rhymes of acme-kit 1.2 (CC0-1.0)"
     assert described["config"]["optim"]["optim_options"] == {"stretch": "2"}
     assert "optimiser      plain of acme-kit 1.2, source sha256 " in kit("inspect", "run").stdout
-    assert kit("resume", "run", "--callback", "none", "-q").returncode == 0
+    assert kit("resume", "run", "--callback", "none", "-q").exit_code == 0
     whole = kit("train", *words, "--corpus", "rhymes", "--optim", "plain", "--optim-opt", "stretch=2",
                 "--steps", "9", "--out", "whole", "-q")  # fmt: skip
-    assert whole.returncode == 0
+    assert whole.exit_code == 0
     sampled = [kit("sample", run, "-n", "30", "--which", "latest").stdout for run in ("run", "whole")]
     assert sampled[0] == sampled[1] and len(sampled[0]) == 30
     table = kit("diagnose", "shares", "run", "--opt", "top=1", "--text", "site/acme_kit.py")
@@ -204,11 +216,11 @@ def test_train_with_everything_of_a_kit(kit: Any, tmp_path: Path, one_line: Any)
     ]:
         assert one_line(kit(*command.split()).stderr) == line
     broken = kit("train", *TINY, "--callback", "faulty", "--steps", "9", "--out", "broken")
-    assert broken.returncode == 1
+    assert broken.exit_code == 1
     told = one_line(broken.stderr)
     assert told.startswith(f"callback 'faulty', StepDone (acme_kit.py:{line_of('[1 //')}): ZeroDivisionError: ")
     assert told.endswith("; step 3 is saved: correct it, and go on with resume broken, or without it: --callback none")
-    assert kit("sample", "broken", "-n", "3").returncode == 0
+    assert kit("sample", "broken", "-n", "3").exit_code == 0
 
 
 def test_corpora_of_plugins_are_listed_and_counted(kit: Any) -> None:
@@ -220,43 +232,41 @@ def test_corpora_of_plugins_are_listed_and_counted(kit: Any) -> None:
     assert "rhymes" not in kit("data", "list", "--no-plugins").stdout
 
 
-def test_the_environment_restricts_and_is_checked(program: Any, one_line: Any) -> None:
-    listed = json.loads(program("cells", "list", "--json", TINYGRAD_RNN_CELLS="lstm,rnn").stdout)["cells"]
+def test_the_environment_restricts_and_is_checked(anew: Any, one_line: Any) -> None:
+    listed = json.loads(anew("cells", "list", "--json", TINYGRAD_RNN_CELLS="lstm,rnn").stdout)["cells"]
     assert [row["name"] for row in listed] == ["lstm", "rnn"]
-    left = program("train", "--cell", "gru", TINYGRAD_RNN_CELLS="lstm,rnn")
-    assert left.returncode == 2
+    left = anew("train", "--cell", "gru", TINYGRAD_RNN_CELLS="lstm,rnn")
+    assert left.exit_code == 2
     assert one_line(left.stderr) == "cell 'gru' is left out by TINYGRAD_RNN_CELLS=lstm,rnn; add it there"
-    wrong = program("cells", "list", TINYGRAD_RNN_CELLS="lstm,rnnn")
+    wrong = anew("cells", "list", TINYGRAD_RNN_CELLS="lstm,rnnn")
     assert one_line(wrong.stderr).startswith("TINYGRAD_RNN_CELLS=lstm,rnnn: no cell 'rnnn'; did you mean rnn")
-    assert "TINYGRAD_RNN_CELLS" in program("--help").stdout
+    assert "TINYGRAD_RNN_CELLS" in anew("--help").stdout
 
 
-def test_a_changed_plugin_file_is_a_warning_where_nothing_is_written(
-    program: Any, tmp_path: Path, one_line: Any
-) -> None:
+def test_a_changed_plugin_file_is_a_warning_where_nothing_is_written(anew: Any, tmp_path: Path, one_line: Any) -> None:
     file = tmp_path / "leaky.py"
     file.write_text(CELL)
-    made = program("train", *TINY, "--plugin", "leaky.py", "--cell", "leaky_of_file", "--steps", "2", "--out", "run")
-    assert made.returncode == 0, made.stderr
+    made = anew("train", *TINY, "--plugin", "leaky.py", "--cell", "leaky_of_file", "--steps", "2", "--out", "run")
+    assert made.exit_code == 0, made.stderr
     sample = ("sample", "run", "-n", "5")
-    before = program(*sample)
+    before = anew(*sample)
     assert before.stderr == ""
     file.write_text(CELL + "# another remark\n")
     for words in (sample, ("eval", "run"), ("diagnose", "gradnorm", "run", "--json")):
-        done = program(*words)
-        assert done.returncode == 0, done.stderr
+        done = anew(*words)
+        assert done.exit_code == 0, done.stderr
         (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
         assert "the code of cell 'leaky_of_file' (file leaky.py) has changed" in warning
         assert "its parameters fit, so this goes on (--allow-changed-cell silences this)" in warning
-        assert "warning" not in program(*words, "--allow-changed-cell").stderr
-    assert program(*sample).stdout == before.stdout
-    assert "take the old code" in one_line(program("resume", "run", "--steps", "3").stderr)
+        assert "warning" not in anew(*words, "--allow-changed-cell").stderr
+    assert anew(*sample).stdout == before.stdout
+    assert "take the old code" in one_line(anew("resume", "run", "--steps", "3").stderr)
     file.rename(tmp_path / "moved.py")
-    gone = program(*sample)
-    assert gone.returncode == 1
+    gone = anew(*sample)
+    assert gone.exit_code == 1
     assert one_line(gone.stderr) == (
         f"run run wants the plugin file {file}, which is not there (no cell 'leaky_of_file'; known: "
         + one_line(gone.stderr).partition("known: ")[2].partition(")")[0]
         + "); put it back, or say where it is now: --plugin FILE.py"
     )
-    assert program(*sample, "--plugin", "moved.py").stdout == before.stdout
+    assert anew(*sample, "--plugin", "moved.py").stdout == before.stdout
