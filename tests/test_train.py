@@ -76,6 +76,14 @@ def assert_same_checkpoint(a: Path, b: Path) -> None:
         assert meta[key] == other[key], key
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `SMALL`. Do not change it."""
+    folder = tmp_path_factory.mktemp("trained") / "whole"
+    list(begin(folder).events())
+    return folder
+
+
 # ---------------------------------------------------------------------------------------------- learn
 
 
@@ -155,8 +163,7 @@ def test_resume_is_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert losses[0] == losses[1]
 
 
-def test_resume_after_a_kill_repeats_what_was_lost(tmp_path: Path) -> None:
-    list(begin(tmp_path / "whole").events())
+def test_resume_after_a_kill_repeats_what_was_lost(tmp_path: Path, whole: Path) -> None:
     trainer = begin(tmp_path / "killed")
     for event in trainer.events():
         if isinstance(event, StepDone) and event.step == 16:
@@ -164,22 +171,21 @@ def test_resume_after_a_kill_repeats_what_was_lost(tmp_path: Path) -> None:
     assert max(record["step"] for record in read_metrics(open_run(tmp_path / "killed"))) == 16
     resumed = list(resume_training(tmp_path / "killed").events())
     assert resumed[0].from_step == 10
-    assert_same_checkpoint(tmp_path / "whole", tmp_path / "killed")
+    assert_same_checkpoint(whole, tmp_path / "killed")
     steps = [r["step"] for r in read_metrics(open_run(tmp_path / "killed")) if r["kind"] == "step"]
     assert steps == list(range(1, 31))
 
 
-def test_resume_of_a_run_killed_before_its_first_checkpoint(tmp_path: Path) -> None:
-    list(begin(tmp_path / "whole").events())
+def test_resume_of_a_run_killed_before_its_first_checkpoint(tmp_path: Path, whole: Path) -> None:
     begin(tmp_path / "run")  # run.json is there, and nothing else
     list(resume_training(tmp_path / "run").events())
-    assert_same_checkpoint(tmp_path / "run", tmp_path / "whole")
+    assert_same_checkpoint(tmp_path / "run", whole)
     for file in checkpoints(open_run(tmp_path / "run")):
         file.unlink()
     with pytest.raises(FileError, match="no checkpoint"):  # one that did train is not begun anew without a word
         resume_training(tmp_path / "run")
     config = configured()
-    start_training(config, dataset_of(config), tmp_path / "fed", init_from=tmp_path / "whole")
+    start_training(config, dataset_of(config), tmp_path / "fed", init_from=whole)
     with pytest.raises(FileError, match="no checkpoint"):  # the seed does not know these weights
         resume_training(tmp_path / "fed")
 
@@ -508,7 +514,7 @@ def test_a_checkpoint_from_before_optimisers_were_plugins_resumes(tmp_path: Path
     assert of_kind(list(resume_training(run.path, steps=3).events()), StepDone)[0].step == 3
 
 
-def test_callbacks_hear_every_event_and_change_nothing(tmp_path: Path, plugged: None) -> None:
+def test_callbacks_hear_every_event_and_change_nothing(tmp_path: Path, plugged: None, whole: Path) -> None:
     heard: list[Any] = []
 
     @register_callback
@@ -520,8 +526,7 @@ def test_callbacks_hear_every_event_and_change_nothing(tmp_path: Path, plugged: 
     assert [entry[1] for entry in heard[::2]] == events == [entry[1] for entry in heard[1::2]]
     assert {entry[0] for entry in heard[::2]} == {"a:b"} and {entry[0] for entry in heard[1::2]} == {""}
     assert [step for _, event, step in heard[::2] if isinstance(event, StepDone)] == list(range(1, 31))
-    list(begin(tmp_path / "deaf").events())
-    assert_same_checkpoint(tmp_path / "run", tmp_path / "deaf")
+    assert_same_checkpoint(tmp_path / "run", whole)
     heard.clear()
     list(resume_training(tmp_path / "run", steps=31).events())  # the run remembers them
     assert len(heard) > 4
@@ -531,7 +536,7 @@ def test_callbacks_hear_every_event_and_change_nothing(tmp_path: Path, plugged: 
     assert heard == []
 
 
-def test_a_callback_stops_the_training(tmp_path: Path, plugged: None) -> None:
+def test_a_callback_stops_the_training(tmp_path: Path, plugged: None, whole: Path) -> None:
     @register_callback
     def stop_of_test(argument: str) -> Any:
         """Stops behind step ARGUMENT."""
@@ -541,12 +546,11 @@ def test_a_callback_stops_the_training(tmp_path: Path, plugged: None) -> None:
     assert (events[-1].reason, events[-1].step) == ("callback stop-of-test: enough", 7)
     assert last_checkpoint(tmp_path / "run")[1]["step"] == 7
     list(resume_training(tmp_path / "run", callbacks=()).events())
-    list(begin(tmp_path / "whole").events())
-    assert_same_checkpoint(tmp_path / "run", tmp_path / "whole")
+    assert_same_checkpoint(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize("at", [Started, StepDone, Validated, Saved, Finished])
-def test_a_callback_that_fails_destroys_nothing(tmp_path: Path, plugged: None, at: type) -> None:
+def test_a_callback_that_fails_destroys_nothing(tmp_path: Path, plugged: None, at: type, whole: Path) -> None:
     @register_callback
     def faulty_of_test(argument: str) -> Any:
         """Fails."""
@@ -567,8 +571,7 @@ def test_a_callback_that_fails_destroys_nothing(tmp_path: Path, plugged: None, a
     assert f"step {step} is saved" in str(caught.value) and "--callback none" in str(caught.value)
     assert not of_kind(events, Finished)
     list(resume_training(tmp_path / "run", callbacks=["none"]).events())
-    list(begin(tmp_path / "whole").events())
-    assert_same_checkpoint(tmp_path / "run", tmp_path / "whole")
+    assert_same_checkpoint(tmp_path / "run", whole)
 
 
 def test_a_callback_that_breaks_its_contract(tmp_path: Path, plugged: None) -> None:

@@ -14,19 +14,19 @@ TINY = "--hidden 8 --layers 2 --batch 4 --seq-len 10 --corpus hello".split()
 WRAPS = ["--wrap", "layernorm", "--wrap", "zoneout:0.2", "--wrap", "residual"]
 
 
-def test_a_wrapped_run_is_resumed_bit_for_bit(program: Any, tmp_path: Path) -> None:
+def test_a_wrapped_run_is_resumed_bit_for_bit(invoke: Any, tmp_path: Path) -> None:
     """Noise included: it comes from the run's own generator, which is in the checkpoint."""
     for name, steps in (("whole", 6), ("parts", 4)):
-        done = program("train", *TINY, *WRAPS, "--steps", steps, "--out", name)
-        assert done.returncode == 0, done.stderr
-    assert program("resume", "parts", "--steps", 6).returncode == 0
+        done = invoke(["train", *TINY, *WRAPS, "--steps", steps, "--out", name])
+        assert done.exit_code == 0, done.stderr
+    assert invoke(["resume", "parts", "--steps", 6]).exit_code == 0
     whole, parts = (load_checkpoint(checkpoints(open_run(tmp_path / name))[-1])[0] for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all((whole[name] == parts[name]).all() for name in whole)
     assert "params/layers.1.gain_W_hi" in whole
-    first = program("sample", "whole", "-n", 20)
-    assert first.returncode == 0 and first.stdout == program("sample", "whole", "-n", 20).stdout
-    shown = json.loads(program("inspect", "whole", "--json").stdout)
+    first = invoke(["sample", "whole", "-n", 20])
+    assert first.exit_code == 0 and first.stdout == invoke(["sample", "whole", "-n", 20]).stdout
+    shown = json.loads(invoke(["inspect", "whole", "--json"]).stdout)
     assert shown["config"]["model"]["wrap"] == ["layernorm", "zoneout:0.2", "residual"]
 
 
