@@ -293,6 +293,13 @@ def test_zeros_and_infinities_are_judged() -> None:
     slope, horizon, verdict, reason = describe([0.0, 0.0, 0.0, 1.0, 1.0])
     assert (slope, horizon, verdict) == (0.0, 1, "vanishing")
     assert "nothing reaches the first 3 steps" in reason
+
+
+def test_a_state_that_no_step_reads_is_told_as_one() -> None:
+    """The output of an SRU, beside its memory: the gradient is in the last step alone."""
+    _, horizon, verdict, reason = describe([0.0, 0.0, 0.0, 0.2])
+    assert (horizon, verdict) == (0, "vanishing")
+    assert "where no step reads this state" in reason and "keeps its size" not in reason
     assert describe([0.0, 0.0])[1:3] == (0, "vanishing")
     assert describe([math.inf, 2.0, 1.0])[2] == "exploding"
     assert describe([math.nan, 2.0, 1.0])[0] == pytest.approx(math.log(2))

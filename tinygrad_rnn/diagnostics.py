@@ -257,6 +257,11 @@ def _reason(
         return "no gradient at all reaches this state from the loss"
     if T == 1:
         return "a single step, so there is no way back to judge; use more steps"
+    if not back[1:].any():
+        return (
+            "nothing of the gradient reaches the step before; where no step reads this state, as with an output beside "
+            "a memory, judge by the others"
+        )
     told = _pace(slope)
     if verdict == "healthy":
         return f"{told}; after {_steps(T - 1)} it is {_number(ratio)} times its last value"

@@ -397,15 +397,15 @@ class Trainer:
             raise self._locate(x, y, start, random, "loss" if not math.isfinite(loss) else "gradient norm")
         if now.first_loss is None:
             now.first_loss = loss
-        if limit and loss > limit * max(now.first_loss, math.log(self.model.V)):
-            raise self._diverged(
-                f"loss {loss:.4g} is more than {limit:g} times the first one ({now.first_loss:.4g})",
-                {},
-                x,
-                y,
-                start,
-                random,
-            )
+        even = math.log(self.model.V)
+        if limit and loss > limit * max(now.first_loss, even):
+            why = f"loss {loss:.4g} is more than {limit:g} times the first one ({now.first_loss:.4g})"
+            if now.first_loss > limit * even:
+                why += (
+                    f", and that one is far above ln {self.model.V} = {even:.3g}: before any training the states are "
+                    "too large, which cells check, with these options of the cell, finds"
+                )
+            raise self._diverged(why, {}, x, y, start, random)
         epoch = now.step / self.steps_per_epoch
         lr = optim.learning_rate(config.optim, epoch) * now.lr_scale
         arrays = self._arrays()
