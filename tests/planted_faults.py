@@ -319,6 +319,27 @@ class TakesTheFirstRow(Sound):
         return super().summed(p, x, s) + 0.1 * s.h[:1]
 
 
+class KnowsTheFirstStep(Sound):
+    """By a state of zeros, in all rows."""
+
+    def finish(self, s: Any, h: Any) -> dict[str, Any]:
+        return super().finish(s, h if np.any(s.m.data) else 2.0 * h)
+
+
+class CountsTheRows(Sound):
+    def summed(self, p: Any, x: Any, s: Any) -> Any:
+        return super().summed(p, x, s) / x.shape[0]
+
+
+class MixesRowsInTraining(Sound):
+    def noise(self) -> dict[str, Noise]:
+        return {"k": Noise((self.H,), 0.5)}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        k = p.k if isinstance(p.k, float) else ops.mean(p.k, axis=0, keepdims=True)
+        return self.finish(s, k * ops.tanh(self.summed(p, x, s)))
+
+
 # ------------------------------------------------------------------------------------------------ gradients
 
 
@@ -379,6 +400,40 @@ class CutsAScalar(Sound):
 class NeverUsesABias(Sound):
     def summed(self, p: Any, x: Any, s: Any) -> Any:
         return x @ p.W + s.h @ p.U
+
+
+class UsesHalfABias(Sound):
+    """No fault, but told; and so the next three."""
+
+    def params(self) -> dict[str, Param]:
+        return {**super().params(), "b": bias(2 * self.H)}
+
+    def summed(self, p: Any, x: Any, s: Any) -> Any:
+        return x @ p.W + s.h @ p.U + p.b[: self.H]
+
+
+class NeverReadsItsMean(Sound):
+    @dataclass(frozen=True)
+    class Options:
+        pass
+
+    def finish(self, s: Any, h: Any) -> dict[str, Any]:
+        return {"h": h, "m": 0.5 * h}
+
+
+class Forgets(NeverReadsItsMean):
+    """The product with the wrong vector."""
+
+    def params(self) -> dict[str, Param]:
+        return {**super().params(), "U": input_matrix(self.I, self.H)}
+
+    def summed(self, p: Any, x: Any, s: Any) -> Any:
+        return x @ p.W + x @ p.U + p.b
+
+
+class IgnoresAnOption(Sound):
+    def finish(self, s: Any, h: Any) -> dict[str, Any]:
+        return {"h": h, "m": 0.5 * s.m + 0.5 * h}
 
 
 class NeverLooks(Sound):
@@ -638,6 +693,8 @@ FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (NormalisesTheBatch, {"rows", "masks"}, "row 1 of 3"),
     (DecidesForTheBatch, {"rows", "masks"}, "row 1 of 3"),
     (TakesTheFirstRow, {"rows", "masks"}, "row 1 of 3"),
+    (KnowsTheFirstStep, {"rows"}, "row 1 from the start state"),
+    (CountsTheRows, {"rows", "masks"}, "row 1 alone, and as one of three"),
     (WrongGradient, {"gradients"}, "the gradient for "),
     (WrongSecondGradient, {"gradients"}, "the second derivative for "),
     (CutsTheState, {"gradients"}, ".detach() and no_grad() cut"),
@@ -660,11 +717,21 @@ FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (ListensToTheListener, {"taps", "scan"}, "while somebody listens"),
     (HostConstant, {"devices"}, "expected arrays of one device"),
     (FunctionOfTheHost, {"devices"}, "on guard arrays"),
+    (MixesRowsInTraining, {"noise"}, "in training, row 1 alone"),
     (NeverUsesItsNoise, {"noise"}, "noise k is never used"),
     (OtherMeanThanNoise, {"noise"}, "against noise at its mean"),
 ]
 
+# No faults, but each with a note of these words.
+NOTED: list[tuple[type[Cell], str]] = [
+    (ParameterWithoutEquation, "parameter b: named neither"),
+    (UsesHalfABias, "b[4] is never used, one of 4 elements"),
+    (NeverReadsItsMean, "state m is never read"),
+    (Forgets, "no state is ever read"),
+    (IgnoresAnOption, "option rate changes nothing"),
+]
+
 SOUND: list[type[Cell]] = [
-    Sound, WithReference, ParameterWithoutEquation, NeedsSquare, AddsUp, UsesItsNoise, FastWeights, Rectified,
+    Sound, WithReference, NeedsSquare, AddsUp, UsesItsNoise, FastWeights, Rectified,
     Scalar, NoParameters,
 ]  # fmt: skip

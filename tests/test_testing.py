@@ -96,6 +96,13 @@ def test_nothing_is_found_in_a_sound_cell(cls: type[Cell]) -> None:
 
 
 @pytest.mark.usefixtures("numpy_alone")
+@pytest.mark.parametrize(("cls", "words"), planted.NOTED)
+def test_what_is_no_fault_and_worth_knowing_is_noted(cls: type[Cell], words: str) -> None:
+    (noted,) = [check.detail for check in check_cell(cls).checks if check.outcome == "noted"]
+    assert words in noted
+
+
+@pytest.mark.usefixtures("numpy_alone")
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_cells(name: str) -> None:
     assert {check.outcome for check in check_cell(name).checks} == {"passed"}

@@ -14,9 +14,9 @@ import numpy as np
 
 from tinygrad_rnn import backend, checkpoint, engine, guard
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import noise_of
+from tinygrad_rnn.cell import noise_of, specification
 from tinygrad_rnn.compile.trace import same
-from tinygrad_rnn.sequence import Unrolled
+from tinygrad_rnn.sequence import Unrolled, start_state
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.testing.cases import CellCase, cell_values, run_case
 from tinygrad_rnn.testing.trial import (
@@ -89,13 +89,32 @@ def rows(trial: Trial) -> str:
             "got = cell_values(other); expected = {k: v[:, [1]] for k, v in cell_values(case).items() if v.ndim}",
         ],
     )
+    begin = [f"case.state[{name!r}][1] = {float(spec.start)!r}" for name, spec in specification(case.cell)[0].items()]
+    fresh, alone = trial.case(), trial.case()
+    for started in (fresh, alone):
+        for name, array in start_state(case.cell, 3, case.xs).items():
+            started.state[name][1] = array[1]
+    expected = cell_values(fresh)
+    compare(
+        cell_values(_taken(alone, [1])),
+        {name: expected[name][:, [1]] for name in names},
+        EXACT,
+        "row 1 from the start state, alone and beside rows that are further on",
+        [
+            *trial.lines("case", "other"),
+            *begin,
+            *_taking([1], case),
+            "got = cell_values(other); expected = {k: v[:, [1]] for k, v in cell_values(case).items() if v.ndim}",
+        ],
+    )
     return "changed, reordered and alone: a row gives the same"
 
 
 def _taken(case: CellCase, rows: Sequence[int]) -> CellCase:
     state = {name: array[rows] for name, array in case.state.items()}
     mask = None if case.mask is None else case.mask[:, rows]
-    return dataclasses.replace(case, xs=case.xs[:, rows], state=state, mask=mask)
+    noise = {name: array[:, rows] for name, array in case.noise.items()}
+    return dataclasses.replace(case, xs=case.xs[:, rows], state=state, mask=mask, noise=noise)
 
 
 def _taking(rows: Sequence[int], case: CellCase) -> list[str]:
@@ -322,6 +341,18 @@ def noise(trial: Trial) -> str:
     plain = cell_values(dataclasses.replace(case, noise={}), order=1)
     compare(plain, cell_values(mean, order=1), EXACT, "outside training, against noise at its mean", lines)
     drawn, loud = cell_values(case, order=1), []
+    compare(
+        cell_values(_taken(trial.case(noisy=True), [1])),
+        {name: drawn[name][:, [1]] for name in [*case.state, "outputs"]},
+        EXACT,
+        "in training, row 1 alone, and as one of three",
+        [
+            *trial.lines("case", "other", noisy=True),
+            *_taking([1], case),
+            "other = replace(other, noise={name: array[:, [1]] for name, array in case.noise.items()})",
+            "got = cell_values(other); expected = {k: v[:, [1]] for k, v in cell_values(case).items() if v.ndim}",
+        ],
+    )
     for name in declared:
         other = trial.case(noisy=True)
         other.noise[name][...] = 0.0 if np.any(case.noise[name]) else declared[name].scale

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
 from tinygrad_rnn.autodiff import gradcheck
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import specification
+from tinygrad_rnn.cell import init_cell, noise_of, specification
 from tinygrad_rnn.compile.trace import same
-from tinygrad_rnn.errors import GradientError
+from tinygrad_rnn.errors import GradientError, InputError
+from tinygrad_rnn.options import field_types
 from tinygrad_rnn.sequence import unroll
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.testing.cases import CellCase, cell_values, tensors
-from tinygrad_rnn.testing.trial import Failed, Trial, bracketed, reason
+from tinygrad_rnn.testing.trial import Failed, Noted, Trial, bracketed, reason
+from tinygrad_rnn.wrap import Wrapper
 
 
 def gradients(trial: Trial) -> str:
@@ -41,6 +44,9 @@ def gradients(trial: Trial) -> str:
         first = cell_values(trial.case(T=3, B=2), order=1)
         which = next((key for key in wrong if key and not np.any(first.get(f"d {key}", 0.0))), next(iter(wrong)))
         raise _located(trial, which, wrong[which])
+    idle = _idle(trial, case)
+    if idle:
+        raise Noted(f"right, but {'; '.join(idle)}")
     count = f"{len(leaves)} of them, first and second order"
     return count + (f"; only at a second point, since the first is at a kink: {', '.join(kinks)}" if kinks else "")
 
@@ -62,6 +68,52 @@ def _unused(trial: Trial, name: str) -> bool:
         if np.any(got.get(f"d {name}", 0.0)) or any(not same(got[key], value) for key, value in moved.items()):
             return False
     return True
+
+
+def _idle(trial: Trial, case: CellCase) -> list[str]:
+    """What a cell carries or offers and no number depends on, in words: no fault in itself, and often a slip."""
+    found = []
+    unread = [name for name in case.state if _unused(trial, name)]
+    if len(unread) == len(case.state):
+        found.append("no state is ever read: what was before is forgotten at every step")
+    elif not isinstance(case.cell, Wrapper):  # whose `out` is made for the next layer
+        output = next(iter(case.state))
+        found += [f"state {name} is never read, by no step" for name in unread if name != output]
+    points = [cell_values(trial.case(seed=trial.seed + 1000 * i), order=1) for i in range(4)]
+    for name in _trained(case):
+        zero = np.all([point[f"d {name}"] == 0.0 for point in points], axis=0)
+        if np.any(zero):
+            index = bracketed([int(i) for i in np.argwhere(zero)[0]])
+            found.append(f"{name}[{index}] is never used, one of {np.count_nonzero(zero)} elements")
+    return found + [f"option {name} changes nothing" for name in vars(case.cell.options) if _no_option(trial, name)]
+
+
+def _no_option(trial: Trial, name: str) -> bool:
+    """Whether another value of the option, of those that the cell takes, changes neither a declaration nor a number."""
+    kind = field_types(trial.cls.Options)[name]
+    value = getattr(trial.cell().options, name)
+    others: list[Any] = [choice for choice in get_args(kind) if choice != value] if get_origin(kind) is Literal else []
+    if isinstance(value, bool):
+        others = [not value]
+    elif isinstance(value, int | float):
+        others = [value + 1, value - 0.5, 0.5 * value, 0.5] if kind is float else [value + 1, value - 1]
+    tried = 0
+    for other in others:
+        changed = dataclasses.replace(trial, options={**trial.options, name: other})
+        try:
+            cells = (trial.cell(), changed.cell())
+            one, two = (init_cell(cell, np.random.default_rng(0)) for cell in cells)
+        except InputError:
+            return False  # read it must have been
+        if specification(cells[0]) != specification(cells[1]) or noise_of(cells[0]) != noise_of(cells[1]):
+            return False
+        if any(not same(one[key].data, two[key].data) for key in one):
+            return False
+        values = cell_values(changed.case())
+        if any(not same(array, values[key]) for key, array in cell_values(trial.case()).items()):
+            return False
+        tried += 1
+    return tried > 0
 
 
 def _wrong(trial: Trial, name: str | None, seed: int, order: int) -> GradientError | None:
