@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from click.shell_completion import CompletionItem
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli import peers
 from tinygrad_rnn_cli.check import check
-from tinygrad_rnn_cli.console import detail, emit, emit_json, note, paint, table
+from tinygrad_rnn_cli.console import aside, detail, emit, emit_json, note, paint, table
 from tinygrad_rnn_cli.main import USAGE, Group
 from tinygrad_rnn_cli.new import new
 from tinygrad_rnn_cli.options import Command, Flag, common, given, load_plugins, resolve, settings, spell
@@ -41,7 +40,7 @@ cells.add_command(check)
 @common("plugin")
 def list_cells(errors: bool, as_json: bool) -> None:
     """List every cell, from metadata alone: nothing is imported unless --errors asks for it."""
-    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+    with aside():
         load_plugins()
         rows = tr.available_cells(third_party=given().third_party, check=errors)
     if as_json:
@@ -72,7 +71,7 @@ def info(name: str, as_json: bool) -> None:
 
     x W means a row vector times a matrix; I is the size of the input, H the number of hidden units.
     """
-    with contextlib.redirect_stdout(sys.stderr):
+    with aside():
         load_plugins()
         entry = tr.load_cell(name, third_party=given().third_party)
         facts = describe(entry)
@@ -245,7 +244,7 @@ def graph(
         raise click.UsageError(f"{' and '.join(asked)}: expected one of them")
     if as_code and (stage != "all" or direction != "both" or unfolded):
         raise click.UsageError("--code: the machine code is one piece; leave out --stage, --direction and --unfolded")
-    with contextlib.redirect_stdout(sys.stderr):
+    with aside():
         load_plugins()
         entry = tr.load_cell(name, third_party=given().third_party)
         run = resolve().run
@@ -337,7 +336,7 @@ def bench(
     """
     if compiled and not with_peers:
         raise click.UsageError("--compile: torch.compile is a peer; expected --peers beside it")
-    with contextlib.redirect_stdout(sys.stderr):
+    with aside():
         load_plugins()
         entries = {name: tr.load_cell(name, third_party=given().third_party) for name in names}
         config = resolve().run.model

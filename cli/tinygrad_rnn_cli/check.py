@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit, emit_json, note, paint, seconds, table
+from tinygrad_rnn_cli.console import aside, emit, emit_json, note, paint, seconds, table
 from tinygrad_rnn_cli.main import CHECK_FAILED
 from tinygrad_rnn_cli.options import Command, common, given, load_plugins, resolve, settings
 
@@ -55,7 +54,7 @@ def check(names: tuple[str, ...], every: bool, inputs: int, units: int, as_json:
     """
     if every == bool(names):
         raise click.UsageError("expected NAME, PATH.py or --all, " + ("got both" if every else "got none of them"))
-    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+    with aside():
         load_plugins()
         run = resolve().run
         asked = {"options": run.model.cell_options, "I": inputs, "H": units, "seed": run.train.seed}

@@ -5,6 +5,7 @@ rich is imported inside the functions that draw with it, never for a plain line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -121,6 +122,11 @@ def forget(stream: IO[Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):
         pass
+
+
+def aside() -> contextlib.redirect_stdout[IO[str]]:
+    """While it lasts, what is printed goes to stderr: what a plugin prints is no part of the product."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def rich_console(stream: IO[str]) -> Console:

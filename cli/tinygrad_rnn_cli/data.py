@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit, emit_json, note, number, table
+from tinygrad_rnn_cli.console import aside, emit, emit_json, note, number, table
 from tinygrad_rnn_cli.main import Group
 from tinygrad_rnn_cli.options import Command, common, given, load_plugins, resolve, settings
 from tinygrad_rnn_cli.texts import whole_text
@@ -30,7 +28,7 @@ def data() -> None:
 @common("plugin")
 def list_data(as_json: bool) -> None:
     """List the corpora: the embedded ones with their size and checksum, those of plugins without reading them."""
-    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+    with aside():
         load_plugins()
         embedded = {corpus.name: corpus for corpus in tr.corpora()}
         rows = [
@@ -88,7 +86,7 @@ def _foreign(row: PluginRow) -> dict[str, Any]:
 def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
     """Count characters and symbols of TEXT (files, folders, '-' for standard input), or of a corpus."""
     config = resolve(text=text).run.data
-    with contextlib.redirect_stdout(sys.stderr):
+    with aside():
         load_plugins()
         dataset = whole_text(config)
     found = tr.text_statistics(dataset, top)

@@ -90,7 +90,7 @@ def demo(out: Path | None, budget: float, overwrite: bool) -> None:
             emit(f"    {line}")
         rows += [_row(before), _row(after)]
     _title(f"{len(CELLS) + 2}. How far back does the loss at the LAST character reach?")
-    from tinygrad_rnn_cli.diagnose import draw
+    from tinygrad_rnn_cli.gradnorm import draw
 
     draw([_output_state(report) for report in reports], training=False)
     emit()

@@ -1,49 +1,33 @@
-"""``diagnose``: look inside a network, trained or new. So far: gradient norms per timestep."""
+"""``diagnose``: look inside a network, with what is built in and the diagnostics of plugins."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import dataclasses
-import math
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.cells import complete_cell
-from tinygrad_rnn_cli.console import emit, emit_json, fail, is_terminal, note, number, paint, table, wrapped
-from tinygrad_rnn_cli.drawing import draw_curves
-from tinygrad_rnn_cli.main import CHECK_FAILED, Group, beside
+from tinygrad_rnn_cli.console import aside, emit, emit_json, paint, table
+from tinygrad_rnn_cli.gradnorm import gradnorm
+from tinygrad_rnn_cli.main import Group, beside, write_plugins
 from tinygrad_rnn_cli.options import (
     Command,
-    Flag,
-    Settings,
     common,
     given,
+    key_values,
     load_plugins,
     load_run,
     resolve,
     settings,
     which_checkpoint,
 )
-from tinygrad_rnn_cli.texts import own_text, whole_text
+from tinygrad_rnn_cli.texts import symbols_to_look_at
 
 if TYPE_CHECKING:
-    from tinygrad_rnn import GradNormReport, GradNormSeries, LoadedModel, Model, PluginRow
-
-V = 65  # symbols of a cell at initialisation, as many as tinyshakespeare has
-VERDICTS = {"vanish": "vanishing", "explode": "exploding"}
-TITLE = "Gradient norms per timestep"
-TRAP = (
-    "Mind the trap: the training loss has a term at every step, which feeds gradient into every state directly. Its\n"
-    "curve looks healthy even where nothing flows back through time. Judge by the loss at the last step."
-)
+    from tinygrad_rnn import PluginRow
 
 
 class Diagnoses(Group):
@@ -59,10 +43,7 @@ class Diagnoses(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in self.commands.items()])
-        rows = _plugged()
-        if rows:
-            with formatter.section("Commands of plugins"):
-                formatter.write_dl([(row.name, row.error or f"of {row.owner}") for row in rows])
+        write_plugins(formatter, _plugged())
 
 
 def _plugged() -> list[PluginRow]:
@@ -77,419 +58,7 @@ def diagnose() -> None:
     """Look inside: how far back in time do gradients reach?"""
 
 
-@diagnose.command("gradnorm", cls=Command)
-@click.argument("run", required=False, type=click.Path(path_type=Path), metavar="[RUN]")
-@click.option(
-    "--cell",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=complete_cell,
-    help="a new cell at initialisation instead of a trained RUN; repeat it to compare several",
-)
-@click.option(
-    "--cell-opt",
-    "pairs",
-    multiple=True,
-    metavar="[CELL.]KEY=VALUE",
-    help="an option of the cell, as in activation=identity; of one among several: rnn.activation=identity",
-)
-@click.option(
-    "--steps",
-    cls=Flag,
-    type=click.IntRange(1),
-    metavar="T",
-    shown="50, or the RUN's --seq-len",
-    help="timesteps to unroll and to send the gradient back through",
-)
-@click.option(
-    "--loss",
-    "losses",
-    cls=Flag,
-    metavar="last,train,step:K",
-    shown="last,train",
-    help="whose gradient: of the loss at the last step, of the mean over all steps, of step K (from 0) alone",
-)
-@click.option(
-    "--wrt",
-    cls=Flag,
-    metavar="states,inputs,params",
-    shown="states",
-    help="with respect to what: every state, the inputs, or (one number each) the parameters",
-)
-@click.option(
-    "--batches",
-    type=click.IntRange(1),
-    default=1,
-    metavar="N",
-    show_default=True,
-    help="batches to average over (root mean square)",
-)
-@click.option(
-    "--horizon-eps",
-    cls=Flag,
-    type=float,
-    metavar="X",
-    shown="0.001",
-    help="the horizon is where the norm falls below this share of its value at the last step",
-)
-@click.option("--text", type=click.Path(), metavar="FILE", help="for a RUN: another text than its own validation part")
-@which_checkpoint
-@click.option(
-    "--plot",
-    "picture",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="draw into a .png, .svg or .pdf file",
-)
-@click.option(
-    "--csv",
-    "numbers",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="write every norm into a table",
-)
-@click.option("--json", "as_json", is_flag=True, help='print one JSON object, or {"reports": [...]} for several cells')
-@click.option(
-    "--fail-on",
-    metavar="vanish,explode",
-    default="",
-    help="exit with code 3 if a series (of any loss but the training loss) does that",
-)
-@settings("model.wrap", "model.hidden", "model.layers", "model.embed", "model.init", "model.init_bias", "data.batch")
-@common("config", "seed", "device", "dtype", "plugin")
-def gradnorm(
-    run: Path | None,
-    names: tuple[str, ...],
-    pairs: tuple[str, ...],
-    steps: int | None,
-    losses: str | None,
-    wrt: str | None,
-    batches: int,
-    horizon_eps: float | None,
-    text: str | None,
-    which: str,
-    allow_changed_cell: bool,
-    picture: Path | None,
-    numbers: Path | None,
-    as_json: bool,
-    fail_on: str,
-) -> None:
-    """Gradient norms per timestep, of a trained RUN or of new cells.
-
-    For every layer and state: ||dL/ds_t|| at each timestep t, its slope (nats per step BACK in time; negative means
-    vanishing), its horizon (steps back until less than a thousandth is left) and a verdict.
-
-    \b
-    tinygrad-rnn diagnose gradnorm --cell rnn --cell lstm --cell mut1
-    tinygrad-rnn diagnose gradnorm runs/lstm-python-docs-1 --steps 200 --plot grads.png
-    """
-    if (run is None) == (not names):
-        raise click.UsageError(
-            "expected a RUN folder or --cell NAME, "
-            + ("got none of them" if run is None else "got both; give one of them")
-        )
-    if run is None:
-        for name in ("which", "allow_changed_cell"):
-            if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                raise click.UsageError(
-                    f"--{name.replace('_', '-')}: a new cell has no checkpoint; name a RUN to choose one"
-                )
-    forbidden = _wanted_verdicts(fail_on)
-    for flag, value in (("--loss", losses), ("--wrt", wrt)):
-        if value is not None and not _words(value):
-            raise click.UsageError(f"{flag}: expected at least one of its choices, got {value!r}")
-    if forbidden and losses is not None and set(_words(losses)) == {"train"}:
-        raise click.UsageError(
-            "--fail-on: the training loss looks healthy even when a network vanishes; give --loss last, or last,train"
-        )
-    if forbidden and wrt is not None and set(_words(wrt)) == {"params"}:
-        raise click.UsageError("--fail-on: parameters have one norm each, and no verdict; add states to --wrt")
-    for path in (picture, numbers):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise tr.FileError(f"{path}: expected an existing folder, got {path.parent}; make it first")
-    choice: dict[str, Any] = {}
-    if losses is not None:
-        choice["losses"] = _words(losses)
-    if wrt is not None:
-        choice["wrt"] = _words(wrt)
-    if horizon_eps is not None:
-        choice["horizon_eps"] = horizon_eps
-    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
-        if run is not None:
-            if pairs:
-                raise click.UsageError("--cell-opt: the RUN has settled it; use --cell NAME for a new cell")
-            reports = [_of_run(run, steps, batches, text, which, allow_changed_cell, choice)]
-        else:
-            if text is not None:
-                raise click.UsageError("--text: a new cell gets random symbols; name a RUN to use a text")
-            reports = _of_cells(names, pairs, steps, batches, choice)
-    if numbers is not None:
-        write_csv(numbers, reports)
-    if picture is not None:
-        tr.save_figure(tr.gradnorm_figure(reports, judged(reports[0])), picture)
-    if as_json:
-        emit_json(reports[0].to_json() if len(reports) == 1 else {"reports": [report.to_json() for report in reports]})
-    else:
-        show(reports)
-    others = dict.fromkeys(s.loss for s in reports[0].series if s.loss not in ("train", judged(reports[0])))
-    if others and (picture is not None or not as_json):
-        note(f"note: the curves are those of the loss {judged(reports[0])}, not of {', '.join(others)}")
-    for path in (picture, numbers):
-        if path is not None:
-            note(f"wrote {path}")
-    _check(reports, forbidden)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _wanted_verdicts(text: str) -> set[str]:
-    for word in _words(text):
-        if word not in VERDICTS:
-            raise click.UsageError(f"--fail-on: {word!r} is not one of its choices{tr.nearest(word, VERDICTS)}")
-    return {VERDICTS[word] for word in _words(text)}
-
-
-def _check(reports: Sequence[GradNormReport], forbidden: set[str]) -> None:
-    bad = [
-        f"{report.cell} layer {s.layer} {s.state}, loss {s.loss}: {s.reason}"
-        for report in reports
-        for s in report.series
-        if s.verdict in forbidden and s.loss != "train"
-    ]
-    if bad:
-        fail(f"--fail-on: {bad[0]}" + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
-        click.get_current_context().exit(CHECK_FAILED)
-
-
-# ----------------------------------------------------------------------------------------- measurement
-
-
-def _of_run(
-    run: Path,
-    steps: int | None,
-    batches: int,
-    text: str | None,
-    which: str,
-    allow_changed_cell: bool,
-    choice: dict[str, Any],
-) -> GradNormReport:
-    base = tr.run_config(tr.open_run(run))
-    found = resolve(base=base, origin=f"run {run}")
-    changed = [key for key in found.origins if key.startswith("model.") and found.origins[key] != f"run {run}"]
-    if changed:
-        raise click.UsageError(f"{found.origins[changed[0]]}: the RUN has settled it; use --cell NAME for a new cell")
-    loaded = load_run(run, which, allow_changed_cell, found)
-    ids = _symbols_of(loaded, run, text)
-    streams = tr.fitted_streams(ids, found.run.data.batch, steps or base.data.seq_len)
-    if steps and streams.seq_len < steps:
-        raise tr.DataError(
-            f"--steps {steps}: expected a text of more than {steps} symbols, got {len(ids)}; lower it, or "
-            "give a longer --text"
-        )
-    if batches > len(streams):
-        raise tr.DataError(
-            f"--batches {batches}: the text has {len(streams)} of {streams.batch} x {streams.seq_len} "
-            "symbols; lower it, --batch or --steps"
-        )
-    device = tr.select_device(found.run.train.device)
-    params = {
-        name: tr.Tensor(value.data.astype(found.run.train.dtype, copy=False), requires_grad=value.requires_grad)
-        for name, value in loaded.params.items()
-    }
-    pieces = [streams[k] for k in range(batches)]
-    return tr.gradnorm_over(loaded.model, params, _placed(pieces, device), carry=True, **choice)
-
-
-def _symbols_of(loaded: LoadedModel, run: Path, text: str | None) -> Any:
-    """The text to look at: --text, else the validation part of the run's own, else all of it."""
-    if text is not None:
-        return whole_text(loaded.config.data, [text], loaded.vocabulary).train
-    dataset = own_text(loaded, run)
-    if len(dataset.val) > 1:
-        return dataset.val
-    note("note: the run holds no validation part out, so this looks at its training text")
-    return dataset.train
-
-
-def _of_cells(
-    names: Sequence[str], pairs: Sequence[str], steps: int | None, batches: int, choice: dict[str, Any]
-) -> list[GradNormReport]:
-    import numpy as np
-
-    found = resolve()
-    T, B = steps or found.run.data.seq_len, found.run.data.batch
-    models = [_new_model(found, name, _options_of(name, names, pairs)) for name in names]
-    device = tr.select_device(found.run.train.device)
-    rng = np.random.default_rng([found.run.train.seed, 1])
-    pieces = [(rng.integers(0, V, (T, B)), rng.integers(0, V, (T, B))) for _ in range(batches)]
-    reports = []
-    for model in models:
-        params = model.init(np.random.default_rng([found.run.train.seed, 0]), found.run.train.dtype, device.xp)
-        reports.append(tr.gradnorm_over(model, params, _placed(pieces, device), **choice))
-    return reports
-
-
-def _placed(pieces: Sequence[tuple[Any, Any]], device: tr.Device) -> list[tuple[Any, Any]]:
-    return [(tr.from_host(x, device.xp), tr.from_host(y, device.xp)) for x, y in pieces]
-
-
-def _new_model(found: Settings, name: str, options: dict[str, str]) -> Model:
-    entry = tr.find_cell(name, plugins=given().plugins, third_party=found.third_party)
-    config = dataclasses.replace(found.run.model, cell=name, cell_options=options)
-    return tr.build_model(config, V, entry)
-
-
-def _options_of(name: str, names: Sequence[str], pairs: Sequence[str]) -> dict[str, str]:
-    """The options meant for the cell `name`: those with its prefix, and those without any."""
-    options: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise click.UsageError(f"--cell-opt: expected [CELL.]KEY=VALUE, got {pair!r}")
-        owner, dot, rest = key.strip().rpartition(".")
-        if dot and owner not in names:
-            raise click.UsageError(f"--cell-opt {pair}: no --cell {owner!r} here{tr.nearest(owner, names)}")
-        if not dot or owner == name:
-            options[(rest if dot else key.strip()).replace("-", "_")] = value.strip()
-    return options
-
-
-# ---------------------------------------------------------------------------------------------- output
-
-
-def judged(report: GradNormReport) -> str:
-    """The loss to judge by: that of the last step, else of the first step asked for, else the training loss."""
-    losses = [series.loss for series in report.series]
-    return min(losses, key=lambda loss: (loss != "last", loss == "train"), default="last")
-
-
-def write_csv(path: Path, reports: Sequence[GradNormReport]) -> None:
-    """One row per cell, loss, layer, state and timestep."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["cell", "loss", "layer", "state", "t", "norm"])
-        for report in reports:
-            for series in report.series:
-                writer.writerows(
-                    [report.cell, series.loss, series.layer, series.state, t, repr(norm)]
-                    for t, norm in enumerate(series.norm)
-                )
-
-
-def show(reports: Sequence[GradNormReport]) -> None:
-    """The plot, the table, the verdicts in words, and the trap."""
-    first = reports[0]
-    several = len(reports) > 1
-    emit(
-        wrapped(
-            f"{TITLE}: {', '.join(report.cell for report in reports)}; {first.layers} {_plural(first.layers, 'layer')} "
-            f"of {number(first.hidden)} units, {first.steps} {_plural(first.steps, 'step')}"
-        ).replace(TITLE, paint(TITLE, sys.stdout, bold=True))
-    )
-    if any(report.series for report in reports):
-        emit()
-        draw(reports)
-        emit()
-        rows: list[list[str]] = []
-        red: list[int] = []
-        for report in reports:
-            for s in report.series:
-                if s.verdict != "healthy" and s.loss != "train":
-                    red.append(len(rows))
-                rows.append(
-                    [
-                        report.cell,
-                        s.loss,
-                        str(s.layer),
-                        s.state,
-                        f"{s.slope:+.4f}" if _fitted(s) else "-",
-                        "-" if s.horizon is None else str(s.horizon),
-                        f"{s.norm[0]:.3g}",
-                        f"{s.norm[s.at]:.3g}",
-                        s.verdict,
-                    ]
-                )
-        headers = ["cell", "loss", "layer", "state", "slope", "horizon", "first norm", "last norm", "verdict"]
-        if is_terminal(sys.stdout) and shutil.get_terminal_size().columns < 90:  # too narrow for all of them
-            rows = [[" ".join(row[:4]), row[4], row[5], row[8]] for row in rows]
-            table(["series", "slope", "back", "verdict"], rows, numbers=[1, 2], red=red)
-            emit(wrapped("series: cell, loss, layer, state; back: the horizon; first and last norm: in a wider window"))
-        else:
-            table(headers, rows, numbers=[2, 4, 5, 6, 7], red=red)
-        emit(
-            wrapped(
-                "slope: nats per step back in time; horizon: steps back until (nearly) nothing is left, '-' if never"
-            )
-        )
-        emit()
-        for report in reports:
-            for s in _worth_words(report, several):
-                emit(wrapped(f"{report.cell}, layer {s.layer}, state {s.state}: {s.reason}"))
-    if any(s.loss == "train" for report in reports for s in report.series):
-        emit()
-        emit(wrapped(TRAP))
-    for report in reports:
-        if report.params:
-            emit()
-            table(
-                [f"parameter of {report.cell}", "gradient norm of the training loss"],
-                [[name, f"{norm:.4g}"] for name, norm in report.params.items()],
-                numbers=[1],
-            )
-
-
-def _worth_words(report: GradNormReport, several: bool) -> list[GradNormSeries]:
-    chosen = list(report.select(loss=judged(report)))
-    return [s for s in chosen if not several or report.topmost(s)]
-
-
-def draw(reports: Sequence[GradNormReport], height: int = 16, training: bool = True) -> None:
-    """The curves in the terminal: all layers of one model, the top layers of several."""
-    curves = plot_curves(reports, training)
-    last = max(len(values) for _, values in curves) - 1
-    loss = judged(reports[0])
-    at = next(series.at for series in reports[0].select(loss=loss))
-    draw_curves(
-        curves,
-        log=True,
-        ylabel="||dL/ds_t||",
-        xlabel=f"timestep t (the loss is at {'the right end' if at == last else f't = {at}'})",
-        x=(0.0, float(last)),
-        height=height,
-    )
-
-
-Curve = tuple[str, tuple[float | None, ...]]
-
-
-def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> list[Curve]:
-    """(label, norms) of the curves that are worth drawing together, all of one length: None behind their loss."""
-    curves: list[Curve] = []
-    for report in reports:
-        loss = judged(report)
-        for s in report.select(loss=loss):
-            if len(reports) > 1 and not report.topmost(s):
-                continue
-            name = f"{report.cell} {s.state}" + (f" layer {s.layer}" if report.layers > 1 and len(reports) == 1 else "")
-            curves.append((name, s.norm[: s.at + 1]))
-        trained = [s for s in report.select(loss="train") if report.topmost(s)]
-        first = report is reports[0]  # one curve shows the trap; one for each of several cells would hide the others
-        if training and first and loss != "train" and trained:
-            curves.append((f"{report.cell} {trained[0].state}, training loss", trained[0].norm))
-    longest = max((len(norm) for _, norm in curves), default=0)
-    return [(name, norm + (None,) * (longest - len(norm))) for name, norm in curves]
-
-
-def _fitted(series: GradNormSeries) -> bool:
-    """Whether there was a slope to fit: a line needs two points."""
-    return sum(0.0 < norm < math.inf for norm in series.norm[: series.at + 1]) > 1
-
-
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else f"{word}s"
+diagnose.add_command(gradnorm)
 
 
 # ----------------------------------------------------------------------------------- diagnostics of plugins
@@ -508,7 +77,7 @@ def plugged(
 ) -> None:
     """What the diagnostic of a plugin finds out about a RUN."""
     name = click.get_current_context().info_name or ""
-    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+    with aside():
         if run is None:
             load_plugins()
             _check_plugged(name)
@@ -519,8 +88,8 @@ def plugged(
         import numpy as np
 
         rng = np.random.default_rng(found.run.train.seed)
-        symbols = _symbols_of(loaded, run, text)
-        facts = tr.run_diagnostic(name, loaded, symbols, rng, _options(pairs), third_party=found.third_party)
+        symbols = symbols_to_look_at(loaded, run, text)
+        facts = tr.run_diagnostic(name, loaded, symbols, rng, key_values(pairs, "--opt"), third_party=found.third_party)
     if as_json:
         emit_json(facts)
     else:
@@ -531,16 +100,6 @@ def _check_plugged(name: str) -> None:
     names = {*diagnose.commands, *(row.name for row in _plugged())}
     if name not in names:
         raise click.UsageError(f"no diagnostic {name!r}{tr.nearest(name, names)}")
-
-
-def _options(pairs: Sequence[str]) -> dict[str, str]:
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise click.UsageError(f"--opt: expected KEY=VALUE, got {pair!r}")
-        options[key.strip()] = value.strip()
-    return options
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:

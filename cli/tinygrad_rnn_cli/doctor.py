@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import platform
@@ -17,7 +16,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli import blas
-from tinygrad_rnn_cli.console import emit, emit_json, note, paint
+from tinygrad_rnn_cli.console import aside, emit, emit_json, note, paint
 from tinygrad_rnn_cli.main import CHECK_FAILED
 from tinygrad_rnn_cli.options import Command, common, given, load_plugins
 
@@ -45,7 +44,7 @@ def doctor(as_json: bool) -> None:
     Takes a few seconds. Says what to change, and what it would gain. Exit code 3 if a gradient is wrong or a built-in
     cell cannot be used.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+    with aside():
         load_plugins()
         facts = examine(given().third_party)
     if as_json:

@@ -79,10 +79,7 @@ class Program(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-        rows = plugin_commands(ctx)
-        if rows:
-            with formatter.section("Commands of plugins"):
-                formatter.write_dl([(row.name, row.error or f"of {row.owner}") for row in rows])
+        write_plugins(formatter, plugin_commands(ctx))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -119,6 +116,13 @@ def plugin_commands(ctx: click.Context) -> list[PluginRow]:
     off = os.environ.get(f"{PREFIX}NO_PLUGINS", "").lower() in ("1", "true", "yes", "on")  # --help may come first
     rows = tr.available_plugins(tr.COMMANDS, third_party=not off and (found is None or found.third_party))
     return beside(COMMANDS, rows)
+
+
+def write_plugins(formatter: click.HelpFormatter, rows: Sequence[PluginRow]) -> None:
+    """The section of a help page for commands that plugins bring."""
+    if rows:
+        with formatter.section("Commands of plugins"):
+            formatter.write_dl([(row.name, row.error or f"of {row.owner}") for row in rows])
 
 
 def beside(own: Collection[str], rows: Sequence[PluginRow]) -> list[PluginRow]:

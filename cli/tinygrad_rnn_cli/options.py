@@ -233,7 +233,7 @@ def _take(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     layer = here.environment if _from_environment(param) else here.flags
     origin = f"environment {param.envvar}" if layer is here.environment else f"flag {param.opts[0]}"
     if param.key in TABLES:
-        for name, item in _pairs(value, param.opts[0]).items():
+        for name, item in key_values(value, param.opts[0]).items():
             layer[f"{param.key}.{name}"] = item
             here.origins[f"{param.key}.{name}"] = origin
         return value
@@ -242,7 +242,8 @@ def _take(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     return value
 
 
-def _pairs(items: Sequence[str], flag: str) -> dict[str, str]:
+def key_values(items: Sequence[str], flag: str) -> dict[str, str]:
+    """The values of a repeatable KEY=VALUE, by key, of which the last one counts."""
     pairs = {}
     for item in items:
         name, equals, value = item.partition("=")

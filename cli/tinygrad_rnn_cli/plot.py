@@ -11,8 +11,8 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, note
-from tinygrad_rnn_cli.diagnose import draw, judged
 from tinygrad_rnn_cli.drawing import draw_curves
+from tinygrad_rnn_cli.gradnorm import draw, judged
 from tinygrad_rnn_cli.options import Command, common
 
 if TYPE_CHECKING:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit_json, note, table
+from tinygrad_rnn_cli.console import aside, emit_json, note, table
 from tinygrad_rnn_cli.main import COMMANDS, Group, beside
 from tinygrad_rnn_cli.options import Command, common, given, load_plugins
 
@@ -29,7 +27,7 @@ def plugins() -> None:
 @common("plugin")
 def list_plugins(errors: bool, as_json: bool) -> None:
     """List every plugin of every group, from metadata alone: nothing is imported unless --errors asks for it."""
-    with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints is no part of the product
+    with aside():
         load_plugins()
         found = {group.name: listed(group, errors) for group in tr.PLUGIN_GROUPS}
     if as_json:

@@ -23,8 +23,8 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import detail, is_terminal, note, number, rich_console, screen, seconds, uses_color, warn
-from tinygrad_rnn_cli.diagnose import judged, plot_curves
 from tinygrad_rnn_cli.drawing import plot_text
+from tinygrad_rnn_cli.gradnorm import judged, plot_curves
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
+from tinygrad_rnn_cli.console import note
 from tinygrad_rnn_cli.options import given
 
 if TYPE_CHECKING:
@@ -38,3 +39,14 @@ def own_text(loaded: LoadedModel, run: Path) -> Dataset:
         return tr.load_dataset(data, loaded.vocabulary, third_party=given().third_party)
     except tr.DataError as error:
         raise tr.DataError(f"the text of run {run} cannot be used ({error}); name another text") from error
+
+
+def symbols_to_look_at(loaded: LoadedModel, run: Path, text: str | None) -> Any:
+    """The text to look at: --text, else the validation part of the run's own, else all of it."""
+    if text is not None:
+        return whole_text(loaded.config.data, [text], loaded.vocabulary).train
+    dataset = own_text(loaded, run)
+    if len(dataset.val) > 1:
+        return dataset.val
+    note("note: the run holds no validation part out, so this looks at its training text")
+    return dataset.train

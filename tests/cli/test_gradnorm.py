@@ -116,7 +116,7 @@ def test_what_a_plugin_prints_is_not_in_the_product(invoke: Any, tmp_path: Path)
 
 
 def test_a_narrow_terminal_gets_a_narrow_table(monkeypatch: pytest.MonkeyPatch, invoke: Any) -> None:
-    monkeypatch.setattr("tinygrad_rnn_cli.diagnose.is_terminal", lambda stream: True)
+    monkeypatch.setattr("tinygrad_rnn_cli.gradnorm.is_terminal", lambda stream: True)
     page = invoke("diagnose gradnorm --cell rnn --hidden 4 --layers 1 --batch 2 --steps 9", COLUMNS="60").stdout
     line = next(line for line in page.split("\n") if "rnn last 0 h" in line)
     assert line.split()[-1] == "vanishing" and "first norm" not in page[: page.index(line)]
