@@ -20,7 +20,7 @@ from tinygrad_rnn_cli.options import (
     key_values,
     load_plugins,
     load_run,
-    resolve,
+    resolve_run,
     settings,
     which_checkpoint,
 )
@@ -82,7 +82,7 @@ def plugged(
             load_plugins()
             _check_plugged(name)
             raise click.UsageError("missing RUN; name the folder that train made")
-        found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
+        found = resolve_run(run)
         loaded = load_run(run, which, allow_changed_cell, found)
         _check_plugged(name)
         import numpy as np

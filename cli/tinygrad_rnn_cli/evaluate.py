@@ -10,7 +10,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, emit_json, number, table
-from tinygrad_rnn_cli.options import Command, common, load_run, resolve, settings, which_checkpoint
+from tinygrad_rnn_cli.options import Command, common, load_run, resolve_run, settings, which_checkpoint
 from tinygrad_rnn_cli.texts import own_text, whole_text
 
 
@@ -55,7 +55,7 @@ def evaluate(
     """
     import numpy as np
 
-    found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
+    found = resolve_run(run)
     loaded = load_run(run, which, allow_changed_cell, found)
     if text:
         dataset = whole_text(loaded.config.data, text, loaded.vocabulary, unknown)

@@ -10,7 +10,7 @@ import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, note
 from tinygrad_rnn_cli.export_onnx import onnx
 from tinygrad_rnn_cli.main import Group
-from tinygrad_rnn_cli.options import Command, common, load_run, resolve, settings, which_checkpoint
+from tinygrad_rnn_cli.options import Command, common, load_run, new_file, resolve_run, settings, which_checkpoint
 
 
 @click.group(cls=Group)
@@ -23,14 +23,7 @@ export.add_command(onnx)
 
 @export.command("torch", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    "-o",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="the file to write  [default: torch.safetensors in the run folder]",
-)
-@click.option("--overwrite", is_flag=True, help="replace the file")
+@new_file("torch.safetensors")
 @which_checkpoint
 @settings()
 @common("plugin")
@@ -43,7 +36,7 @@ def torch(run: Path, out: Path | None, overwrite: bool, which: str, allow_change
     \b
     tinygrad-rnn export torch runs/lstm-python-docs-1 -o model.safetensors
     """
-    found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
+    found = resolve_run(run)
     loaded = load_run(run, which, allow_changed_cell, found)
     path = out or run / "torch.safetensors"
     tr.save_torch(

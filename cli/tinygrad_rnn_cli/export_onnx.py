@@ -9,21 +9,14 @@ import click
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, fail, note
 from tinygrad_rnn_cli.main import CHECK_FAILED
-from tinygrad_rnn_cli.options import Command, Flag, common, load_run, resolve, settings, which_checkpoint
+from tinygrad_rnn_cli.options import Command, Flag, common, load_run, new_file, resolve_run, settings, which_checkpoint
 
 TOLERANCE = 1e-5
 
 
 @click.command("onnx", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    "-o",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="the file to write  [default: model.onnx in the run folder]",
-)
-@click.option("--overwrite", is_flag=True, help="replace the file")
+@new_file("model.onnx")
 @click.option("--scan", is_flag=True, help="a Scan of the step for rnn, lstm and gru too, as for every other cell")
 @click.option(
     "--check/--no-check",
@@ -53,7 +46,7 @@ def onnx(
     """
     import numpy as np
 
-    found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
+    found = resolve_run(run)
     loaded = load_run(run, which, allow_changed_cell, found)
     proto = tr.to_onnx(loaded.model, loaded.params, vocabulary=loaded.vocabulary, scan=scan)
     version = tr.onnxruntime_version()

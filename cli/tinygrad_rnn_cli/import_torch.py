@@ -12,7 +12,7 @@ import click
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, note
 from tinygrad_rnn_cli.main import Group
-from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, resolve, settings
+from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, resolve, run_folder, settings
 from tinygrad_rnn_cli.texts import whole_text
 from tinygrad_rnn_cli.train import RUNS, kept_paths
 
@@ -29,13 +29,7 @@ def imports() -> None:
 
 @imports.command("torch", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="RUN",
-    help="the run folder to make  [default: runs/FILE-1, -2, ...]",
-)
-@click.option("--overwrite", is_flag=True, help="replace the run in --out")
+@run_folder("runs/FILE-1, -2, ...")
 @click.option(
     "--vocab",
     type=click.Path(path_type=Path),

@@ -329,6 +329,24 @@ def which_checkpoint(function: F) -> F:
     return which(changed(function))
 
 
+def run_folder(example: str) -> Callable[[F], F]:
+    """Decorator: --out and --overwrite of a command that makes a run folder, named as in `example` without --out."""
+    return _out("RUN", f"the run folder to make  [default: {example}]", "replace the run in --out")
+
+
+def new_file(default: str) -> Callable[[F], F]:
+    """Decorator: --out and --overwrite of a command that writes one file, `default` in the run folder without --out."""
+    return _out("FILE", f"the file to write  [default: {default} in the run folder]", "replace the file", "-o")
+
+
+def _out(what: str, out: str, overwrite: str, *short: str) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        replaced = click.option("--overwrite", is_flag=True, help=overwrite)(function)
+        return click.option("--out", *short, type=click.Path(path_type=Path), metavar=what, help=out)(replaced)
+
+    return decorate
+
+
 def old_names(command: Literal["train", "sample"]) -> Callable[[F], F]:
     """Decorator: the names of char-rnn, torch-rnn and char-rnn-tensorflow, hidden."""
 
@@ -496,11 +514,15 @@ def _no_plugins(ctx: click.Context, param: click.Parameter, value: bool) -> None
 
 def load_plugins() -> None:
     """Run the files of --plugin, so that what they register is known."""
+    for path in _plugin_files():
+        tr.load_plugin_file(path)
+
+
+def _plugin_files() -> tuple[str, ...]:
     here = given()
     if here.plugins and not here.third_party:
         raise click.UsageError("--plugin and --no-plugins exclude each other; give one of them")
-    for path in here.plugins:
-        tr.load_plugin_file(path)
+    return here.plugins
 
 
 # ----------------------------------------------------------------------------------- where a value comes from
@@ -521,6 +543,11 @@ def load_run(run: Path, which: str, allow_changed_cell: bool, found: Settings) -
     return loaded
 
 
+def resolve_run(run: Path) -> Settings:
+    """`resolve` for a command that works on RUN."""
+    return resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
+
+
 def resolve(
     *, base: tr.RunConfig | None = None, origin: str = "default", recipe: str | None = None, text: Sequence[str] = ()
 ) -> Settings:
@@ -529,9 +556,7 @@ def resolve(
     `base` is the configuration of a run that the command works on; what no layer says keeps its value.
     Raises UsageError or InputError that name the layer.
     """
-    here = given()
-    if here.plugins and not here.third_party:
-        raise click.UsageError("--plugin and --no-plugins exclude each other; give one of them")
+    here, files = given(), _plugin_files()
     known = _known_keys()
     translated = aliases.translate(here.old_names)
     for line in translated.notes:
@@ -569,7 +594,7 @@ def resolve(
                 origins[key] = f"flag {translated.sources[key]}"
             if key == "data.text" and name == "flag":
                 origins[key] = "argument TEXT"
-    found = Settings(run, sample, origins, here.plugins, here.third_party, translated.extras)
+    found = Settings(run, sample, origins, files, here.third_party, translated.extras)
     if here.show:
         _show_config(found, known)
         click.get_current_context().exit()

@@ -11,7 +11,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import detail, emit_json, is_terminal
-from tinygrad_rnn_cli.options import Command, Flag, common, load_run, old_names, resolve, settings, which_checkpoint
+from tinygrad_rnn_cli.options import Command, Flag, common, load_run, old_names, resolve_run, settings, which_checkpoint
 
 
 @click.command("sample", cls=Command)
@@ -49,7 +49,7 @@ def sample(
         if "-checkpoint" not in old:
             raise click.UsageError("missing RUN; name the folder that train made, as in: tinygrad-rnn sample runs/NAME")
         run = Path(old["-checkpoint"])
-    found = resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
+    found = resolve_run(run)
     options = found.sample
     if prime_file is not None and options.prime:
         raise click.UsageError("--prime-file and --prime exclude each other; give one of them")

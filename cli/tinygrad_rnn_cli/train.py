@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import detail, emit, memory, note, number, seconds, warn
-from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, old_names, resolve, settings
+from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, old_names, resolve, run_folder, settings
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Dataset, Finished, Plan
@@ -27,13 +27,7 @@ def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 @click.command("train", cls=Command)
 @click.argument("text", nargs=-1, metavar="[TEXT]...")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="RUN",
-    help="the run folder to make  [default: runs/CELL-TEXT-1, -2, ...]",
-)
-@click.option("--overwrite", is_flag=True, help="replace the run in --out")
+@run_folder("runs/CELL-TEXT-1, -2, ...")
 @click.option(
     "--recipe",
     metavar="|".join(tr.RECIPES),
