@@ -6,7 +6,6 @@ and tests are done by the library for every cell alike, from what is declared he
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from tinygrad_rnn import backend
 from tinygrad_rnn.errors import InputError, NonFiniteError, PluginError, ShapeError, nearest, one_line
 from tinygrad_rnn.nn import initialise, mirrored, parse_initialiser
 from tinygrad_rnn.options import parse_options
-from tinygrad_rnn.plugins import author_line
+from tinygrad_rnn.plugins import CELLS, author_line, check_class
 from tinygrad_rnn.tensor import Tensor
 
 Role = Literal["input", "recurrent", "bias", "buffer"]
@@ -144,20 +143,10 @@ class Cell(ABC):
 
 def check_declaration(cls: Any) -> None:
     """Raise PluginError when `cls` is not a complete Cell: what is missing, and in which class."""
-    if not (inspect.isclass(cls) and issubclass(cls, Cell)):
-        raise PluginError(f"cell: expected a subclass of tinygrad_rnn.Cell, got {cls!r}")
-    where = f"cell {getattr(cls, 'name', cls.__name__)!r}"
-    for field in ("name", "summary", "citation", "equation"):
-        if not isinstance(getattr(cls, field, None), str) or not getattr(cls, field).strip():
-            raise PluginError(f"{where}: expected a text in the class attribute {field!r}, got none")
+    check_class(cls, Cell, CELLS.word, ("name", "summary", "citation", "equation"))
     if not isinstance(cls.deviations, str):
+        where = f"{CELLS.word} {cls.name!r}"
         raise PluginError(f"{where}: expected a text in the class attribute 'deviations', got {cls.deviations!r}")
-    missing = sorted(getattr(cls, "__abstractmethods__", ()))
-    if missing:
-        raise PluginError(f"{where}: expected the methods {', '.join(missing)} to be written, got none")
-    # Of its own: without the decorator an heir of Cell.Options would have no fields, and not a word would be said.
-    if "__dataclass_fields__" not in getattr(cls.Options, "__dict__", {}):
-        raise PluginError(f"{where}: expected Options to be under @dataclass(frozen=True), got {cls.Options!r}")
 
 
 def specification(cell: Cell) -> tuple[dict[str, State], dict[str, Param]]:

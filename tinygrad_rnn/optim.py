@@ -8,7 +8,6 @@ element-wise, so one flat buffer under one name is updated as well as many array
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from tinygrad_rnn.backend import Array
 from tinygrad_rnn.config import OptimConfig
 from tinygrad_rnn.errors import DtypeError, InputError, PluginError, ShapeError, nearest
 from tinygrad_rnn.options import field_types, parse_options
-from tinygrad_rnn.plugins import OPTIMIZERS, PluginIdentity, by_author
+from tinygrad_rnn.plugins import OPTIMIZERS, PluginIdentity, by_author, check_class
 
 # Elements per piece on the host: parameter, gradient, two slots and scratch stay in the second-level cache
 # through the dozen passes that Adam makes.
@@ -83,17 +82,8 @@ class Optimizer(ABC):
 
 def check_optimizer(cls: Any) -> None:
     """Raise PluginError when `cls` is not a complete Optimizer: what is missing, and in which class."""
-    if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):
-        raise PluginError(f"optimiser: expected a subclass of tinygrad_rnn.Optimizer, got {cls!r}")
-    where = f"optimiser {getattr(cls, 'name', cls.__name__)!r}"
-    for name in ("name", "summary", "citation"):
-        if not isinstance(getattr(cls, name, None), str) or not getattr(cls, name).strip():
-            raise PluginError(f"{where}: expected a text in the class attribute {name!r}, got none")
-    missing = sorted(getattr(cls, "__abstractmethods__", ()))
-    if missing:
-        raise PluginError(f"{where}: expected the methods {', '.join(missing)} to be written, got none")
-    if "__dataclass_fields__" not in getattr(cls.Options, "__dict__", {}):
-        raise PluginError(f"{where}: expected Options to be under @dataclass(frozen=True), got {cls.Options!r}")
+    check_class(cls, Optimizer, OPTIMIZERS.word, ("name", "summary", "citation"))
+    where = f"{OPTIMIZERS.word} {cls.name!r}"
     field_types(cls.Options, where)
     for name in _shared(cls.Options):
         if name not in SHARED:

@@ -277,6 +277,24 @@ def check_identity(stored: Mapping[str, str], identity: PluginIdentity, word: st
     )
 
 
+def check_class(cls: Any, base: type[Any], word: str, texts: tuple[str, ...]) -> None:
+    """Raise PluginError when `cls` is no heir of `base`, or lacks one of the class attributes `texts`, a method or
+    its own Options."""
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        raise PluginError(f"{word}: expected a subclass of tinygrad_rnn.{base.__name__}, got {cls!r}")
+    where = f"{word} {getattr(cls, 'name', cls.__name__)!r}"
+    for name in texts:
+        if not isinstance(getattr(cls, name, None), str) or not getattr(cls, name).strip():
+            raise PluginError(f"{where}: expected a text in the class attribute {name!r}, got none")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise PluginError(f"{where}: expected the methods {', '.join(missing)} to be written, got none")
+    options: Any = getattr(cls, "Options", None)
+    # Of its own: without the decorator an heir of Base.Options would have no fields, and not a word would be said.
+    if "__dataclass_fields__" not in getattr(options, "__dict__", {}):
+        raise PluginError(f"{where}: expected Options to be under @dataclass(frozen=True), got {options!r}")
+
+
 def check_function(value: Any, word: str, arguments: tuple[str, ...]) -> None:
     """Raise PluginError when `value` is no documented function of these arguments; others need a default."""
     if not inspect.isfunction(value):

@@ -17,6 +17,7 @@ from tinygrad_rnn_cli.console import aside, detail, emit, emit_json, note, paint
 from tinygrad_rnn_cli.main import USAGE, Group
 from tinygrad_rnn_cli.new import new
 from tinygrad_rnn_cli.options import Command, Flag, common, given, load_plugins, resolve, settings, spell
+from tinygrad_rnn_cli.plugins import print_plugins
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Cell
@@ -46,14 +47,7 @@ def list_cells(errors: bool, as_json: bool) -> None:
     if as_json:
         emit_json({"cells": [dataclasses.asdict(row) for row in rows]})
         return
-    broken = [i for i, row in enumerate(rows) if row.error]
-    headers = ["cell", "distribution", "version", "where"] + (["error"] if broken else [])
-    lines = [
-        [row.name, row.distribution, row.version, row.location] + ([row.error or ""] if broken else []) for row in rows
-    ]
-    table(headers, lines, red=broken)
-    if broken:
-        note(f"{len(broken)} of {len(rows)} cannot be used; the others can")
+    print_plugins(["cell"], [([row.name], row) for row in rows])
     note("more: tinygrad-rnn cells info NAME")
 
 

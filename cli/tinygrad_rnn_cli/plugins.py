@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -33,14 +34,17 @@ def list_plugins(errors: bool, as_json: bool) -> None:
     if as_json:
         emit_json({name: [dataclasses.asdict(row) for row in rows] for name, rows in found.items()})
         return
-    rows = [(name, row) for name, rows in found.items() for row in rows]
+    print_plugins(["group", "name"], [([name, row.name], row) for name, rows in found.items() for row in rows])
+
+
+def print_plugins(headers: Sequence[str], rows: Sequence[tuple[list[str], PluginRow]]) -> None:
+    """A table of plugins, each with its cells under `headers`; the errors have a column where there are some."""
     broken = [i for i, (_, row) in enumerate(rows) if row.error]
-    headers = ["group", "name", "distribution", "version", "where"] + (["error"] if broken else [])
     lines = [
-        [name, row.name, row.distribution, row.version, row.location] + ([row.error or ""] if broken else [])
-        for name, row in rows
+        [*names, row.distribution, row.version, row.location] + ([row.error or ""] if broken else [])
+        for names, row in rows
     ]
-    table(headers, lines, red=broken)
+    table([*headers, "distribution", "version", "where"] + (["error"] if broken else []), lines, red=broken)
     if broken:
         note(f"{len(broken)} of {len(rows)} cannot be used; the others can")
 
