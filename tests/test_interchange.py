@@ -34,12 +34,12 @@ from tinygrad_rnn.interchange import (
     import_torch,
     read_state_dict,
     read_vocabulary,
-    recognise,
     save_torch,
     to_torch,
     torch_code,
 )
 from tinygrad_rnn.model import Model
+from tinygrad_rnn.recognise import recognise
 
 Array = np.ndarray[Any, Any]
 SYMBOLS = Vocabulary("chars", tuple("\nabcde"))

@@ -558,7 +558,7 @@ def run_diagnostic(
     hints = typing.get_type_hints(function)
     fields = [(one.name, hints[one.name], field(default=one.default)) for one in _options(function)]
     parsed: Any = parse_options(dataclasses.make_dataclass("Options", fields, frozen=True), dict(options or {}), what)
-    found = by_author(what, function, loaded, symbols, rng, of=function, **vars(parsed))
+    found = by_author(what, function, loaded, symbols, rng, **vars(parsed))
     if not isinstance(found, Mapping):
         raise PluginError(f"{what}: expected a mapping of names to JSON values, got {found!r:.60}")
     plain: dict[str, Any] = _plain(found, what)
