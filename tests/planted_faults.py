@@ -461,6 +461,13 @@ class TransposedMatrix(WithReference):
         return x @ p.W + s.h @ p.U.T + p.b
 
 
+class TakesTheOldForTheNew(WithReference):
+    """The running mean of the output before this step: only one of two states is wrong at first."""
+
+    def finish(self, s: Any, h: Any) -> dict[str, Any]:
+        return {**super().finish(s, s.h), "h": h}
+
+
 class ReferenceOfTensors(Sound):
     def reference(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         return self.step(p, Tensor(x), s)
@@ -675,8 +682,8 @@ FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (LeavesTheProgram, {"shapes"}, "SystemExit: 0"),
     (ReturnsAnArray, {"shapes"}, "expected a value made by functions of tinygrad_rnn.ops"),
     (CallsNumPy, {"shapes"}, "expected functions of tinygrad_rnn.ops"),
-    (Float32Constant, {"shapes"}, "expected one floating dtype"),
-    (Float64Constant, {"dtype", "devices"}, "in float32: "),
+    (Float32Constant, {"shapes"}, "step (planted_faults.py:"),
+    (Float64Constant, {"dtype", "devices"}, "; an array of the cell's own is a buffer in params()"),
     (WidensTheState, {"dtype"}, "expected one floating dtype"),
     (SqueezesOneRow, {"sizes", "rows", "masks"}, "T=1 B=1"),
     (Counts, {"purity"}, "changes self.count"),
@@ -704,6 +711,7 @@ FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (NeverLooks, {"gradients"}, "the input x is never used"),
     (AnotherFormula, {"reference"}, "against the reference: h["),
     (TransposedMatrix, {"reference"}, "against the reference: h["),
+    (TakesTheOldForTheNew, {"reference"}, "; it begins at timestep 0, and not in h"),
     (ReferenceOfTensors, {"reference"}, "expected a NumPy array (3, 4) for h, got Tensor"),
     (NormalisesTheInput, {"extremes", "masks"}, "zero inputs"),
     (ExponentialWithoutGuard, {"extremes", "masks"}, "inputs of 1e4: "),

@@ -468,7 +468,7 @@ def test_shape_errors_name_op_and_shapes() -> None:
     for call, text in (
         (lambda: x + np.ones(3), r"^add: got \(2,\) float64, \(3,\) float64"),
         (lambda: x @ Tensor(np.ones((3, 4))), r"^matmul: expected equal inner sizes, got \(2,\) and \(3, 4\)"),
-        (lambda: Tensor(np.ones((2, 3))) @ Tensor(np.ones((2, 3))), r"^matmul: got \(2, 3\) float64, \(2, 3\)"),
+        (lambda: Tensor(np.ones((2, 3))) @ Tensor(np.ones((2, 3))), r"^matmul: expected equal inner sizes, got \(2, 3"),
         (lambda: x.reshape(3), r"^reshape: got \(2,\)"),
         (lambda: x.reshape(3, -1), r"^reshape: expected .*2 elements"),
         (lambda: x.sum(1), r"^sum: expected axes in \[-1, 1\) for shape \(2,\), got 1"),

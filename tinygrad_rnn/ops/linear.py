@@ -104,7 +104,7 @@ def matmul(a: Any, b: Any) -> Any:
     if type(b) is Factor:
         return b.product(a, b.matrix)
     rank_a, rank_b = len(a.shape), len(b.shape)
-    if rank_a == 2 and rank_b == 2:
+    if rank_a == 2 and rank_b == 2 and a.shape[1] == b.shape[0]:
         return _matmul(a, b)
     if rank_a == 0 or rank_b == 0:
         raise ShapeError(

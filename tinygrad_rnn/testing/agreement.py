@@ -31,6 +31,7 @@ from tinygrad_rnn.testing.trial import (
     compare,
     in_words,
     reason,
+    reason_in_step,
     spelt,
 )
 from tinygrad_rnn.wrap import Wrapper
@@ -168,8 +169,21 @@ def reference(trial: Trial) -> str:
         ]
     else:
         lines += ["expected = ...  # by the reference that was given"]
-    compare(cell_values(trial.case()), expected, CLOSE, "against the reference", lines)
+    values = cell_values(trial.case())
+    try:
+        compare(values, expected, CLOSE, "against the reference", lines)
+    except Failed as found:
+        raise Failed(f"{found}{_agreeing(values, expected)}", found.lines) from None
     return f"bare NumPy agrees, {len(case.xs)} steps"
+
+
+def _agreeing(got: Mapping[str, Array], expected: Mapping[str, Array]) -> str:
+    """Which states still agree at the first timestep at which one differs: their lines are not to blame."""
+    for t in range(len(next(iter(expected.values())))):
+        right = [name for name in expected if np.allclose(got[name][t], expected[name][t], CLOSE, CLOSE)]
+        if len(right) < len(expected):
+            return f"; it begins at timestep {t}, and not in {', '.join(right)}" if right else ""
+    return ""
 
 
 def compiled(trial: Trial) -> str:
@@ -306,12 +320,12 @@ def devices(trial: Trial) -> str:
     for name, (xp, bound) in places.items():
         put = "guard.asarray" if xp is guard.MODULE else "tr.select_device('auto').xp.asarray"
         lines = [*trial.lines(), "from tinygrad_rnn import guard"] if xp is guard.MODULE else trial.lines()
+        case = trial.case()
         try:
-            far = cell_values(trial.case(), order=1, put=xp.asarray)
+            far = cell_values(case, order=1, put=xp.asarray)
         except Exception as error:
-            raise Failed(
-                f"on {name}, as on a GPU: {reason(error)}", [*lines, f"cell_values(case, order=1, put={put})"]
-            ) from error
+            text = f"on {name}, as on a GPU: {reason_in_step(case.cell, error)}"
+            raise Failed(text, [*lines, f"cell_values(case, order=1, put={put})"]) from error
         for key, value in far.items():
             if not isinstance(value, xp.ndarray):
                 raise Failed(f"on {name}: {in_words(key)} came back as {type(value).__name__}", lines)

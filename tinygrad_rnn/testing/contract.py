@@ -16,7 +16,17 @@ from tinygrad_rnn.compile.trace import same
 from tinygrad_rnn.errors import InputError
 from tinygrad_rnn.plugins import is_name
 from tinygrad_rnn.testing.cases import RESULTS, CellCase, cell_values
-from tinygrad_rnn.testing.trial import ROUNDED, Failed, Noted, Trial, check_finite, compare, in_words, reason
+from tinygrad_rnn.testing.trial import (
+    ROUNDED,
+    Failed,
+    Noted,
+    Trial,
+    check_finite,
+    compare,
+    in_words,
+    reason,
+    reason_in_step,
+)
 from tinygrad_rnn.wrap import Wrapper
 
 
@@ -121,7 +131,8 @@ def shapes(trial: Trial) -> str:
                     f"; with I = H = {trial.H} it runs: the shapes of params() or the step take I for H; a cell that "
                     "needs I = H says so by raising InputError in check()"
                 )
-        raise Failed(reason(error) + hint, [*trial.lines(), "cell_values(case, order=1)"], fatal=True) from error
+        text = reason_in_step(trial.cell(), error) + hint
+        raise Failed(text, [*trial.lines(), "cell_values(case, order=1)"], fatal=True) from error
     check_finite(values, "ordinary numbers", [*trial.lines(), "got = cell_values(case, order=1)"], fatal=True)
     return f"I={trial.I}, H={trial.H}, float64"
 
@@ -134,7 +145,8 @@ def dtype(trial: Trial) -> str:
     try:
         got = cell_values(narrow, order=1)
     except Exception as error:
-        raise Failed(f"in float32: {reason(error)}", [*lines, "cell_values(case, order=1)"]) from error
+        text = f"in float32: {reason_in_step(narrow.cell, error)}"
+        raise Failed(text, [*lines, "cell_values(case, order=1)"]) from error
     for name, value in got.items():
         if value.dtype != np.float32:
             raise Failed(
