@@ -6,6 +6,7 @@ import importlib.util
 import keyword
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -48,8 +49,8 @@ def _states(ctx: click.Context, param: click.Parameter, value: str) -> list[str]
         expected = f"expected at most {MOST_STATES} different names"
         raise click.BadParameter(f"{expected}, got {value!r}", ctx, param)
     for state in states:
-        if state == "x" or state.startswith(("W_", "b_")):
-            expected = "expected a name that is neither the input x nor one of a parameter, as W_x or b_n"
+        if state in ("x", "outputs", "loss", "slope") or state.startswith(("W_", "b_")):
+            expected = "expected a name that is neither x, outputs, loss or slope nor one of a parameter, as W_x or b_n"
             raise click.BadParameter(f"{expected}, got {state!r}", ctx, param)
     return states
 
@@ -95,6 +96,8 @@ def new(name: str, states: list[str], package: bool, out: Path | None) -> None:
         texts = _package(name, states)
         folder = out or Path(f"tinygrad-rnn-{name.replace('_', '-')}")
     else:
+        if name in sys.stdlib_module_names:
+            raise click.UsageError(f"NAME: {name}.py would hide Python's own module {name}; expected another name")
         texts = {f"{name}.py": _cell(name, states, decorated=True)}
         folder = out or Path()
     try:
