@@ -247,6 +247,12 @@ def test_init_from_takes_the_weights_and_nothing_else(tmp_path: Path) -> None:
     other = configured(data__corpus="python-docs")
     with pytest.raises(InputError, match="same symbols"):
         start_training(other, dataset_of(other), tmp_path / "third", init_from=tmp_path / "first")
+    wrapped = configured(model__wrap=("layernorm",))
+    with pytest.raises(
+        InputError, match=r"no layers\.0\.gain_.* and \d+ more; it is of .* has --cell \w+ --hidden"
+    ) as caught:
+        start_training(wrapped, dataset_of(wrapped), tmp_path / "third", init_from=tmp_path / "first")
+    assert len(str(caught.value)) < 400
     assert not (tmp_path / "third").exists()
 
 

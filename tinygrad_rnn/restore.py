@@ -86,6 +86,12 @@ def refuse_changed(difference: str | None) -> None:
         raise PluginError(f"{difference}; take the old code, or say --allow-changed-cell to use the new one")
 
 
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def place_params(
     model: Model, arrays: Mapping[str, np.ndarray[Any, Any]], dtype: Any, device: Device, what: str
 ) -> Params:
@@ -96,9 +102,11 @@ def place_params(
     specs = model.params()
     if specs.keys() != arrays.keys():
         missing, extra = sorted(specs.keys() - arrays.keys()), sorted(arrays.keys() - specs.keys())
+        cell = "+".join([model.config.cell, *model.config.wrap])
+        found = " and ".join(f"{told} {_few(names)}" for told, names in (("no", missing), ("also", extra)) if names)
         raise CheckpointError(
-            f"{what}: expected the parameters of {model.config.cell}, got none for {missing} and more "
-            f"for {extra}; it is of another model"
+            f"{what}: expected the parameters of {cell} in {model.config.layers} layers, got {found}; it is of another "
+            "model"
         )
     params: Params = {}
     for name, spec in specs.items():

@@ -690,7 +690,13 @@ def start_training(
                 f"V={other.vocabulary.size}; train on the same text, or start afresh"
             )
         arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
-        params = place_params(model, arrays, config.train.dtype, device, str(init_from))
+        try:
+            params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
+        except CheckpointError as error:
+            theirs = other.config.model
+            flags = " ".join([f"--cell {theirs.cell}", *(f"--wrap {wrap}" for wrap in theirs.wrap)])
+            flags += f" --hidden {theirs.hidden} --layers {theirs.layers} --embed {theirs.embed}"
+            raise InputError(f"{error}, which has {flags}; give these") from error
     Streams(dataset.train, config.data.batch, config.data.seq_len)
     _first_step(model, params, device)
     run = new_run(
