@@ -182,9 +182,7 @@ class RMSprop(Optimizer):
             _average_square(v, g, self.options.decay, scratch)
             np.sqrt(v, out=scratch)
             np.add(scratch, self.options.eps, out=scratch)
-            np.divide(g, scratch, out=scratch)
-            np.multiply(scratch, lr, out=scratch)
-            np.subtract(p, scratch, out=p)
+            _descend(p, g, scratch, lr)
 
 
 @final
@@ -213,9 +211,7 @@ class Adagrad(Optimizer):
             np.add(v, scratch, out=v)
             np.add(v, self.options.eps, out=scratch)
             np.sqrt(scratch, out=scratch)
-            np.divide(g, scratch, out=scratch)
-            np.multiply(scratch, lr, out=scratch)
-            np.subtract(p, scratch, out=p)
+            _descend(p, g, scratch, lr)
 
 
 @final
@@ -408,9 +404,14 @@ def _adam(o: Any, p: Array, g: Array, m: Array, v: Array, step: int, lr: float) 
     np.sqrt(v, out=scratch)
     np.multiply(scratch, 1.0 / math.sqrt(1.0 - o.beta2**step), out=scratch)
     np.add(scratch, o.eps, out=scratch)
-    np.divide(m, scratch, out=scratch)
-    np.multiply(scratch, lr / (1.0 - o.beta1**step), out=scratch)
-    np.subtract(p, scratch, out=p)
+    _descend(p, m, scratch, lr / (1.0 - o.beta1**step))
+
+
+def _descend(p: Array, g: Array, divisor: Array, rate: float) -> None:
+    """p -= rate g / divisor, computed in the memory of `divisor`."""
+    np.divide(g, divisor, out=divisor)
+    np.multiply(divisor, rate, out=divisor)
+    np.subtract(p, divisor, out=p)
 
 
 def _average(mean: Array, g: Array, decay: float, scratch: Array) -> None:
