@@ -6,6 +6,7 @@ An initialiser is written ``name``, ``name:number`` or ``name:number,number``: `
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -141,6 +142,7 @@ LIMITS: Mapping[str, tuple[tuple[str, Callable[[float], bool]], ...]] = {
 }
 
 
+@functools.cache
 def parse_initialiser(text: str) -> tuple[str, tuple[float, ...]]:
     """``name``, ``name:number`` or ``name:number,number`` as (name, numbers).
 
