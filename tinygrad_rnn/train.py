@@ -58,6 +58,7 @@ from tinygrad_rnn.sample import generate
 from tinygrad_rnn.tensor import Tensor, grad
 
 MAX_ROLLBACKS = 5
+HOPELESS = 3.0  # a first loss above so many times that of a guess is the fault of no update
 LAYER_BYTES = 4096  # what the objects of a layer take at least, whatever its size
 
 
@@ -397,14 +398,8 @@ class Trainer:
             raise self._locate(x, y, start, random, "loss" if not math.isfinite(loss) else "gradient norm")
         if now.first_loss is None:
             now.first_loss = loss
-        even = math.log(self.model.V)
-        if limit and loss > limit * max(now.first_loss, even):
+        if limit and loss > limit * max(now.first_loss, math.log(self.model.V)):
             why = f"loss {loss:.4g} is more than {limit:g} times the first one ({now.first_loss:.4g})"
-            if now.first_loss > limit * even:
-                why += (
-                    f", and that one is far above ln {self.model.V} = {even:.3g}: before any training the states are "
-                    "too large, which cells check, with these options of the cell, finds"
-                )
             raise self._diverged(why, {}, x, y, start, random)
         epoch = now.step / self.steps_per_epoch
         lr = optim.learning_rate(config.optim, epoch) * now.lr_scale
@@ -582,7 +577,13 @@ class Trainer:
         good = latest_checkpoint(self.run)
         append_metrics(self.run, {"kind": "diverged", "step": step, "why": why, "where": dict(where)})
         advice = "a smaller --lr, --clip-norm 1, or --on-divergence rollback"
-        if self.config.train.on_divergence == "rollback":
+        first, even = self.progress.first_loss, math.log(self.model.V)
+        if first is None or first > HOPELESS * even:  # no update is to blame
+            advice = (
+                f"other options of the cell: untrained, its loss or gradient is far too large (ln {self.model.V} = "
+                f"{even:.3g} is the loss of a guess); cells check with the same --cell-opt may show why"
+            )
+        elif self.config.train.on_divergence == "rollback":
             advice = f"a smaller --lr or --clip-norm 1: going back {MAX_ROLLBACKS} times has not helped"
         return DivergedError(
             f"diverged at step {step}: {why}.{kept} Last good checkpoint: {good}. Try {advice}.",
