@@ -36,28 +36,10 @@ from tinygrad_rnn_cli.main import cli
 torch = pytest.importorskip("torch", reason="PyTorch is the other opinion here; it is not installed")
 pytestmark = pytest.mark.torch
 
-# our cell and options, their module and its options
-PAIRS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
-    "rnn-tanh": ("rnn", {}, "RNN", {}),
-    "rnn-relu": ("rnn", {"activation": "relu"}, "RNN", {"nonlinearity": "relu"}),
-    "lstm": ("lstm", {}, "LSTM", {}),
-    "gru": ("gru", {"form": "reset_after"}, "GRU", {}),
-}
 SYMBOLS = Vocabulary("chars", tuple("\n abcde"))
 V, H, T, B = SYMBOLS.size, 6, 40, 3
 CLOSE: dict[str, dict[str, float]] = {"float32": {"rtol": 1e-5, "atol": 1e-6}, "float64": {"rtol": 0, "atol": 1e-12}}
 NO_TEXT: dict[str, Any] = {"sha256": None, "source": None, "characters": 0}
-
-
-@pytest.fixture(params=list(PAIRS))
-def pair(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
 
 
 def symbols(seed: int = 2) -> Any:
@@ -99,9 +81,9 @@ def load_by(code: str) -> tuple[Any, list[str]]:
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("embed", ["onehot", "4", "hidden"])
 def test_the_printed_lines_give_our_logits_and_our_text(
-    pair: str, embed: str, layers: int, dtype: str, tmp_path: Path
+    pair: Any, embed: str, layers: int, dtype: str, tmp_path: Path
 ) -> None:
-    cell, options, _, _ = PAIRS[pair]
+    cell, options = pair.cell, pair.options
     config = ModelConfig(cell=cell, cell_options=options, hidden=H, layers=layers, embed=embed)
     model = build_model(config, V, load_cell(cell))
     rng = np.random.default_rng(layers)
@@ -128,9 +110,9 @@ def test_the_printed_lines_give_our_logits_and_our_text(
         assert back.params[name].data.tobytes() == value.data.tobytes(), name
 
 
-def test_from_the_command_line_and_back(pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_the_command_line_and_back(pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cell, options, _, _ = PAIRS[pair]
+    cell, options = pair.cell, pair.options
     choice = [f"--cell-opt={name}={value}" for name, value in options.items()]
     sizes = "--hidden 16 --layers 2 --embed 5 --batch 4 --seq-len 20 --steps 40 --corpus hello --out run -q".split()
     run = CliRunner().invoke
@@ -152,10 +134,9 @@ def test_from_the_command_line_and_back(pair: str, tmp_path: Path, monkeypatch: 
 
 
 def module(
-    pair: str, embed: str, layers: int, *, names: tuple[str, str, str] = ("embed", "rnn", "readout"), **options: Any
+    pair: Any, embed: str, layers: int, *, names: tuple[str, str, str] = ("embed", "rnn", "readout"), **options: Any
 ) -> Any:
     """A new module with their own initialisation, whose biases are both away from zero."""
-    _, _, kind, own = PAIRS[pair]
     readout_bias = options.get("bias", True)
     I = V if embed == "onehot" else H if embed == "hidden" else int(embed)
 
@@ -164,7 +145,8 @@ def module(
             super().__init__()
             if embed != "onehot":
                 setattr(self, names[0], torch.nn.Embedding(V, I))
-            setattr(self, names[1], getattr(torch.nn, kind)(I, H, num_layers=layers, **own, **options))
+            made = getattr(torch.nn, pair.kind)(I, H, num_layers=layers, **pair.settings, **options)
+            setattr(self, names[1], made)
             setattr(self, names[2], torch.nn.Linear(H, V, bias=readout_bias))
 
         def forward(self, x: Any, state: Any = None) -> Any:
@@ -185,18 +167,14 @@ def bring(state_dict: dict[str, Any], folder: Path, **choice: Any) -> LoadedMode
     return load_run_model(made.run.path)
 
 
-def relu(pair: str) -> dict[str, str]:
-    return {"nonlinearity": "relu"} if pair == "rnn-relu" else {}
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("embed", ["onehot", "4", "hidden"])
 def test_a_module_of_theirs_becomes_the_same_model(
-    pair: str, embed: str, layers: int, dtype: str, tmp_path: Path
+    pair: Any, embed: str, layers: int, dtype: str, tmp_path: Path
 ) -> None:
     net = module(pair, embed, layers, names=("encoder", "body", "fc")).to(getattr(torch, dtype))
-    loaded = bring(net.state_dict(), tmp_path, **relu(pair))
+    loaded = bring(net.state_dict(), tmp_path, **pair.settings)
     assert loaded.config.train.dtype == dtype
     ours = loaded.model.forward(loaded.params, symbols()).logits.data
     np.testing.assert_allclose(ours, their_logits(net, symbols()), **CLOSE[dtype])
@@ -204,9 +182,9 @@ def test_a_module_of_theirs_becomes_the_same_model(
     assert text == their_greedy(net, list(SYMBOLS.symbols), "ab", 60)
 
 
-def test_modules_of_many_kinds(pair: str, tmp_path: Path) -> None:
+def test_modules_of_many_kinds(pair: Any, tmp_path: Path) -> None:
     def same(net: Any, state_dict: dict[str, Any], **choice: Any) -> None:
-        loaded = bring(state_dict, tmp_path, **relu(pair), **choice)
+        loaded = bring(state_dict, tmp_path, **pair.settings, **choice)
         ours = loaded.model.forward(loaded.params, symbols()).logits.data
         np.testing.assert_allclose(ours, their_logits(net, symbols()), **CLOSE["float32"])
 
@@ -230,9 +208,9 @@ def test_modules_of_many_kinds(pair: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_narrow_floats_are_widened_exactly(pair: str, kind: str, tmp_path: Path) -> None:
+def test_narrow_floats_are_widened_exactly(pair: Any, kind: str, tmp_path: Path) -> None:
     net = module(pair, "4", 2).to(getattr(torch, kind))
-    loaded = bring(net.state_dict(), tmp_path, **relu(pair))
+    loaded = bring(net.state_dict(), tmp_path, **pair.settings)
     assert loaded.config.train.dtype == "float32"
     ours = loaded.model.forward(loaded.params, symbols()).logits.data
     np.testing.assert_allclose(ours, their_logits(net.float(), symbols()), **CLOSE["float32"])
@@ -253,8 +231,9 @@ def test_modules_that_cannot_be_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_the_line_that_converts_a_pickle(zipped: bool, tmp_path: Path) -> None:
-    net = module("lstm", "hidden", 1)
+@pytest.mark.parametrize("pair", ["lstm"], indirect=True)
+def test_the_line_that_converts_a_pickle(pair: Any, zipped: bool, tmp_path: Path) -> None:
+    net = module(pair, "hidden", 1)
     net.readout.weight = net.embed.weight  # save_file alone refuses shared memory
     path = tmp_path / "it's a model.pt"
     torch.save(net.state_dict(), path, _use_new_zipfile_serialization=zipped)

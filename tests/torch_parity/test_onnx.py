@@ -18,17 +18,10 @@ V, H, T, B = 7, 5, 9, 3
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize(
-    ("cell", "options", "module"),
-    [
-        ("rnn", {}, torch.nn.RNN(4, H, 2)),
-        ("rnn", {"activation": "relu"}, torch.nn.RNN(4, H, 2, nonlinearity="relu")),
-        ("lstm", {}, torch.nn.LSTM(4, H, 2)),
-        ("gru", {"form": "reset_after"}, torch.nn.GRU(4, H, 2)),
-    ],
-)
-def test_onnxruntime_and_pytorch_agree(cell: str, options: dict[str, Any], module: Any, scan: bool) -> None:
-    model = build_model(ModelConfig(cell=cell, cell_options=options, hidden=H, layers=2, embed="4"), V, load_cell(cell))
+def test_onnxruntime_and_pytorch_agree(pair: Any, scan: bool) -> None:
+    config = ModelConfig(cell=pair.cell, cell_options=pair.options, hidden=H, layers=2, embed="4")
+    model = build_model(config, V, load_cell(pair.cell))
+    module = getattr(torch.nn, pair.kind)(4, H, 2, **pair.settings)
     rng = np.random.default_rng(0)
     params = {name: rng.normal(0, 0.7, spec.shape).astype(np.float32) for name, spec in model.params().items()}
     theirs = {name: torch.from_numpy(array) for name, array in to_torch(model, params).items()}
