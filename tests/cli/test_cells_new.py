@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -97,6 +98,8 @@ def test_every_place_to_edit_is_marked(invoke: Any, tmp_path: Path) -> None:
     assert invoke("cells new fresh --out pack").exit_code == 0
     marked = {path for path, text in files(tmp_path / "pack").items() if "TODO" in text}
     assert marked == {"pyproject.toml", "README.md", "tinygrad_rnn_fresh/fresh.py", "tests/test_fresh.py"}
+    readme = (tmp_path / "pack" / "README.md").read_text("utf-8")
+    assert re.search(r"^TODO: its equation.*\n\n    z = sigmoid", readme, re.MULTILINE)  # the scaffold's must not stay
     invoke("cells new other --file")
     (entry,) = tr.load_plugin_file("other.py")
     assert entry.cls.citation.startswith("TODO") and entry.cls.summary.startswith("TODO")
