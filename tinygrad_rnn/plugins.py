@@ -23,6 +23,7 @@ from typing import Any, TypeVar, final
 from tinygrad_rnn.errors import InputError, PluginError, TinygradRNNError, nearest, one_line
 
 BUILT_IN = "tinygrad-rnn"
+UNVERSIONED = "unversioned"  # a plugin of no distribution
 PREFIX = "tinygrad_rnn"  # of entry point groups; in capitals, of environment variables
 
 T = TypeVar("T")
@@ -72,6 +73,10 @@ COMMANDS = PluginGroup("commands", "command", "tinygrad_rnn.plugins:check_comman
 GROUPS = (CELLS, OPTIMIZERS, CALLBACKS, DIAGNOSTICS, DATASETS, COMMANDS)
 
 
+def _owner(distribution: str | None, version: str | None) -> str:
+    return f"{distribution} {version}".removesuffix(f" {UNVERSIONED}")
+
+
 @final
 @dataclass(frozen=True)
 class PluginIdentity:
@@ -81,6 +86,11 @@ class PluginIdentity:
     distribution: str
     version: str
     source_sha256: str
+
+    @property
+    def owner(self) -> str:
+        """The distribution, with its version where it has one."""
+        return _owner(self.distribution, self.version)
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)
@@ -99,8 +109,8 @@ class PluginRow:
 
     @property
     def owner(self) -> str:
-        """The distribution and its version."""
-        return f"{self.distribution} {self.version}"
+        """The distribution, with its version where it has one."""
+        return _owner(self.distribution, self.version)
 
 
 @final
@@ -130,7 +140,7 @@ def register(group: PluginGroup, value: T) -> T:
     group.check(value)
     name, where = name_of(value), _where(value)
     _check_name(group, name)
-    identity = PluginIdentity(name, f"file {Path(where).name}", "unversioned", source_hash(value))
+    identity = PluginIdentity(name, f"file {Path(where).name}", UNVERSIONED, source_hash(value))
     known = _registered.get((group.name, name))
     if known is not None and (known.identity != identity or _written_as(known.value) != _written_as(value)):
         raise PluginError(
@@ -266,10 +276,7 @@ def check_identity(stored: Mapping[str, str], identity: PluginIdentity, word: st
     """None when `identity` is the code that `stored` (from a checkpoint) names, else in words what differs."""
     if stored.get("source_sha256") == identity.source_sha256:
         return None
-    was, is_now = (
-        f"{who.get('distribution')} {who.get('version')}".removesuffix(" unversioned")
-        for who in (stored, identity.to_json())
-    )
+    was, is_now = _owner(stored.get("distribution"), stored.get("version")), identity.owner
     owner = is_now if was == is_now else f"then {was}, now {is_now}"
     return (
         f"the code of {word} {identity.name!r} ({owner}) has changed since this run was made; its source "

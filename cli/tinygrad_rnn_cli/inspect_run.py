@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,20 +121,12 @@ def _print(facts: dict[str, Any]) -> None:
     line("created", facts["created"])
     line("made with", ", ".join(f"{name} {version}" for name, version in (facts["versions"] or {}).items()))
     line("device", facts["device"])
-    line(
-        "cell",
-        f"{cell.get('name')} of {cell.get('distribution')} {cell.get('version')}, source sha256 "
-        f"{str(cell.get('source_sha256'))[:16]}",
-    )
+    line("cell", _code(cell))
     if facts["cell_error"]:
         line("", paint(facts["cell_error"], sys.stdout, fg="red"))
     optimizer = facts["optimizer"]
     if optimizer is not None and optimizer.get("distribution") != "tinygrad-rnn":
-        line(
-            "optimiser",
-            f"{optimizer.get('name')} of {optimizer.get('distribution')} {optimizer.get('version')}, source sha256 "
-            f"{str(optimizer.get('source_sha256'))[:16]}",
-        )
+        line("optimiser", _code(optimizer))
     for plugin in facts["plugins"]:
         line("plugin", plugin)
     if facts["imported"]:
@@ -195,3 +188,9 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={item}" for key, item in value.items())
     return spell(value)
+
+
+def _code(plugin: Mapping[str, Any]) -> str:
+    """The identity of a plugin as a run stores it."""
+    owner = f"{plugin.get('distribution')} {plugin.get('version')}"
+    return f"{plugin.get('name')} of {owner}, source sha256 {str(plugin.get('source_sha256'))[:16]}"

@@ -87,8 +87,7 @@ def new(name: str, states: list[str], package: bool, out: Path | None) -> None:
     load_plugins()
     for row in tr.available_cells():
         if row.name == name:
-            owner = f"{row.distribution} {row.version}".removesuffix(" unversioned")
-            raise click.UsageError(f"NAME: there is a cell {name!r}, of {owner}; expected another name")
+            raise click.UsageError(f"NAME: there is a cell {name!r}, of {row.owner}; expected another name")
     if package:
         module = f"tinygrad_rnn_{name}"
         if importlib.util.find_spec(module) is not None:
