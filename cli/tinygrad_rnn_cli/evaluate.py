@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit, emit_json, number, table
+from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table
 from tinygrad_rnn_cli.options import Command, common, load_run, resolve_run, settings, which_checkpoint
 from tinygrad_rnn_cli.texts import own_text, whole_text
 
@@ -56,16 +56,17 @@ def evaluate(
     import numpy as np
 
     found = resolve_run(run)
-    loaded = load_run(run, which, allow_changed_cell, found)
-    if text:
-        dataset = whole_text(loaded.config.data, text, loaded.vocabulary, unknown)
-        source, ids = dataset.source, dataset.train
-    else:
-        dataset = own_text(loaded, run)
-        source, ids = f"the {part} part of {dataset.source}", getattr(dataset, part)
-        if len(ids) < 2:
-            raise tr.DataError(f"--part {part}: run {run} holds no such part out; name a TEXT, or another --part")
-    score = tr.score(loaded.model, loaded.params, ids, np.random.default_rng(found.run.train.seed))
+    with aside():
+        loaded = load_run(run, which, allow_changed_cell, found)
+        if text:
+            dataset = whole_text(loaded.config.data, text, loaded.vocabulary, unknown)
+            source, ids = dataset.source, dataset.train
+        else:
+            dataset = own_text(loaded, run)
+            source, ids = f"the {part} part of {dataset.source}", getattr(dataset, part)
+            if len(ids) < 2:
+                raise tr.DataError(f"--part {part}: run {run} holds no such part out; name a TEXT, or another --part")
+        score = tr.score(loaded.model, loaded.params, ids, np.random.default_rng(found.run.train.seed))
     symbols = loaded.vocabulary.symbols
     rows = [(symbols[index], mean, count) for index, mean, count in score.by_symbol]
     if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit, note
+from tinygrad_rnn_cli.console import aside, emit, note
 from tinygrad_rnn_cli.export_onnx import onnx
 from tinygrad_rnn_cli.main import Group
 from tinygrad_rnn_cli.options import Command, common, load_run, new_file, resolve_run, settings, which_checkpoint
@@ -37,7 +37,8 @@ def torch(run: Path, out: Path | None, overwrite: bool, which: str, allow_change
     tinygrad-rnn export torch runs/lstm-python-docs-1 -o model.safetensors
     """
     found = resolve_run(run)
-    loaded = load_run(run, which, allow_changed_cell, found)
+    with aside():
+        loaded = load_run(run, which, allow_changed_cell, found)
     path = out or run / "torch.safetensors"
     tr.save_torch(
         path,

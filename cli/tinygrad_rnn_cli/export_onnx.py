@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit, fail, note
+from tinygrad_rnn_cli.console import aside, emit, fail, note
 from tinygrad_rnn_cli.main import CHECK_FAILED
 from tinygrad_rnn_cli.options import Command, Flag, common, load_run, new_file, resolve_run, settings, which_checkpoint
 
@@ -47,19 +47,20 @@ def onnx(
     import numpy as np
 
     found = resolve_run(run)
-    loaded = load_run(run, which, allow_changed_cell, found)
-    proto = tr.to_onnx(loaded.model, loaded.params, vocabulary=loaded.vocabulary, scan=scan)
-    version = tr.onnxruntime_version()
-    told = ""
-    if check or (check is None and version is not None):
-        difference = tr.onnx_difference(proto, loaded.model, loaded.params, np.random.default_rng(0))
-        if not difference <= TOLERANCE:
-            fail(
-                f"--check: expected onnxruntime {version} to compute the same to {TOLERANCE:g}, got a difference of "
-                f"{difference:.1e}; nothing was written (--no-check writes it)"
-            )
-            click.get_current_context().exit(CHECK_FAILED)
-        told = f"; onnxruntime {version} differs by {difference:.1e} at most"
+    with aside():
+        loaded = load_run(run, which, allow_changed_cell, found)
+        proto = tr.to_onnx(loaded.model, loaded.params, vocabulary=loaded.vocabulary, scan=scan)
+        version = tr.onnxruntime_version()
+        told = ""
+        if check or (check is None and version is not None):
+            difference = tr.onnx_difference(proto, loaded.model, loaded.params, np.random.default_rng(0))
+            if not difference <= TOLERANCE:
+                fail(
+                    f"--check: expected onnxruntime {version} to compute the same to {TOLERANCE:g}, got a difference "
+                    f"of {difference:.1e}; nothing was written (--no-check writes it)"
+                )
+                click.get_current_context().exit(CHECK_FAILED)
+            told = f"; onnxruntime {version} differs by {difference:.1e} at most"
     path = out or run / "model.onnx"
     tr.save_onnx(path, proto, overwrite=overwrite)
     emit(str(path))

@@ -22,7 +22,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import detail, is_terminal, note, number, rich_console, screen, seconds, uses_color, warn
+from tinygrad_rnn_cli.console import (
+    aside,
+    detail,
+    is_terminal,
+    note,
+    number,
+    rich_console,
+    screen,
+    seconds,
+    uses_color,
+    warn,
+)
 from tinygrad_rnn_cli.drawing import plot_text
 from tinygrad_rnn_cli.gradnorm import judged, plot_curves
 
@@ -61,7 +72,7 @@ def follow(trainer: Trainer, limit: float = math.inf) -> Finished:
     view = View()
     live = is_terminal(sys.stderr) and not screen().quiet
     finished: Finished | None = None
-    with _signals(trainer, view, live), _display(view) if live else nullcontext() as display:
+    with aside(), _signals(trainer, view, live), _display(view) if live else nullcontext() as display:
         say: Callable[[str], None] = note
         if display is not None:
             say = partial(display.console.print, markup=False, emoji=False)

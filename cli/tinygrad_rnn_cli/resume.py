@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit
+from tinygrad_rnn_cli.console import aside, emit
 from tinygrad_rnn_cli.options import Command, common, resolve, settings
 
 
@@ -37,16 +37,17 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
         steps, epochs = None, found.run.train.epochs
     else:
         steps, epochs = (found.run.train.steps if given("train.steps") else None), None
-    trainer = tr.resume_training(
-        run,
-        steps=steps,
-        epochs=epochs,
-        device=found.run.train.device if given("train.device") else None,
-        callbacks=found.run.train.callbacks if given("train.callbacks") else None,
-        allow_changed_cell=allow_changed_cell,
-        plugins=found.plugins,
-        third_party=found.third_party,
-    )
+    with aside():
+        trainer = tr.resume_training(
+            run,
+            steps=steps,
+            epochs=epochs,
+            device=found.run.train.device if given("train.device") else None,
+            callbacks=found.run.train.callbacks if given("train.callbacks") else None,
+            allow_changed_cell=allow_changed_cell,
+            plugins=found.plugins,
+            third_party=found.third_party,
+        )
     from tinygrad_rnn_cli.progress import follow
     from tinygrad_rnn_cli.train import advise_next
 

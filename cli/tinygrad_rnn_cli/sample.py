@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import detail, emit_json, is_terminal
+from tinygrad_rnn_cli.console import aside, detail, emit_json, is_terminal
 from tinygrad_rnn_cli.options import Command, Flag, common, load_run, old_names, resolve_run, settings, which_checkpoint
 
 
@@ -53,12 +54,13 @@ def sample(
     options = found.sample
     if prime_file is not None and options.prime:
         raise click.UsageError("--prime-file and --prime exclude each other; give one of them")
-    loaded = load_run(run, which, allow_changed_cell, found)
+    with aside():
+        loaded = load_run(run, which, allow_changed_cell, found)
     if prime_file is not None:
         options = dataclasses.replace(options, prime=_read(prime_file, loaded.vocabulary.kind))
     detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {found.run.train.seed}")
     rng = np.random.default_rng(found.run.train.seed)
-    pieces = tr.generate(loaded.model, loaded.params, loaded.vocabulary, options, rng)
+    pieces = _aside(tr.generate(loaded.model, loaded.params, loaded.vocabulary, options, rng))
     if stream is None:
         stream = is_terminal(sys.stdout)
     if as_json or options.num > 1:
@@ -78,6 +80,16 @@ def sample(
                 sys.stdout.flush()
     if is_terminal(sys.stdout) and not last.endswith("\n"):
         sys.stdout.write("\n")  # a prompt behind the text would look like a part of it
+
+
+def _aside(pieces: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The same pieces; what the cell prints on the way is none of them."""
+    while True:
+        with aside():
+            found = next(pieces, None)
+        if found is None:
+            return
+        yield found
 
 
 def _read(path: Path, kind: str) -> str:

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import detail, emit, memory, note, number, seconds, warn
+from tinygrad_rnn_cli.console import aside, detail, emit, memory, note, number, seconds, warn
 from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, old_names, resolve, run_folder, settings
 
 if TYPE_CHECKING:
@@ -59,22 +59,25 @@ def train(
     found = resolve(recipe=recipe, text=text)
     out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
-    _check_plugins(found)
-    dataset, piped = load_text(found, init_from)
-    if plan:
-        show_plan(tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party), found)
+    with aside():
+        _check_plugins(found)
+        dataset, piped = load_text(found, init_from)
+        planned = tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party) if plan else None
+    if planned is not None:
+        show_plan(planned, found)
         return
     folder = out or free_folder(RUNS, f"{found.run.model.cell}-{text_name(found)}")
-    trainer = tr.start_training(
-        kept_paths(found.run),
-        dataset,
-        folder,
-        overwrite=overwrite,
-        init_from=init_from,
-        plugins=[Path(path) for path in found.plugins],
-        third_party=found.third_party,
-        stdin_text=piped,
-    )
+    with aside():
+        trainer = tr.start_training(
+            kept_paths(found.run),
+            dataset,
+            folder,
+            overwrite=overwrite,
+            init_from=init_from,
+            plugins=[Path(path) for path in found.plugins],
+            third_party=found.third_party,
+            stdin_text=piped,
+        )
     from tinygrad_rnn_cli.progress import follow
 
     note(f"{dataset.source} -> {folder}")
