@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tinygrad_rnn import InputError, PluginError, load_cell, load_plugin_file
+from tinygrad_rnn import (
+    CorpusText,
+    InputError,
+    Optimizer,
+    PluginError,
+    load_cell,
+    load_plugin_file,
+    register_dataset,
+    register_diagnostic,
+    register_optimizer,
+    run_diagnostic,
+)
+from tinygrad_rnn.config import OptimConfig
+from tinygrad_rnn.data.corpora import corpus_chunks
+from tinygrad_rnn.optim import init_state
 
 CELL = """
 from tinygrad_rnn import Cell, State, ops, register_cell
@@ -48,3 +66,61 @@ def test_a_name_that_cannot_be(source: str, message: str, tmp_path: Path) -> Non
         load_plugin_file(tmp_path / "a.py")
     with pytest.raises(InputError, match="no cell 'mine'"):
         load_cell("mine")
+
+
+def _late() -> Iterator[str]:
+    yield "some text"
+    raise SystemExit(0)
+
+
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (CorpusText("hello " * 9, licence=None), "expected a tinygrad_rnn.CorpusText with a licence"),  # type: ignore[arg-type]
+        (CorpusText(b"hello", licence="CC0"), "expected pieces of text, got b'hello'"),  # type: ignore[arg-type]
+        (CorpusText(5, licence="CC0"), "TypeError: 'int' object is not iterable"),  # type: ignore[arg-type]
+        (CorpusText(_late(), licence="CC0"), r"\(test_misuse\.py:\d+\): SystemExit: 0"),
+        (
+            CorpusText("hello", licence="CC0", sha256="00"),
+            "expected a text with sha256 00, got .*; the text is another",
+        ),
+    ],
+)
+def test_a_corpus_that_is_none(text: CorpusText, message: str) -> None:
+    @register_dataset
+    def given() -> CorpusText:
+        """A text of a stranger."""
+        return text
+
+    with pytest.raises(PluginError, match=f"corpus 'given' .*{message}"):
+        list(corpus_chunks("given"))
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_diagnostic_that_returns_what_contains_itself() -> None:
+    @register_diagnostic
+    def endless(loaded: Any, symbols: Any, rng: Any) -> Any:
+        """What has no end."""
+        found: dict[str, Any] = {}
+        found["found"] = found
+        return found
+
+    with pytest.raises(PluginError, match="diagnostic 'endless': expected JSON values, got a value that contains"):
+        run_diagnostic("endless", SimpleNamespace(), np.zeros(3, np.uint8), np.random.default_rng(0))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_an_optimiser_with_two_slots_of_one_name() -> None:
+    @register_optimizer
+    class Twice(Optimizer):
+        name, summary, citation = "twice", "m and m", "nobody"
+
+        def slots(self) -> tuple[str, ...]:
+            return ("m", "m")
+
+        def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+            raise AssertionError("never called")
+
+    with pytest.raises(PluginError, match="optimiser twice, slots: expected different names, got"):
+        init_state(Twice(OptimConfig()), {"W": np.zeros(2)})

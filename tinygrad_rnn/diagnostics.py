@@ -561,7 +561,10 @@ def run_diagnostic(
     found = by_author(what, function, loaded, symbols, rng, **vars(parsed))
     if not isinstance(found, Mapping):
         raise PluginError(f"{what}: expected a mapping of names to JSON values, got {found!r:.60}")
-    plain: dict[str, Any] = _plain(found, what)
+    try:
+        plain: dict[str, Any] = _plain(found, what)
+    except RecursionError as error:
+        raise PluginError(f"{what}: expected JSON values, got a value that contains itself") from error
     return plain
 
 

@@ -279,6 +279,8 @@ def init_state(optimizer: Optimizer, params: Mapping[str, Array]) -> State:
     names: Any = by_author(what, optimizer.slots, of=type(optimizer))
     if not isinstance(names, tuple) or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise PluginError(f"{what}: expected a tuple of Python names, got {names!r}")
+    if len(set(names)) < len(names):
+        raise PluginError(f"{what}: expected different names, got {names!r}")
     return {
         "step": 0,
         "slots": {slot: {name: np.zeros_like(param) for name, param in params.items()} for slot in names},

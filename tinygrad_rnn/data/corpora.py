@@ -157,14 +157,15 @@ def _open_corpus(name: str, third_party: bool) -> tuple[str, Callable[[], Iterat
 
 def _call(entry: PluginEntry, what: str) -> CorpusText:
     found: Any = by_author(what, entry.value)
-    if not isinstance(found, CorpusText) or not found.licence.strip():
+    licence: Any = getattr(found, "licence", None)
+    if not isinstance(found, CorpusText) or not isinstance(licence, str) or not licence.strip():
         raise PluginError(f"{what}: expected a tinygrad_rnn.CorpusText with a licence, got {found!r:.60}")
     return found
 
 
 def _checked_chunks(entry: PluginEntry, found: CorpusText, what: str) -> Iterator[str]:
     """The chunks of a plugin's text, held against what it says of them; an error is the author's."""
-    pieces = iter([found.text] if isinstance(found.text, str) else found.text)
+    pieces = by_author(what, iter, [found.text] if isinstance(found.text, str | bytes) else found.text, of=entry.value)
     digest = hashlib.sha256()
     while True:
         piece: Any = by_author(what, next, pieces, None, of=entry.value)
@@ -179,7 +180,10 @@ def _checked_chunks(entry: PluginEntry, found: CorpusText, what: str) -> Iterato
             raise PluginError(f"{what}: expected text that UTF-8 can spell, got {wrong!r}") from error
         yield piece
     if found.sha256 is not None and digest.hexdigest() != found.sha256:
-        raise PluginError(f"{what}: expected a text with sha256 {found.sha256[:16]}, got {digest.hexdigest()[:16]}")
+        raise PluginError(
+            f"{what}: expected a text with sha256 {found.sha256[:16]}, got {digest.hexdigest()[:16]}; "
+            "the text is another one"
+        )
 
 
 def _summary(entry: PluginEntry) -> str:
