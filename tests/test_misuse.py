@@ -124,3 +124,8 @@ def test_an_optimiser_with_two_slots_of_one_name() -> None:
 
     with pytest.raises(PluginError, match="optimiser twice, slots: expected different names, got"):
         init_state(Twice(OptimConfig()), {"W": np.zeros(2)})
+
+
+def test_a_name_in_capitals_is_near() -> None:
+    with pytest.raises(InputError, match="no cell 'LSTM'; did you mean lstm"):
+        load_cell("LSTM")

@@ -72,7 +72,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     The text is meant to end an error message.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    plain = {one.casefold(): one for one in names}  # LSTM means lstm
+    close = [plain[one] for one in difflib.get_close_matches(name.casefold(), plain, n=3, cutoff=0.6)]
     if close:
         return "; did you mean " + ", ".join(close) + "?"
     return "; known: " + ", ".join(names) if names else "; none is known"
