@@ -35,14 +35,16 @@ from tinygrad_rnn import (
 )
 from tinygrad_rnn.plugins import (
     CALLBACKS,
+    CELLS,
     OPTIMIZERS,
     available,
     check_identity,
+    forget,
     load,
     register,
     register_command,
 )
-from tinygrad_rnn.registry import CellEntry, forget_cell
+from tinygrad_rnn.registry import CellEntry
 
 BUILT_IN = (
     "esn fastgrnn forget_update gru irnn janet lstm lstm_peephole mgu mingru minimalrnn minlstm mut1 mut2 mut3 rnn "
@@ -334,7 +336,7 @@ def test_register_use_and_forget() -> None:
     assert load_cell("mine").cls is cls
     assert [row.version for row in available_cells() if row.name == "mine"] == ["unversioned"]
     assert register_cell(cls) is cls  # a cell of a notebook, run again
-    forget_cell("mine")
+    forget(CELLS, "mine")
     with pytest.raises(InputError, match="no cell 'mine'"):
         load_cell("mine")
 
@@ -398,7 +400,7 @@ def test_a_plugin_file(tmp_path: Path) -> None:
     (again,) = load_plugin_file(str(path))
     assert again.cls is entry.cls  # unchanged: not run again
     assert list(tmp_path.iterdir()) == [path]  # and nothing written beside it
-    forget_cell("leaky")
+    forget(CELLS, "leaky")
     assert [entry.cls.name for entry in load_plugin_file(path)] == ["leaky"]
 
 

@@ -155,7 +155,7 @@ def register(group: PluginGroup, value: T) -> T:
 
 
 def forget(group: PluginGroup, name: str) -> None:
-    """Undo `register`: for tests and notebooks."""
+    """Undo `register`: for tests."""
     _registered.pop((group.name, name), None)
 
 

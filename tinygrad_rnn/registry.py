@@ -33,11 +33,6 @@ def register_cell(cls: C) -> C:
     return plugins.register(CELLS, cls)
 
 
-def forget_cell(name: str) -> None:
-    """Undo `register_cell`: for tests and notebooks."""
-    plugins.forget(CELLS, name)
-
-
 def available_cells(*, third_party: bool = True, check: bool = False) -> list[PluginRow]:
     """Every known cell, by name, from metadata alone; with `check` each is imported and its failure is its row's error.
 
