@@ -140,7 +140,7 @@ def _open_corpus(name: str, third_party: bool) -> tuple[str, Callable[[], Iterat
         entry = load(DATASETS, name, third_party=third_party)
     except InputError as error:
         raise DataError(str(error)) from error
-    owner = f"{entry.identity.distribution} {entry.identity.version}"
+    owner = entry.identity.owner
     what = f"corpus {name!r} of {owner}"
     first = [_call(entry, what)]
 
@@ -180,10 +180,7 @@ def _checked_chunks(entry: PluginEntry, found: CorpusText, what: str) -> Iterato
             raise PluginError(f"{what}: expected text that UTF-8 can spell, got {wrong!r}") from error
         yield piece
     if found.sha256 is not None and digest.hexdigest() != found.sha256:
-        raise PluginError(
-            f"{what}: expected a text with sha256 {found.sha256[:16]}, got {digest.hexdigest()[:16]}; "
-            "the text is another one"
-        )
+        raise PluginError(f"{what}: expected a text with sha256 {found.sha256[:16]}, got {digest.hexdigest()[:16]}")
 
 
 def _summary(entry: PluginEntry) -> str:
