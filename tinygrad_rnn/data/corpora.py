@@ -180,7 +180,8 @@ def _checked_chunks(entry: PluginEntry, found: CorpusText, what: str) -> Iterato
             raise PluginError(f"{what}: expected text that UTF-8 can spell, got {wrong!r}") from error
         yield piece
     if found.sha256 is not None and digest.hexdigest() != found.sha256:
-        raise PluginError(f"{what}: expected a text with sha256 {found.sha256[:16]}, got {digest.hexdigest()[:16]}")
+        got = digest.hexdigest()[:16]
+        raise PluginError(f"{what}: expected a text with sha256 {found.sha256[:16]}, got {got}; the text is another one")
 
 
 def _summary(entry: PluginEntry) -> str:
