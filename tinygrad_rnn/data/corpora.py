@@ -181,7 +181,9 @@ def _checked_chunks(entry: PluginEntry, found: CorpusText, what: str) -> Iterato
         yield piece
     if found.sha256 is not None and digest.hexdigest() != found.sha256:
         got = digest.hexdigest()[:16]
-        raise PluginError(f"{what}: expected a text with sha256 {found.sha256[:16]}, got {got}; the text is another one")
+        raise PluginError(
+            f"{what}: expected a text with sha256 {found.sha256[:16]}, got {got}; the text is another one"
+        )
 
 
 def _summary(entry: PluginEntry) -> str:
