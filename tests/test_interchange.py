@@ -6,6 +6,7 @@ PyTorch itself speaks in torch_parity/.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -311,8 +312,15 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     with pytest.raises(FileError, match="is a folder"):
         save_torch(path.parent, model, drawn(model), SYMBOLS, overwrite=True)
+    for name in ("run.json", "model.pt", "model"):
+        with pytest.raises(FileError, match=r"expected a name that ends in \.safetensors, got "):
+            save_torch(tmp_path / name, model, drawn(model), SYMBOLS, overwrite=True)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.safetensors")
+        with pytest.raises(FileError, match="is no plain file; choose another name"):
+            save_torch(tmp_path / "pipe.safetensors", model, drawn(model), SYMBOLS, overwrite=True)
     with pytest.raises(FileError, match="cannot make the folder"):
-        save_torch(path / "below", model, drawn(model), SYMBOLS)
+        save_torch(path / "below.safetensors", model, drawn(model), SYMBOLS)
     save_torch(path, model, numbered(model), SYMBOLS, overwrite=True)
     assert path.read_bytes() != before
     assert [entry.name for entry in path.parent.iterdir()] == ["m.safetensors"]
@@ -359,7 +367,8 @@ def test_files_that_are_no_state_dict(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"cannot read .*: No such file"):
         read_state_dict(tmp_path / "none")
     model = make("rnn", {})
-    save_torch(path, model, drawn(model), SYMBOLS, overwrite=True)
+    path = tmp_path / "m.safetensors"
+    save_torch(path, model, drawn(model), SYMBOLS)
     whole = path.read_bytes()
     for end in (7, 60, len(whole) - 1):
         path.write_bytes(whole[:end])

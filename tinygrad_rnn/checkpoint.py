@@ -108,16 +108,21 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         raise FileError(f"cannot write {path}: {_reason(error)}; {_remedy(error)}") from error
 
 
-def write_new_file(path: str | os.PathLike[str], data: bytes, *, overwrite: bool) -> None:
+def write_new_file(path: str | os.PathLike[str], data: bytes, ending: str, *, overwrite: bool) -> None:
     """`write_bytes_atomic` for a file that a user named: makes its folder, replaces a file with `overwrite` alone.
 
-    Raises FileError.
+    Its name has to end in `ending`: with another one some other program would take it for what it is not, and a slip
+    could replace the description of a run. Raises FileError.
     """
     target = Path(path)
     if target.is_dir():
         raise FileError(f"{target} is a folder; name a file in it")
     if os.path.lexists(target) and not overwrite:
         raise FileError(f"{target} is there already; replace it with --overwrite, or choose another name")
+    if target.suffix.lower() != ending:
+        raise FileError(f"{target}: expected a name that ends in {ending}, got {target.suffix or 'no ending'}")
+    if target.exists() and not target.is_file():  # a device would be gone
+        raise FileError(f"{target} is no plain file; choose another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -217,7 +217,8 @@ def save_torch(
         "seed": str(seed),
         "step": str(step),
     }
-    write_new_file(path, _packed(to_torch(model, params, prefix="rnn."), metadata), overwrite=overwrite)
+    data = _packed(to_torch(model, params, prefix="rnn."), metadata)
+    write_new_file(path, data, ".safetensors", overwrite=overwrite)
 
 
 def _packed(arrays: Mapping[str, Any], metadata: dict[str, str]) -> bytes:

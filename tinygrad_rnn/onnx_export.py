@@ -84,7 +84,7 @@ def save_onnx(path: str | os.PathLike[str], proto: Any, *, overwrite: bool = Fal
 
     Raises FileError where the disk refuses, or a file is there already and `overwrite` is off.
     """
-    write_new_file(path, proto.SerializeToString(), overwrite=overwrite)
+    write_new_file(path, proto.SerializeToString(), ".onnx", overwrite=overwrite)
 
 
 def onnx_inputs(proto: Any) -> dict[str, str]:
