@@ -19,7 +19,7 @@ from tinygrad_rnn.data import Dataset, load_dataset
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
 from tinygrad_rnn.optim import Optimizer, register_optimizer
 from tinygrad_rnn.restore import load_run_model
-from tinygrad_rnn.run import checkpoints, open_run, read_metrics
+from tinygrad_rnn.run import checkpoints, open_run, read_metrics, run_config
 from tinygrad_rnn.train import (
     DivergedError,
     Event,
@@ -254,6 +254,18 @@ def test_init_from_takes_the_weights_and_nothing_else(tmp_path: Path) -> None:
         start_training(wrapped, dataset_of(wrapped), tmp_path / "third", init_from=tmp_path / "first")
     assert len(str(caught.value)) < 400
     assert not (tmp_path / "third").exists()
+
+
+def test_the_symbols_of_the_run_that_gives_its_weights_say_what_a_symbol_is(tmp_path: Path) -> None:
+    words = configured(data__tokens="words", data__seq_len=3, train__steps=1)
+    list(start_training(words, dataset_of(words), tmp_path / "first").events())
+    vocabulary = load_run_model(tmp_path / "first").vocabulary
+    config = configured(data__seq_len=3, train__steps=1)
+    assert config.data.tokens == "chars"
+    given = load_dataset(config.data, vocabulary)
+    trainer = start_training(config, given, tmp_path / "second", init_from=tmp_path / "first")
+    assert trainer.config.data.tokens == "words"
+    assert run_config(open_run(tmp_path / "second")).data.tokens == "words"
 
 
 def test_a_run_in_the_way_is_not_touched(tmp_path: Path) -> None:

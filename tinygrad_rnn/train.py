@@ -678,6 +678,8 @@ def start_training(
     """
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
     vocabulary = dataset.vocabulary
+    # a vocabulary that was given, as that of `init_from`, says what a symbol is
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokens=vocabulary.kind))
     parts = _prepare(config, vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
