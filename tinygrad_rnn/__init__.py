@@ -95,6 +95,15 @@ if TYPE_CHECKING:
     from tinygrad_rnn.errors import nearest as nearest
     from tinygrad_rnn.evaluate import Score as Score
     from tinygrad_rnn.evaluate import score as score
+    from tinygrad_rnn.events import Event as Event
+    from tinygrad_rnn.events import Finished as Finished
+    from tinygrad_rnn.events import RolledBack as RolledBack
+    from tinygrad_rnn.events import Sampled as Sampled
+    from tinygrad_rnn.events import Saved as Saved
+    from tinygrad_rnn.events import Started as Started
+    from tinygrad_rnn.events import StepDone as StepDone
+    from tinygrad_rnn.events import Validated as Validated
+    from tinygrad_rnn.events import Watched as Watched
     from tinygrad_rnn.graph import cell_to_dot as cell_to_dot
     from tinygrad_rnn.graph import to_dot as to_dot
     from tinygrad_rnn.interchange import Imported as Imported
@@ -170,17 +179,8 @@ if TYPE_CHECKING:
     from tinygrad_rnn.textplot import sparkline as sparkline
     from tinygrad_rnn.textplot import terminal_plot as terminal_plot
     from tinygrad_rnn.train import DivergedError as DivergedError
-    from tinygrad_rnn.train import Event as Event
-    from tinygrad_rnn.train import Finished as Finished
     from tinygrad_rnn.train import Plan as Plan
-    from tinygrad_rnn.train import RolledBack as RolledBack
-    from tinygrad_rnn.train import Sampled as Sampled
-    from tinygrad_rnn.train import Saved as Saved
-    from tinygrad_rnn.train import Started as Started
-    from tinygrad_rnn.train import StepDone as StepDone
     from tinygrad_rnn.train import Trainer as Trainer
-    from tinygrad_rnn.train import Validated as Validated
-    from tinygrad_rnn.train import Watched as Watched
     from tinygrad_rnn.train import plan as plan
     from tinygrad_rnn.train import register_callback as register_callback
     from tinygrad_rnn.train import resume_training as resume_training
@@ -229,6 +229,7 @@ _PUBLIC = {
         "NonFiniteError PluginError ShapeError TinygradRNNError nearest"
     ),
     "evaluate": "Score score",
+    "events": "Event Finished RolledBack Sampled Saved Started StepDone Validated Watched",
     "graph": "cell_to_dot to_dot",
     "interchange": (
         "Imported StateDict from_torch import_torch read_state_dict read_vocabulary save_torch to_torch torch_code"
@@ -250,10 +251,7 @@ _PUBLIC = {
     "tensor": "Tensor grad",
     "testing": "CellCheck CellReport check_cell",
     "textplot": "sparkline terminal_plot",
-    "train": (
-        "DivergedError Event Finished Plan RolledBack Sampled Saved Started StepDone Trainer Validated "
-        "Watched plan register_callback resume_training start_training"
-    ),
+    "train": "DivergedError Plan Trainer plan register_callback resume_training start_training",
     "wrap": "WRAPPERS wrap_cell",
 }
 _SOURCES = {

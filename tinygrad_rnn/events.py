@@ -1,0 +1,94 @@
+"""What a training tells: one event after the other, from Started to Finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinygrad_rnn.diagnostics import GradNormReport
+
+
+@dataclass(frozen=True)
+class Started:
+    """The first event: what is trained, on how much, for how long, and which executor runs the cells."""
+
+    params: int
+    characters: int
+    V: int
+    steps: int
+    steps_per_epoch: int
+    device: str
+    executor: str
+    reason: str
+    from_step: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One update. `loss` is in nats per symbol; `grad_norm` is before and `clipped_norm` after clipping."""
+
+    step: int
+    epoch: float
+    loss: float
+    grad_norm: float
+    clipped_norm: float
+    param_norm: float
+    lr: float
+    symbols_per_s: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A validation: nats per symbol on the held-out part, and whether it is the best so far."""
+
+    step: int
+    loss: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sample drawn during training."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Per-timestep gradient norms of the batch of this step."""
+
+    step: int
+    report: GradNormReport
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint was written."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The loss diverged: training went back to a checkpoint and halved its rate."""
+
+    step: int
+    to_step: int
+    lr: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event: ``done``, ``patience``, ``interrupted``, or ``callback NAME: WHY``."""
+
+    step: int
+    reason: str
+    best_loss: float | None
+    path: Path
+
+
+Event = Started | StepDone | Validated | Sampled | Watched | Saved | RolledBack | Finished
