@@ -586,3 +586,25 @@ def test_without_the_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> 
         to_onnx(model, params)
         onnx_session(proto)
     assert package == "onnxruntime" or '"tinygrad_rnn[onnx]"' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (
+            "raise TypeError('Descriptors cannot be\\ncreated')",
+            "cannot be imported (TypeError: Descriptors cannot be created)",
+        ),
+        ("import no_such_package", "is installed without no_such_package, which it needs"),
+        ("raise ImportError('no symbol')", "cannot be imported (ImportError: no symbol)"),
+    ],
+)
+def test_a_package_that_is_broken(source: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "onnx.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "onnx"]:
+        monkeypatch.delitem(sys.modules, name)
+    model = make("rnn")
+    with pytest.raises(InputError) as caught:
+        to_onnx(model, drawn(model))
+    assert told in str(caught.value) and "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ own states again, writes one. The body of a Scan is the traced step, each op of 
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import math
 import os
@@ -21,7 +22,7 @@ from tinygrad_rnn.cell import Cell, specification
 from tinygrad_rnn.checkpoint import to_json, write_new_file
 from tinygrad_rnn.compile.trace import Step, Symbol, Untraceable, ancestors, depends, same, trace_step
 from tinygrad_rnn.data import Vocabulary
-from tinygrad_rnn.errors import DtypeError, InputError
+from tinygrad_rnn.errors import DtypeError, InputError, one_line
 from tinygrad_rnn.model import Model, detach, host_params
 from tinygrad_rnn.onnx_nodes import BATCHES, RULES, Array, Differs, Rows, Value, Writer
 from tinygrad_rnn.run import versions
@@ -111,10 +112,7 @@ def onnx_session(proto: Any) -> Any:
 
     Raises InputError without onnxruntime, or where it has not all of the graph's operators (old ones, in float64).
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError("onnxruntime is not installed; pip install onnxruntime") from error
+    onnxruntime = _package("onnxruntime", "pip install onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings would go to the caller's stderr
     try:
@@ -162,11 +160,18 @@ def _by_name(state: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
 
 
 def _onnx() -> Any:
+    return _package("onnx", 'pip install "tinygrad_rnn[onnx]"')
+
+
+def _package(name: str, remedy: str) -> Any:
     try:
-        import onnx
-    except ImportError as error:
-        raise InputError('onnx is not installed; pip install "tinygrad_rnn[onnx]"') from error
-    return onnx
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise InputError(f"{name} is installed without {error.name}, which it needs; {remedy}") from error
+        raise InputError(f"{name} is not installed; {remedy}") from error
+    except Exception as error:  # as where another package with it is too old or too new
+        raise InputError(f"{name} is installed and cannot be imported ({one_line(error)}); {remedy}") from error
 
 
 def _checked(model: Model, params: Mapping[str, Any]) -> dict[str, Array]:
