@@ -222,3 +222,9 @@ def test_the_gradient_of_dropout_is_its_mask(dtype: type) -> None:
 def test_a_rate_that_is_none(rate: float) -> None:
     with pytest.raises(InputError, match=r"dropout: expected a rate in \[0, 1\), got"):
         dropout(np.ones(3), rate, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("text", ["uniform:1e308", "normal:1e308", "constant:1e39", "orthogonal:1e300"])
+def test_an_initialiser_with_numbers_too_large(text: str) -> None:
+    with pytest.raises(InputError, match=r"expected numbers that float32 can hold, got larger ones"):
+        initialise(text, (3, 3), np.random.default_rng(0), np.float32)

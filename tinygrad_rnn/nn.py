@@ -200,7 +200,16 @@ def initialise(text: str, shape: Shape, rng: np.random.Generator, dtype: Any = n
         raise InputError(f"initialiser {name}: expected a matrix, got shape {shape}")
     if name in SQUARE and shape[0] != shape[1]:
         raise InputError(f"initialiser {name}: expected a square matrix, got shape {shape}; use it as recurrent_init")
-    return np.asarray(INITIALISERS[name](shape, rng, *numbers), dtype, order="C")
+    with np.errstate(over="ignore"):
+        try:
+            values = np.asarray(INITIALISERS[name](shape, rng, *numbers), dtype, order="C")
+        except OverflowError:  # of a range of random numbers
+            values = np.full(shape, np.inf)
+    if not np.all(np.isfinite(values)):
+        raise InputError(
+            f"initialiser {text!r}: expected numbers that {np.dtype(dtype).name} can hold, got larger ones"
+        )
+    return values
 
 
 def dropout(x: Any, rate: float, rng: np.random.Generator) -> Any:
