@@ -129,3 +129,13 @@ def test_an_optimiser_with_two_slots_of_one_name() -> None:
 def test_a_name_in_capitals_is_near() -> None:
     with pytest.raises(InputError, match="no cell 'LSTM'; did you mean lstm"):
         load_cell("LSTM")
+
+
+@pytest.mark.parametrize("place", ["not a place!!", ""])
+def test_an_entry_point_that_names_no_place(
+    place: str, distribution: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distribution(tmp_path, "half-written", {}, {"cells": {"mine": place}})
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match="cell 'mine' of half-written 1.2: expected MODULE:NAME, got '"):
+        load_cell("mine")

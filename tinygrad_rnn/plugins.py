@@ -199,6 +199,8 @@ def load(group: PluginGroup, name: str, *, third_party: bool = True) -> PluginEn
         owners = " and ".join(row.owner for row in found)
         raise PluginError(f"{group.word} {name!r} is offered by two distributions, {owners}; uninstall one")
     (row,) = found
+    if metadata.EntryPoint.pattern.match(row.location) is None:
+        raise PluginError(f"{group.word} {name!r} of {row.owner}: expected MODULE:NAME, got {row.location!r}")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a module prints when it is imported is nobody's product
             value = metadata.EntryPoint(name, row.location, f"{PREFIX}.{group.name}").load()
