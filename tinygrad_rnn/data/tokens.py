@@ -256,9 +256,9 @@ def code_points(text: str) -> npt.NDArray[np.uint32]:
 
 def _check_kind(kind: str) -> None:
     if kind not in get_args(Kind):
-        raise InputError(f"no kind of tokens {kind!r}{nearest(kind, get_args(Kind))}")
+        raise InputError(f"no kind of tokens {kind!r}{nearest(str(kind), get_args(Kind))}")
 
 
 def _check_policy(unknown: str) -> None:
     if unknown not in get_args(UnknownPolicy):
-        raise InputError(f"no way {unknown!r} to treat unknown symbols{nearest(unknown, get_args(UnknownPolicy))}")
+        raise InputError(f"no way {unknown!r} to treat unknown symbols{nearest(str(unknown), get_args(UnknownPolicy))}")
