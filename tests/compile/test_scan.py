@@ -1139,3 +1139,26 @@ def test_who_reads_a_new_state_made_of_parameters_reads_the_state(executor: str,
     """The gradient at that state has the part that came through its reader."""
     done = compare(executor, make_case(Given(3, 4), masked=masked), "outputs", second=True, bound=1e-10)
     assert done.executor != "unroll", done.reason
+
+
+class Beside(Cell):
+    """Final. x and h are added, so that one value is the gradient of both."""
+
+    name = "beside"
+    summary = citation = equation = "written for a test"
+
+    def state(self) -> dict[str, State]:
+        return {"h": State((self.H,))}
+
+    def params(self) -> dict[str, Param]:
+        return {"b": Param((self.H,), "normal:0.5", "bias")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": ops.tanh(s.h + x + p.b)}
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_the_gradient_of_the_input_may_be_that_of_a_state(executor: str, loss: str) -> None:
+    for B in (1, 3):
+        done = compare(executor, make_case(Beside(4, 4), B=B), loss)
+        assert done.executor == executor, done.reason

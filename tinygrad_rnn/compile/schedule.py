@@ -307,15 +307,16 @@ def _derive(plan: Plan) -> None:
     # What anybody else reads has a place of its own; for B = 1 the gradient of a weight may be that of a state.
     taken = {*plan.totals.values(), *(a for s in graph.symbols[fresh:] for a in s.parents)}
     taken |= {found[weight] for weight in plan.weights if weight in found}
+    plan.dx = found.get(step.x)
+    if plan.dx is not None:  # first: what is carried is gone after its timestep, so that nobody can copy it then
+        plan.dx = _apart(plan.dx, taken)
+        taken.add(plan.dx)
     for name, state in step.states.items():
         gradient = found.get(state)
         if gradient is not None:
             gradient = _apart(gradient, taken)
             taken.add(gradient)
         plan.carried[name] = gradient
-    plan.dx = found.get(step.x)
-    if plan.dx is not None:
-        plan.dx = _apart(plan.dx, taken)
     new = [s for s in graph.symbols[fresh:] if s.op is not None]
     known = {*plan.rows, *step.leaves, *plan.seeds.values()}
     for s in new:
