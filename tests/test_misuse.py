@@ -137,5 +137,5 @@ def test_an_entry_point_that_names_no_place(
 ) -> None:
     distribution(tmp_path, "half-written", {}, {"cells": {"mine": place}})
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(PluginError, match="cell 'mine' of half-written 1.2: expected MODULE:NAME, got '"):
+    with pytest.raises(PluginError, match=r"cell 'mine' of half-written 1\.2: expected MODULE:NAME, got '"):
         load_cell("mine")

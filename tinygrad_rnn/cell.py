@@ -268,8 +268,11 @@ def _by_author(cell: Cell, what: str, method: Callable[..., Any], *args: Any) ->
     except (NonFiniteError, PluginError):
         raise
     except InputError as error:
+        line = author_line(cell, error)
         if not isinstance(error, ShapeError):  # the shapes were checked before
-            raise
+            if what != "step" or not line:
+                raise
+            raise type(error)(f"cell {cell.name}, step{line}: {error}") from error
         raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {error}") from error
     except AttributeError as error:
         hint = ""

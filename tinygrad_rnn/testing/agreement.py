@@ -323,7 +323,7 @@ def devices(trial: Trial) -> str:
         try:
             far = cell_values(case, order=1, put=xp.asarray)
         except Exception as error:
-            text = f"on {name}, as on a GPU: {reason_in_step(case.cell, error)}"
+            text = f"on {name}, as on a GPU: {reason_in_step(error)}"
             raise Failed(text, [*lines, f"cell_values(case, order=1, put={put})"]) from error
         for key, value in far.items():
             if not isinstance(value, xp.ndarray):

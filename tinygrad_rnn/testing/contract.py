@@ -131,7 +131,7 @@ def shapes(trial: Trial) -> str:
                     f"; with I = H = {trial.H} it runs: the shapes of params() or the step take I for H; a cell that "
                     "needs I = H says so by raising InputError in check()"
                 )
-        text = reason_in_step(trial.cell(), error) + hint
+        text = reason_in_step(error) + hint
         raise Failed(text, [*trial.lines(), "cell_values(case, order=1)"], fatal=True) from error
     check_finite(values, "ordinary numbers", [*trial.lines(), "got = cell_values(case, order=1)"], fatal=True)
     return f"I={trial.I}, H={trial.H}, float64"
@@ -145,7 +145,7 @@ def dtype(trial: Trial) -> str:
     try:
         got = cell_values(narrow, order=1)
     except Exception as error:
-        text = f"in float32: {reason_in_step(narrow.cell, error)}"
+        text = f"in float32: {reason_in_step(error)}"
         raise Failed(text, [*lines, "cell_values(case, order=1)"]) from error
     for name, value in got.items():
         if value.dtype != np.float32:

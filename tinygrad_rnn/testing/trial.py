@@ -16,7 +16,6 @@ import numpy as np
 from tinygrad_rnn.backend import Array
 from tinygrad_rnn.cell import Cell
 from tinygrad_rnn.errors import DeviceError, DtypeError, GradientError, InputError, PluginError, one_line
-from tinygrad_rnn.plugins import author_line
 from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.testing.cases import CellCase, cell_case
 from tinygrad_rnn.wrap import Wrapper
@@ -192,8 +191,8 @@ def reason(error: BaseException) -> str:
     return one_line(error)
 
 
-def reason_in_step(cell: Cell, error: BaseException) -> str:
-    """The same; where the step of `cell` mixes dtypes or devices, with the author's line and the usual cause."""
+def reason_in_step(error: BaseException) -> str:
+    """The same; where a step mixes dtypes or devices, with the usual cause."""
     if not isinstance(error, DtypeError | DeviceError):
         return reason(error)
-    return f"step{author_line(cell, error)}: {reason(error)}; an array of the cell's own is a buffer in params()"
+    return f"{reason(error)}; an array of the cell's own is a buffer in params()"
