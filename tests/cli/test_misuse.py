@@ -50,7 +50,19 @@ def noise():
 def test_what_plugins_print_in_a_run_is_no_product(invoke: Any, tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(LOUD)
     size = [word for word in TINY if word not in ("--corpus", "hello")]
-    words = [*size, "--plugin", "loud.py", "--cell", "talking", "--callback", "talker", "--corpus", "noise", "--steps", "3"]
+    words = [
+        *size,
+        "--plugin",
+        "loud.py",
+        "--cell",
+        "talking",
+        "--callback",
+        "talker",
+        "--corpus",
+        "noise",
+        "--steps",
+        "3",
+    ]
     done = invoke(["train", *words, "--out", "run"])
     assert done.exit_code == 0, done.output
     assert done.stdout == "run\n" and "LOUD in a callback" in done.stderr and "LOUD in a text" in done.stderr
