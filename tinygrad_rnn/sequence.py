@@ -197,7 +197,7 @@ def scan(
     The step is traced once and compiled; see docs/architecture.md. `executor` asks for one: "llvm" (machine code;
     needs llvmlite), "numpy" or "unroll". What cannot do it hands over to the next, and the result's `executor` and
     `reason` say what ran and why. `recompute` is the number of timesteps in a block that keeps nothing but its states
-    and is computed again on the way back: 0 never, None where the sequence would need more than 256 MB.
+    and is computed again on the way back: 0 never, None where the sequence would need more than 512 MB.
     Raises what `unroll` raises, and InputError for an executor that does not exist.
     """
     if recompute is not None and recompute < 0:

@@ -16,7 +16,7 @@ from tinygrad_rnn.compile.schedule import Plan
 from tinygrad_rnn.compile.trace import Symbol
 
 Array = np.ndarray[Any, Any]
-MEMORY = 1 << 28  # bytes of kept values above which a sequence is cut into blocks
+MEMORY = 1 << 29  # bytes of kept values above which a sequence is cut into blocks
 BLOCK = 1 << 24  # bytes of kept values of one block
 
 
