@@ -37,6 +37,7 @@ import pytest
 
 import tinygrad_rnn
 from tinygrad_rnn import nn, testing
+from tinygrad_rnn.wrap import WRAPPERS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -356,7 +357,7 @@ def first_column(document: str, heading: str) -> list[str]:
     [
         ("## 5. Check it", list(testing.CHECKS)),
         ("### Initialisers", [*nn.INITIALISERS, "minus"]),
-        ("## 11. Wrappers", list(tinygrad_rnn.WRAPPERS)),
+        ("## 11. Wrappers", list(WRAPPERS)),
     ],
 )
 def test_a_table_names_everything_that_there_is(heading: str, names: list[str]) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tinygrad_rnn import (
-    WRAPPERS,
     Cell,
     InputError,
     ModelConfig,
@@ -34,6 +33,7 @@ from tinygrad_rnn import (
     wrap_cell,
 )
 from tinygrad_rnn.ops.linear import Factor
+from tinygrad_rnn.wrap import WRAPPERS
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 T, B, I, H = 5, 3, 3, 4

@@ -185,7 +185,6 @@ if TYPE_CHECKING:
     from tinygrad_rnn.train import register_callback as register_callback
     from tinygrad_rnn.train import resume_training as resume_training
     from tinygrad_rnn.train import start_training as start_training
-    from tinygrad_rnn.wrap import WRAPPERS as WRAPPERS
     from tinygrad_rnn.wrap import wrap_cell as wrap_cell
 
     # To a type checker an import under another name is private unless it stands here.
@@ -252,7 +251,7 @@ _PUBLIC = {
     "testing": "CellCheck CellReport check_cell",
     "textplot": "sparkline terminal_plot",
     "train": "DivergedError Plan Trainer plan register_callback resume_training start_training",
-    "wrap": "WRAPPERS wrap_cell",
+    "wrap": "wrap_cell",
 }
 _SOURCES = {
     name.rpartition(":")[2]: (module, name.partition(":")[0])

@@ -407,7 +407,8 @@ def import_torch(
                 f"({V}, {H}), got no {ends}; give the state_dict of the whole model, or draw what is missing with "
                 "--init-missing"
             )
-        drawn = {name: to_torch(model, first, prefix="rnn.")[name] for name in found.missing}
+        fresh = to_torch(model, first, prefix="rnn.") if found.missing else {}
+        drawn = {name: fresh[name] for name in found.missing}
         arrays = {name: _finite(name, array, chosen) for name, array in {**found.arrays, **drawn}.items()}
         params = from_torch(model, arrays, prefix="rnn.")
     except InputError as error:

@@ -84,7 +84,8 @@ class Wrapper(Cell):
 
     def matrices(self, *roles: str) -> dict[str, Param]:
         """The cell's matrices in these roles, by name."""
-        return {name: spec for name, spec in self.inner.params().items() if spec.role in roles and len(spec.shape) == 2}
+        params = specification(self.inner)[1]
+        return {name: spec for name, spec in params.items() if spec.role in roles and len(spec.shape) == 2}
 
 
 def _replaced(p: Any, values: Mapping[str, Any]) -> Any:

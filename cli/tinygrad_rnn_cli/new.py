@@ -6,6 +6,7 @@ import importlib.util
 import keyword
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -114,8 +115,6 @@ def new(name: str, states: list[str], package: bool, out: Path | None) -> None:
 
 
 def _next_commands(name: str, folder: Path, package: bool) -> list[str]:
-    import shlex
-
     if package:
         where = str(folder) if folder.is_absolute() or folder == Path() else f"./{folder}"
         install, plugin = [f"pip install -e {shlex.quote(f'{where}[test]')}"], ""

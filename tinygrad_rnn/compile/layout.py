@@ -494,7 +494,7 @@ class _Builder:
                 for u in readers
             )
             if s in lasting or across or joined(s) is not None:
-                self.places[s] = [self.shared(s, out, block_of, inside, rows) or self.new_place(s, s in lasting, rows)]
+                self.places[s] = [self.shared(s, out, block_of, inside) or self.new_place(s, s in lasting, rows)]
         for s in nodes:
             if s in block_of and joined(s) is not None:
                 for start, part in joined(s) or []:
@@ -505,9 +505,7 @@ class _Builder:
                             Place(whole.kind, whole.name, whole.stride, whole.offset + start)
                         )
 
-    def shared(
-        self, s: Symbol, out: Section, block_of: dict[Symbol, int], inside: set[Symbol], rows: dict[str, int]
-    ) -> Place | None:
+    def shared(self, s: Symbol, out: Section, block_of: dict[Symbol, int], inside: set[Symbol]) -> Place | None:
         """The place of an argument of `s` that nobody reads afterwards: a gate is written over its own sum."""
         if out.name != "loop":
             return None

@@ -55,26 +55,35 @@ class _Kept:
 
     def __init__(self, cell: Cell) -> None:
         self.programs: dict[Any, Any] = {}
-        self.attributes = public(cell)
-        self.copies = copy.deepcopy((self.attributes, surroundings(cell)))
+        self.copies = copy.deepcopy((public(cell), surroundings(cell)))
         # Numbers, texts and frozen options cannot change inside: where nothing else is there, identity will do.
+        self.attributes = [(part, public(part)) for part in _with_inner(cell)]
         self.plain = not self.copies[1] and all(
-            isinstance(value, int | float | str | bool | None) or value is cell.options
-            for value in self.attributes.values()
+            isinstance(value, int | float | str | bool | Cell | None) or value is part.options
+            for part, attributes in self.attributes
+            for value in attributes.values()
         )
 
     def holds(self, cell: Cell) -> bool:
         """Whether nothing changed that a step may depend on."""
-        now = vars(cell)
-        if self.plain:
+        if not self.plain:
+            return same(self.copies, (public(cell), surroundings(cell)))
+        for part, attributes in self.attributes:
             count = 0
-            for key, value in now.items():
+            for key, value in vars(part).items():
                 if not key.startswith("_"):
                     count += 1
-                    if self.attributes.get(key, self) is not value:
+                    if attributes.get(key, self) is not value:
                         return False
-            return count == len(self.attributes)
-        return same(self.copies, (public(cell), surroundings(cell)))
+            if count != len(attributes):
+                return False
+        return True
+
+
+def _with_inner(cell: Cell) -> list[Cell]:
+    """A cell, and those inside that do a part of its step."""
+    inside = [value for value in public(cell).values() if isinstance(value, Cell)]
+    return [cell, *(part for value in inside for part in _with_inner(value))]
 
 
 def _make(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None, noisy: bool) -> Any:

@@ -306,7 +306,7 @@ def _trace(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool) -> Step:
 
     shadow = _shadow(cell, graph)
     p = _Given(graph, {**params, **random_numbers})
-    chance = _chance()
+    chance = global_generators()
     around = copy.deepcopy(surroundings(cell))
     try:
         with engine.listen(heard), engine.recording():
@@ -319,7 +319,7 @@ def _trace(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool) -> Step:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise Untraceable(f"the step could not be traced: {text}") from error
     finally:
-        after = _chance()
+        after = global_generators()
         random.setstate(chance[0])
         np.random.set_state(chance[1])  # noqa: NPY002
     if graph.refused is not None:  # and caught by the step
@@ -370,7 +370,7 @@ def _copied(
 MISSING = object()
 
 
-def _chance() -> tuple[Any, Any]:
+def global_generators() -> tuple[Any, Any]:
     """Where the global generators are, which a step should not touch, and may."""
     return random.getstate(), np.random.get_state()  # noqa: NPY002
 
@@ -466,7 +466,7 @@ def surroundings(cell: Cell) -> dict[str, Any]:
             found.update(surroundings(value))
     for kind in type(cell).__mro__[: type(cell).__mro__.index(Cell)]:
         for name, value in vars(kind).items():
-            if isinstance(value, bool | int | float | list | dict | np.ndarray) and not name.startswith("_"):
+            if isinstance(value, bool | int | float | list | dict | set | np.ndarray) and not name.startswith("_"):
                 found[f"{kind.__name__}.{name}"] = value
     waiting = [inspect.unwrap(type(cell).step)]
     seen = set()
@@ -481,7 +481,7 @@ def surroundings(cell: Cell) -> dict[str, Any]:
         named = {name: variables[name] for name in code.co_names if name in variables}
         named.update({name: held.cell_contents for name, held in cells.items() if name != "__class__"})
         for name, value in named.items():
-            if isinstance(value, bool | int | float | str | list | tuple | dict | np.ndarray | np.generic):
+            if isinstance(value, bool | int | float | str | list | tuple | dict | set | np.ndarray | np.generic):
                 found[f"{getattr(function, '__module__', '')}.{name}"] = value
             elif isinstance(value, FunctionType) and value.__globals__ is variables:
                 waiting.append(value)

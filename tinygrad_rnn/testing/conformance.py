@@ -13,6 +13,7 @@ import numpy as np
 
 from tinygrad_rnn import engine
 from tinygrad_rnn.cell import Cell, check_declaration
+from tinygrad_rnn.compile.trace import global_generators
 from tinygrad_rnn.errors import PluginError
 from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.testing import agreement, contract, gradients, purity, stability
@@ -116,7 +117,7 @@ def _whole(trial: Trial) -> list[str]:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """No warnings of overflow on the way, nobody else listening, and the global generators as they were afterwards."""
-    chance = purity.global_generators()
+    chance = global_generators()
     place, engine.MODE.anomaly = engine.MODE.anomaly, None
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings(), engine.listen(None), engine.recording():

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import random
 from typing import Any
 
 import numpy as np
 
 from tinygrad_rnn import engine
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import Cell
-from tinygrad_rnn.compile.trace import MISSING, public, same, surroundings
+from tinygrad_rnn.compile.trace import MISSING, global_generators, public, same, surroundings
 from tinygrad_rnn.sequence import unroll
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.testing.cases import CellCase, cell_values, tensors
@@ -21,8 +19,8 @@ from tinygrad_rnn.testing.trial import EXACT, Failed, Trial, compare, worst
 def purity(trial: Trial) -> str:
     """A step depends on its arguments alone, and changes nothing."""
     case, again = trial.case(), trial.case()
-    kept, around, chance = _copied(public(case.cell)), _copied(surroundings(case.cell)), global_generators()
-    classes = _class_values(trial.cls)
+    kept, chance = _copied(public(case.cell)), global_generators()
+    around = {key: _copied(value) for key, value in surroundings(case.cell).items()}
     _written(trial, case)
     expected = cell_values(again, order=1)
     repeated = not all(same(value, expected[name]) for name, value in cell_values(trial.case(), order=1).items())
@@ -42,9 +40,9 @@ def purity(trial: Trial) -> str:
                 [*once, f"print(case.cell.{key})"],
                 fatal=repeated,
             )
-    for key, value in {**_class_values(trial.cls), **surroundings(case.cell)}.items():
-        was = {**classes, **(around or {})}.get(key, MISSING)
-        if not same(value, was) and (around is not None or key in classes):
+    for key, value in surroundings(case.cell).items():
+        was = around.get(key, MISSING)
+        if was is not None and not same(value, was):
             raise Failed(f"the step changes {key}; what is carried belongs into state()", once, fatal=repeated)
     if repeated:
         got = cell_values(trial.case(), order=1)
@@ -115,19 +113,3 @@ def _copied(value: Any) -> Any:
         return copy.deepcopy(value)
     except Exception:  # an attribute may be anything
         return None
-
-
-def _class_values(cls: type[Cell]) -> dict[str, Any]:
-    """The plain values of the class and those above it: what a step could count with."""
-    kinds = cls.__mro__[: cls.__mro__.index(Cell)]
-    return {
-        f"{kind.__name__}.{name}": _copied(value)
-        for kind in kinds
-        for name, value in vars(kind).items()
-        if isinstance(value, bool | int | float | list | dict | set | np.ndarray) and not name.startswith("_")
-    }
-
-
-def global_generators() -> tuple[Any, Any]:
-    """Where the global generators are."""
-    return random.getstate(), np.random.get_state()  # noqa: NPY002

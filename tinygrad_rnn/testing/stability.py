@@ -18,10 +18,6 @@ LONG = 200  # timesteps
 # Over the second half of a long run a state that is summed up grows to twice its size, a double sum to four times; the
 # slowest exponential growth that is told is 3.5 percent a step. What is small after all is nobody's trouble.
 GROWTH, SMALL = 32.0, 1e3
-# Over the second half of a long run a state that is summed up grows to twice its size, a double sum to four times; the
-# slowest exponential growth that is told is 3.5 percent a step. What is small after all is nobody's trouble.
-GROWTH, SMALL = 32.0, 1e3
-
 
 _EXTREMES: Mapping[str, tuple[float, float]] = {  # what x and the reached state are multiplied by; 0: the start state
     "inputs of 1e4": (LARGE, 1.0),
