@@ -1,13 +1,14 @@
 """Optimisers, gradient clipping and the learning-rate schedule, on dicts of arrays.
 
 Every array may live on any device: only ufuncs with ``out=`` touch it, and its owner answers them.
-Parameters and slots change in place; gradients only in `clip_value` and `clip_norm`. The built-in rules are
-element-wise, so one flat buffer under one name is updated as well as many arrays.
+Parameters and slots change in place; gradients only in `clip_value` and `clip_norm`. In a `Block` they lie side by
+side, so that norms, clipping and element-wise rules make one pass over one array.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ import numpy as np
 
 from tinygrad_rnn import plugins
 from tinygrad_rnn.backend import Array
+from tinygrad_rnn.compile.ends import square_sum
 from tinygrad_rnn.config import OptimConfig
 from tinygrad_rnn.errors import DtypeError, InputError, PluginError, ShapeError, nearest
 from tinygrad_rnn.options import field_types, parse_options
@@ -30,6 +32,42 @@ BLOCK = 65536
 
 # The settings that optimisers share, each with a flag of its own.
 SHARED = ("momentum", "beta1", "beta2", "decay", "eps", "weight_decay")
+
+
+@final
+class Block(dict[str, Array]):
+    """Arrays by name, all of them views of one contiguous vector, `flat`."""
+
+    def __init__(self, flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.flat = flat
+        ends = itertools.accumulate((math.prod(shape) for shape in shapes.values()), initial=0)
+        super().__init__(
+            (name, flat[start:stop].reshape(shape))
+            for (name, shape), (start, stop) in zip(shapes.items(), itertools.pairwise(ends), strict=True)
+        )
+
+    @classmethod
+    def zeros_like(cls, arrays: Mapping[str, Array]) -> Block:
+        """Zeros with the names, shapes, dtype and device of `arrays`, of which there is at least one."""
+        count = sum(array.size for array in arrays.values())
+        like = next(iter(arrays.values()))
+        return cls(np.zeros_like(like, shape=(count,)), {name: array.shape for name, array in arrays.items()})
+
+    @classmethod
+    def copy_of(cls, arrays: Mapping[str, Array]) -> Block:
+        """A copy of `arrays`, all of one dtype on one device."""
+        block = cls.zeros_like(arrays)
+        block.assign(arrays)
+        return block
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles: the vector and the shapes, so that the arrays are views of it again."""
+        return Block, (self.flat, {name: array.shape for name, array in self.items()})
+
+    def assign(self, arrays: Mapping[str, Array]) -> None:
+        """Overwrite every array with the one of its name."""
+        for name, own in self.items():
+            own[...] = arrays[name]
 
 
 class Optimizer(ABC):
@@ -44,6 +82,7 @@ class Optimizer(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     citation: ClassVar[str]
+    elementwise: ClassVar[bool] = False  # no number depends on another: `update` may get all arrays as one vector
 
     @dataclass(frozen=True)
     class Options:
@@ -76,7 +115,8 @@ class Optimizer(ABC):
     ) -> None:
         """Change the arrays `params` and `slots` in place; `step` is the number of this update, from 1.
 
-        Every array has the shape and dtype of its parameter. `grads` may be overwritten.
+        Every array has the shape and dtype of its parameter. `grads` may be overwritten. An `elementwise` rule may
+        get everything as one vector under one name.
         """
 
 
@@ -109,6 +149,7 @@ class Adam(Optimizer):
     name = "adam"
     summary = "moving averages of the gradient and of its square"
     citation = "D. P. Kingma, J. Ba, Adam: a method for stochastic optimization, 2015, arXiv 1412.6980v9, algorithm 1"
+    elementwise = True
 
     @dataclass(frozen=True)
     class Options:
@@ -135,6 +176,7 @@ class AdamW(Optimizer):
     name = "adamw"
     summary = "adam with decoupled weight decay"
     citation = "I. Loshchilov, F. Hutter, Decoupled weight decay regularization, 2019, arXiv 1711.05101v3, algorithm 2"
+    elementwise = True
 
     @dataclass(frozen=True)
     class Options:
@@ -163,6 +205,7 @@ class RMSprop(Optimizer):
     name = "rmsprop"
     summary = "the gradient divided by a moving average of its size"
     citation = "G. Hinton, Neural networks for machine learning, lecture 6e, 2012; as torch.optim.RMSprop and char-rnn"
+    elementwise = True
 
     @dataclass(frozen=True)
     class Options:
@@ -192,6 +235,7 @@ class Adagrad(Optimizer):
     name = "adagrad"
     summary = "the gradient divided by the root of all its squares so far"
     citation = "J. Duchi et al., Adaptive subgradient methods, 2011; with min-char-rnn's eps under the root"
+    elementwise = True
 
     @dataclass(frozen=True)
     class Options:
@@ -221,6 +265,7 @@ class SGD(Optimizer):
     name = "sgd"
     summary = "the gradient as it is, or with momentum"
     citation = "H. Robbins, S. Monro, A stochastic approximation method, 1951; momentum as torch.optim.SGD"
+    elementwise = True
 
     @dataclass(frozen=True)
     class Options:
@@ -273,6 +318,8 @@ class State(TypedDict):
 def init_state(optimizer: Optimizer, params: Mapping[str, Array]) -> State:
     """The state before the first update: step 0, every slot zero, with each parameter's shape, dtype and device.
 
+    The slots of a `Block` are blocks.
+
     Raises PluginError when the slots that the optimiser names are no names.
     """
     what = f"optimiser {optimizer.name}, slots"
@@ -281,10 +328,8 @@ def init_state(optimizer: Optimizer, params: Mapping[str, Array]) -> State:
         raise PluginError(f"{what}: expected a tuple of Python names, got {names!r}")
     if len(set(names)) < len(names):
         raise PluginError(f"{what}: expected different names, got {names!r}")
-    return {
-        "step": 0,
-        "slots": {slot: {name: np.zeros_like(param) for name, param in params.items()} for slot in names},
-    }
+    zeros = Block.zeros_like if isinstance(params, Block) else _zeros
+    return {"step": 0, "slots": {slot: zeros(params) for slot in names}}
 
 
 def update(
@@ -302,12 +347,18 @@ def update(
     for slot in state["slots"].values():
         _check_match(params, slot, what)
     state["step"] += 1
+    slots = state["slots"]
+    views: list[Mapping[str, Array]] = [params, grads, *slots.values()]
+    if optimizer.elementwise and all(isinstance(arrays, Block) for arrays in views):
+        views = [_as_one(arrays) for arrays in views]
+    # read-only: an array put in the place of another would change nothing without a word
+    given, pulled, *carried = (MappingProxyType(arrays) for arrays in views)
     by_author(
         f"optimiser {optimizer.name}, update",
         optimizer.update,
-        MappingProxyType(params),  # an array put in the place of another would change nothing, and not a word be said
-        MappingProxyType(grads),
-        MappingProxyType({slot: MappingProxyType(arrays) for slot, arrays in state["slots"].items()}),
+        given,
+        pulled,
+        MappingProxyType(dict(zip(slots, carried, strict=True))),
         state["step"],
         float(lr),  # a NumPy scalar would promote float32 arrays to float64
         of=type(optimizer),
@@ -330,7 +381,7 @@ def clip_value(grads: Mapping[str, Array], limit: float) -> None:
     """
     if not _limit(limit):
         return
-    for grad in grads.values():
+    for grad in _as_one(grads).values():
         np.minimum(grad, limit, out=grad)
         np.maximum(grad, -limit, out=grad)
 
@@ -342,15 +393,13 @@ def global_norm(grads: Mapping[str, Array]) -> float:
     """
     total = 0.0
     elsewhere: Array = None
-    for grad in grads.values():
+    for grad in _as_one(grads).values():
         if not isinstance(grad, np.ndarray):
             with np.errstate(over="ignore"):
                 square = np.square(grad, dtype=np.float64).sum()
             elsewhere = square if elsewhere is None else elsewhere + square  # stays on the device: one wait at the end
             continue
-        for (part,) in _blocks(grad):
-            wide = part.astype(np.float64).reshape(-1)  # a block at most: no large temporary
-            total += float(np.dot(wide, wide))
+        total += square_sum(grad)
     if elsewhere is not None:
         total += float(elsewhere.item())
     return math.sqrt(total)
@@ -367,7 +416,7 @@ def clip_norm(grads: Mapping[str, Array], limit: float) -> float:
     norm = global_norm(grads)
     if active and math.isfinite(norm) and norm > limit:
         scale = float(limit) / norm
-        for grad in grads.values():
+        for grad in _as_one(grads).values():
             np.multiply(grad, scale, out=grad)
     return norm
 
@@ -399,14 +448,14 @@ def learning_rate(config: OptimConfig, epoch: float) -> float:
 
 
 def _adam(o: Any, p: Array, g: Array, m: Array, v: Array, step: int, lr: float) -> None:
-    """One piece of Adam and AdamW; the equations stand there."""
+    """One piece of Adam and AdamW; the equations stand there, here divided by the root of v's correction."""
     scratch = np.empty_like(p)  # on the host a block at most: the allocator hands the same one out again
     _average(m, g, o.beta1, scratch)
     _average_square(v, g, o.beta2, scratch)
+    root = math.sqrt(1.0 - o.beta2**step)
     np.sqrt(v, out=scratch)
-    np.multiply(scratch, 1.0 / math.sqrt(1.0 - o.beta2**step), out=scratch)
-    np.add(scratch, o.eps, out=scratch)
-    _descend(p, m, scratch, lr / (1.0 - o.beta1**step))
+    np.add(scratch, o.eps * root, out=scratch)
+    _descend(p, m, scratch, lr * root / (1.0 - o.beta1**step))
 
 
 def _descend(p: Array, g: Array, divisor: Array, rate: float) -> None:
@@ -443,6 +492,15 @@ def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
     flat = [a.reshape(-1) for a in arrays]  # views, for they are contiguous
     for start in range(0, size, BLOCK):
         yield tuple(a[start : start + BLOCK] for a in flat)
+
+
+def _zeros(params: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: np.zeros_like(param) for name, param in params.items()}
+
+
+def _as_one(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The arrays of a `Block` as one vector; any others as they are."""
+    return {"all": arrays.flat} if isinstance(arrays, Block) else arrays
 
 
 def _check_match(params: Mapping[str, Array], others: Mapping[str, Array], what: str) -> None:

@@ -96,6 +96,21 @@ lookup.vjp(lambda g, _y, _table, *, ids, shape: spread(g, ids=ids, shape=shape))
 spread.vjp(lambda g, _y, _g, *, ids, shape: lookup(g, ids=ids, shape=shape))
 
 
+def square_sum(x: Any) -> float:
+    """The sum of the squares of an array on the host, in float64 whatever its dtype.
+
+    Never np.dot: the threads of BLAS would spin on the cores that the cells need next.
+    """
+    kernel = _kernel(x.dtype, "square_sum") if x.size else None
+    if kernel is None:
+        wide = x.astype(np.float64, copy=False).reshape(-1)
+        return float(np.einsum("i,i->", wide, wide))
+    x, out = np.ascontiguousarray(x), np.empty(1)
+    table = np.array([address(x), address(out)], np.int64)
+    kernel(address(table), 0, x.size, 0)
+    return float(out[0])
+
+
 def cross_entropy(logits: Any, targets: Any, **options: Any) -> Any:
     """`ops.cross_entropy` with the same options, in machine code where it can be made."""
     return ops.cross_entropy(logits, targets, kernel=surprise, **options)

@@ -671,6 +671,48 @@ def spreading(t: Typed) -> str:
     return "\n".join(lines) + "\n"
 
 
+def squares(t: Typed) -> str:
+    """``@square_sum(table, low, high, thread)``: the sum of the squares of x[low:high] in float64.
+
+    The table has the addresses of x and of the result.
+    """
+    lanes = ", ".join(f"i64 {i}" for i in range(t.lanes))
+    v, suffix = f"<{t.lanes} x double>", f"v{t.lanes}f64"
+    reduce = f"@llvm.vector.reduce.fadd.{suffix}(double"
+    lines = [] if t.scalar == "double" else [f"declare double {reduce}, {v})"]
+    wide = "%a" if t.scalar == "double" else "%w"
+    lines += [
+        "define void @square_sum(ptr %table, i64 %low, i64 %high, i64 %thread) {",
+        "entry:",
+        "  %xn = load i64, ptr %table, align 8",
+        "  %x = inttoptr i64 %xn to ptr",
+        "  %outat = getelementptr i64, ptr %table, i64 1",
+        "  %outn = load i64, ptr %outat, align 8",
+        "  %out = inttoptr i64 %outn to ptr",
+        "  br label %column",
+        "column:",
+        "  %j = phi i64 [%low, %entry], [%j1, %column]",
+        f"  %sum = phi {v} [zeroinitializer, %entry], [%sum1, %column]",
+        "  %left = sub i64 %high, %j",
+        *t.spread("%lefts", "%left"),
+        f"  %mask = icmp slt <{t.lanes} x i64> <{lanes}>, %lefts",
+        f"  %xj = getelementptr {t.scalar}, ptr %x, i64 %j",
+        f"  %a = {t.load('%xj', '%mask')}",
+        *([f"  %w = fpext {t.vector} %a to {v}"] if wide == "%w" else []),
+        f"  %square = fmul {v} {wide}, {wide}",
+        f"  %sum1 = fadd {v} %sum, %square",
+        f"  %j1 = add i64 %j, {t.lanes}",
+        "  %more = icmp slt i64 %j1, %high",
+        "  br i1 %more, label %column, label %done",
+        "done:",
+        f"  %total = call reassoc double {reduce} -0.0, {v} %sum1)",
+        "  store double %total, ptr %out",
+        "  ret void",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def losses(t: Typed) -> str:
     """``@surprise`` and ``@slope`` ``(table, low, high, thread)``: the cross-entropy of rows, and its gradient.
 
@@ -804,7 +846,7 @@ def losses(t: Typed) -> str:
     return "\n".join([declare, *forward, *backward]) + "\n"
 
 
-SHARED = ("gemm", "product", "add_rows", "surprise", "slope", "sum_rows", "sum_all", "transpose")
+SHARED = ("gemm", "product", "add_rows", "square_sum", "surprise", "slope", "sum_rows", "sum_all", "transpose")
 
 
 def named(text: str, t: Typed) -> str:

@@ -28,6 +28,7 @@ from tinygrad_rnn.compile.kernels import (
     named,
     products,
     spreading,
+    squares,
     sums,
     transposition,
 )
@@ -155,14 +156,12 @@ def shared(dtype: Any) -> dict[str, Any]:
     """Load the functions that all cells of a dtype share, and make them known to those that call them; some of them."""
     with LOCK:
         t = typed(dtype)
-        address = load(
-            named(functions(t) + products(t) + "\n" + sums(t) + transposition(t) + spreading(t) + losses(t), t)
-        )
+        parts = (functions, products, sums, transposition, spreading, squares, losses)
+        address = load(named("\n".join(part(t) for part in parts), t))
         for name in SHARED:
             llvm().add_symbol(f"tinygrad_{name}_{t.suffix}", address(f"tinygrad_{name}_{t.suffix}"))
-        return {
-            name: step(address(f"tinygrad_{name}_{t.suffix}")) for name in ("product", "add_rows", "surprise", "slope")
-        }
+        called = ("product", "add_rows", "square_sum", "surprise", "slope")
+        return {name: step(address(f"tinygrad_{name}_{t.suffix}")) for name in called}
 
 
 @functools.cache
