@@ -174,18 +174,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: _version(name) for name in ("numpy", "tinygrad_rnn")}}
 
 
-def append_metrics(run: Run, record: Mapping[str, Any]) -> None:
-    """Append one line to metrics.jsonl, flushed. `record` has an int ``step``; NumPy scalars become numbers.
+def append_metrics(run: Run, *records: Mapping[str, Any]) -> None:
+    """Append a line per record to metrics.jsonl. A record has an int ``step``; NumPy scalars become numbers.
 
     NaN and infinity are written as null: JSON has no numbers for them.
     Raises InputError if ``step`` is missing or a value is not JSON, FileError if the disk refuses.
     """
-    if isinstance(record.get("step"), bool) or not isinstance(record.get("step"), int):
-        raise InputError(f"metrics: expected a record with an int 'step', got step {record.get('step')!r}")
-    try:
-        line = json.dumps(_plain(record), allow_nan=False, separators=(", ", ": ")).encode("ascii") + b"\n"
-    except (TypeError, ValueError) as error:
-        raise InputError(f"metrics: expected JSON values ({error})") from error
+    lines = b"".join(_metric_line(record) for record in records)
     path = run.path / METRICS
     try:
         with path.open("a+b") as file:
@@ -195,12 +190,21 @@ def append_metrics(run: Run, record: Mapping[str, Any]) -> None:
                 if file.read(1) != b"\n":
                     file.seek(0)
                     file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line)
+            file.write(lines)
     except OSError as error:
         remedy = "check its permissions" if isinstance(error, PermissionError) else "make room"
         raise FileError(
             f"cannot write {path}: {error.strerror or error}; {remedy}, then go on: resume {run.path}"
         ) from error
+
+
+def _metric_line(record: Mapping[str, Any]) -> bytes:
+    if isinstance(record.get("step"), bool) or not isinstance(record.get("step"), int):
+        raise InputError(f"metrics: expected a record with an int 'step', got step {record.get('step')!r}")
+    try:
+        return json.dumps(_plain(record), allow_nan=False, separators=(", ", ": ")).encode("ascii") + b"\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(f"metrics: expected JSON values ({error})") from error
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:

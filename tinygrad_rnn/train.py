@@ -70,6 +70,7 @@ from tinygrad_rnn.tensor import Tensor, grad
 
 MAX_ROLLBACKS = 5
 HOPELESS = 3.0  # a first loss above so many times that of a guess is the fault of no update
+RECORD_SECONDS = 0.25  # how long the record of a step may wait to be written
 LAYER_BYTES = 4096  # what the objects of a layer take at least, whatever its size
 
 
@@ -169,7 +170,11 @@ class Trainer:
         self.optimizer = parts.optimizer
         self.params = params
         self.trained = {name: value for name, value in params.items() if value.requires_grad}
-        self.optim_state = optim.init_state(parts.optimizer, self._arrays())
+        self._values = optim.Block.copy_of({name: value.data for name, value in self.trained.items()})
+        for name, value in self.trained.items():
+            value.data = self._values[name]
+        self._grads = optim.Block.zeros_like(self._values)
+        self.optim_state = optim.init_state(parts.optimizer, self._values)
         self.streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
         self.held_out = (
             fitted_streams(dataset.val, config.data.batch, config.data.seq_len) if len(dataset.val) > 1 else None
@@ -186,6 +191,8 @@ class Trainer:
         self._code = {CODE["cells"]: parts.cell_code, CODE["optimizers"]: parts.optimizer_code}
         self._listeners = parts.listeners
         self._failure: TinygradRNNError | None = None
+        self._pending: list[Mapping[str, Any]] = []  # records that are not in metrics.jsonl yet
+        self._written = 0.0
 
     def stop(self, reason: str = "interrupted") -> None:
         """Ask for a checkpoint and an end after the current step. Safe in a signal handler."""
@@ -200,10 +207,13 @@ class Trainer:
         it; CheckpointError when a checkpoint cannot be written; PluginError when a callback fails, after the step is
         finished and saved.
         """
-        for event in self._events():
-            self._tell(event)
-            if self._failure is None or not isinstance(event, Finished):
-                yield event
+        try:
+            for event in self._events():
+                self._tell(event)
+                if self._failure is None or not isinstance(event, Finished):
+                    yield event
+        finally:
+            self._write_records()
         if self._failure is not None:
             raise PluginError(
                 f"{self._failure}; step {self.progress.step} is saved: correct it, and go on with resume "
@@ -228,7 +238,7 @@ class Trainer:
     def _events(self) -> Iterator[Event]:
         now = self.progress
         executor, reason = _first_step(self.model, self.params, self.device)
-        append_metrics(self.run, {"kind": "start", "step": now.step, "executor": executor, "reason": reason})
+        self._record({"kind": "start", "step": now.step, "executor": executor, "reason": reason})
         yield Started(
             self.model.count(),
             self.dataset.characters,
@@ -266,10 +276,10 @@ class Trainer:
                 symbols_per_s=size / per_step if per_step else 0.0,
                 seconds_left=per_step * (self.total - now.step),
             )
-            append_metrics(self.run, {"kind": "step", **dataclasses.asdict(done)})
+            self._record({"kind": "step", **vars(done)})
             yield done
             if report is not None:
-                append_metrics(self.run, {"kind": "watch", "step": now.step, **report.to_json()})
+                self._record({"kind": "watch", "step": now.step, **report.to_json()})
                 yield Watched(now.step, report)
             last = now.step >= self.total
             validated = None
@@ -291,6 +301,18 @@ class Trainer:
         if now.step != saved_at:
             yield self._save(None)
         yield Finished(now.step, reason, now.best_loss, self.run.path)
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        """Note a record for metrics.jsonl. Steps wait a moment, so that a short one does not open a file."""
+        self._pending.append(record)
+        if record["kind"] != "step" or time.monotonic() - self._written > RECORD_SECONDS:
+            self._write_records()
+
+    def _write_records(self) -> None:
+        records, self._pending = self._pending, []
+        self._written = time.monotonic()
+        if records:
+            append_metrics(self.run, *records)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.progress.step % every == 0
@@ -328,18 +350,19 @@ class Trainer:
             raise self._diverged(why, {}, x, y, start, random)
         epoch = now.step / self.steps_per_epoch
         lr = optim.learning_rate(config.optim, epoch) * now.lr_scale
-        arrays = self._arrays()
-        optim.update(self.optimizer, arrays, grads, self.optim_state, lr)
+        optim.update(self.optimizer, self._values, grads, self.optim_state, lr)
         for value in self.trained.values():
             value.mark_changed()
         self._advance(detach(forward.state))
         clipped = min(norm, config.optim.clip_norm) if config.optim.clip_norm else norm
-        return StepDone(
-            now.step, now.step / self.steps_per_epoch, loss, norm, clipped, optim.global_norm(arrays), lr, 0.0, 0.0
-        ), report
+        weights = optim.global_norm(self._values)
+        return StepDone(now.step, now.step / self.steps_per_epoch, loss, norm, clipped, weights, lr, 0.0, 0.0), report
 
-    def _gradients(self, x: Array, y: Array, start: State) -> tuple[Forward, Tensor, dict[str, Array]]:
-        """One forward and backward pass: the pass itself, the training loss, and the gradient of every parameter."""
+    def _gradients(self, x: Array, y: Array, start: State) -> tuple[Forward, Tensor, optim.Block]:
+        """One forward and backward pass: the pass itself, the training loss, and the gradient of every parameter.
+
+        The next call overwrites the gradients.
+        """
         config = self.config
         forward = self.model.forward(self.params, self._on_device(x), start, rng=self.rng)
         logits = forward.logits
@@ -350,8 +373,8 @@ class Trainer:
         if config.train.loss == "sum":
             loss = loss * float(T)
         found = grad(loss, list(self.trained.values()))
-        # copies: two parameters may have been handed one and the same array, and clipping works in place
-        return forward, loss, {name: g.data.copy() for name, g in zip(self.trained, found, strict=True)}
+        self._grads.assign({name: g.data for name, g in zip(self.trained, found, strict=True)})
+        return forward, loss, self._grads
 
     def _window(self) -> tuple[Array, Array, State]:
         """The symbols x (k2, B) of this update, the targets y (k1, B) of its new steps, and the state before x."""
@@ -374,9 +397,6 @@ class Trainer:
             now.cursor, now.epoch = 0, now.epoch + 1
             self.state, self.history = self.model.start(self.config.data.batch, self.params), []
 
-    def _arrays(self) -> dict[str, Array]:
-        return {name: value.data for name, value in self.trained.items()}
-
     def _on_device(self, array: Any) -> Array:
         return backend.from_host(array, self.device.xp)
 
@@ -392,7 +412,7 @@ class Trainer:
             now.best_loss, now.since_best = loss, 0
         elif counts:
             now.since_best += 1
-        append_metrics(self.run, {"kind": "val", "step": now.step, "loss": loss, "best": best})
+        self._record({"kind": "val", "step": now.step, "loss": loss, "best": best})
         return Validated(now.step, loss, best)
 
     def _sample(self) -> Sampled:
@@ -401,12 +421,13 @@ class Trainer:
         options = SampleConfig(length=self.config.train.sample_length)
         pieces = generate(self.model, self.params, self.dataset.vocabulary, options, rng)
         text = "".join(piece[0] for piece in pieces)
-        append_metrics(self.run, {"kind": "sample", "step": self.progress.step, "text": text})
+        self._record({"kind": "sample", "step": self.progress.step, "text": text})
         return Sampled(self.progress.step, text)
 
     # ---------------------------------------------------------------------------------- checkpoints
 
     def _save(self, loss: float | None) -> Saved:
+        self._write_records()  # a checkpoint never knows of a step that the records lack
         path = save_run_checkpoint(
             self.run, self.progress.step, self._checkpoint_arrays(), self._checkpoint_meta(), loss
         )
@@ -450,8 +471,8 @@ class Trainer:
             value.mark_changed()
         try:
             for slot, values in self.optim_state["slots"].items():
-                for name in values:
-                    values[name] = self._on_device(groups["optim"][f"{slot}/{name}"])
+                for name, value in values.items():
+                    value[...] = self._on_device(groups["optim"][f"{slot}/{name}"])
             ages = 1 + max(int(name.partition("/")[0]) for name in groups["state"])
             states = [
                 [
@@ -500,7 +521,7 @@ class Trainer:
         except CheckpointError:
             kept = " The batch could not be kept."
         good = latest_checkpoint(self.run)
-        append_metrics(self.run, {"kind": "diverged", "step": step, "why": why, "where": dict(where)})
+        self._record({"kind": "diverged", "step": step, "why": why, "where": dict(where)})
         advice = "a smaller --lr, --clip-norm 1, or --on-divergence rollback"
         first, even = self.progress.first_loss, math.log(self.model.V)
         if first is None or first > HOPELESS * even:  # no update is to blame
@@ -522,7 +543,7 @@ class Trainer:
         self.progress.lr_scale = scale / 2
         truncate_metrics(self.run, self.progress.step)
         lr = self.config.optim.lr * self.progress.lr_scale
-        append_metrics(self.run, {"kind": "rollback", "step": self.progress.step, "from": step, "lr": lr})
+        self._record({"kind": "rollback", "step": self.progress.step, "from": step, "lr": lr})
         return RolledBack(step, self.progress.step, lr, str(error))
 
 
