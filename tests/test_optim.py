@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -19,6 +20,7 @@ from tinygrad_rnn.optim import (
     BLOCK,
     OPTIMIZERS,
     SHARED,
+    Block,
     Optimizer,
     State,
     build_optimizer,
@@ -219,15 +221,55 @@ def test_the_owner_of_the_arrays_decides(name: str) -> None:
         np.testing.assert_allclose(foreign[k].inner, p, rtol=1e-10, atol=1e-12)
 
 
-def test_one_flat_buffer_equals_many_arrays() -> None:
-    config = OptimConfig(optim="adamw")
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_block_is_updated_as_its_arrays_are(name: str) -> None:
+    optimizer = rule(CONFIGS[name])
     params = make_params()
-    flat = {"all": np.concatenate([p.reshape(-1) for p in params.values()])}
-    state, flat_state = init_state(rule(config), params), init_state(rule(config), flat)
+    block, pulled = Block.copy_of(params), Block.zeros_like(params)
+    states = init_state(optimizer, params), init_state(optimizer, block)
     for grads in gradients(params, 5):
-        update(rule(config), params, grads, state, 1e-2)
-        update(rule(config), flat, {"all": np.concatenate([g.reshape(-1) for g in grads.values()])}, flat_state, 1e-2)
-    np.testing.assert_array_equal(np.concatenate([p.reshape(-1) for p in params.values()]), flat["all"])
+        pulled.assign(grads)
+        assert clip_norm(pulled, 3.0) == pytest.approx(clip_norm(grads, 3.0), rel=1e-14)
+        pulled.assign(grads)  # two norms may differ in their last bit
+        update(optimizer, params, grads, states[0], 1e-2)
+        update(optimizer, block, pulled, states[1], 1e-2)
+    for k, p in params.items():
+        np.testing.assert_array_equal(block[k], p)
+        for slot, arrays in states[0]["slots"].items():
+            np.testing.assert_array_equal(states[1]["slots"][slot][k], arrays[k])
+
+
+def test_the_arrays_of_a_block_are_views_of_its_vector() -> None:
+    block = Block.copy_of({"W": np.arange(6.0).reshape(2, 3), "b": np.full(2, 7.0)})
+    twins = [block, copy.deepcopy(block), pickle.loads(pickle.dumps(block))]
+    np.testing.assert_array_equal(block.flat, [0, 1, 2, 3, 4, 5, 7, 7])
+    for twin in twins:
+        twin["W"][1, 2] = 8.0
+        twin.flat[-1] = 9.0
+        np.testing.assert_array_equal(twin.flat, [0, 1, 2, 3, 4, 8, 7, 9])
+        assert twin["b"][1] == 9.0
+    assert not any(np.shares_memory(block.flat, twin.flat) for twin in twins[1:])
+
+
+def test_a_rule_that_is_not_elementwise_gets_every_array_by_name() -> None:
+    seen: list[list[str]] = []
+
+    class Whole(Optimizer):
+        name, summary, citation = "whole", "s", "c"
+
+        def slots(self) -> tuple[str, ...]:
+            return ("m",)
+
+        def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+            seen.append([*params, *grads, *slots["m"]])
+
+    class Single(Whole):
+        elementwise = True
+
+    block = Block.copy_of({"W": np.ones((2, 2)), "b": np.ones(2)})
+    for kind in (Whole, Single):
+        update(kind(OptimConfig()), block, block, init_state(kind(OptimConfig()), block), 0.1)
+    assert seen == [["W", "b"] * 3, ["all"] * 3]
 
 
 def test_slots_are_what_the_contract_says() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinygrad_rnn import plugins
+from tinygrad_rnn import plugins, train
 from tinygrad_rnn.checkpoint import load, save
 from tinygrad_rnn.config import RunConfig, recipe, replace
 from tinygrad_rnn.data import Dataset, load_dataset
@@ -119,6 +119,25 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tmp_path
     best = min(losses, key=losses.__getitem__)
     assert load_run_model(tmp_path / "run").step == best
     assert load_run_model(tmp_path / "run", which="latest").step == 30
+
+
+def test_no_checkpoint_is_ahead_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill may lose the records that wait, and never one of a step that the run comes back to."""
+    monkeypatch.setattr(train, "RECORD_SECONDS", math.inf)
+    trainer = begin(tmp_path / "run")
+
+    def recorded() -> list[int]:
+        return [row["step"] for row in read_metrics(trainer.run) if row["kind"] == "step"]
+
+    events = trainer.events()
+    for event in events:
+        if isinstance(event, StepDone) and event.step == 15:
+            break
+        if isinstance(event, Saved):
+            assert recorded() == list(range(1, event.step + 1))
+    assert recorded() == list(range(1, 11))
+    events.close()  # what an exception does on its way up
+    assert recorded() == list(range(1, 16))
 
 
 def test_sampling_and_watching_change_no_number(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from tinygrad_rnn import ShapeError, Tensor, grad, gradcheck, ops
 from tinygrad_rnn.compile import ends
-from tinygrad_rnn.compile.ends import affine, cross_entropy, lookup, product, surprise
+from tinygrad_rnn.compile.ends import affine, cross_entropy, lookup, product, square_sum, surprise
 
 
 @pytest.fixture(params=["machine code", "numpy"])
@@ -31,6 +32,22 @@ def test_affine_is_the_product_and_the_bias(kernels: None, M: int, K: int, N: in
     np.testing.assert_allclose(ours.data, plain.data, **rough)
     for a, b in zip(grad(ours, tensors, g), grad(plain, tensors, g), strict=True):
         np.testing.assert_allclose(a.data, b.data, **rough)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (31,), (64,), (5, 1003), (2, 3, 4)])
+def test_square_sum_is_that_of_float64(kernels: None, shape: tuple[int, ...], dtype: Any) -> None:
+    x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    expected = math.fsum(float(value) ** 2 for value in x.reshape(-1))
+    assert square_sum(x) == pytest.approx(expected, rel=1e-14)
+    assert square_sum(x.T) == pytest.approx(expected, rel=1e-14)
+
+
+def test_square_sum_of_what_no_float32_holds(kernels: None) -> None:
+    assert square_sum(np.full(3, 1e30, np.float32)) == pytest.approx(3e60, rel=1e-6)
+    assert square_sum(np.full(3, 1e-30, np.float32)) == pytest.approx(3e-60, rel=1e-6)
+    assert square_sum(np.array([1.0, np.inf], np.float32)) == np.inf
+    assert np.isnan(square_sum(np.array([1.0, np.nan], np.float32)))
 
 
 def test_products_of_transposed_and_strided_matrices(kernels: None) -> None:
