@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from tinygrad_rnn import (
     build_model,
     grad,
     gradcheck,
+    gradnorm,
     input_matrix,
     load_cell,
     ops,
@@ -402,3 +405,24 @@ def test_a_stepper_refuses_what_forward_refuses() -> None:
             with pytest.raises(error):
                 step(bad)
         step(symbols(T=1))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+@pytest.mark.parametrize("wrap", [(), ("zoneout:0.1", "layernorm")], ids=str)
+def test_a_model_and_its_parameters_copy_and_pickle(again: Any, wrap: tuple[str, ...]) -> None:
+    model = make(cell="mut1", cell_options={"input_map": "fixed"}, wrap=wrap)
+    params = model.init(np.random.default_rng(0))
+    x = np.array([[0, 1], [1, 2], [3, 4]])
+
+    def found(model: Model, params: Any) -> list[Any]:
+        loss = ops.cross_entropy(model.forward(params, x).logits, x)
+        wanted = [value for value in params.values() if value.requires_grad]
+        return [value.data for value in (loss, *grad(loss, wanted))]
+
+    expected = found(model, params)  # now the cells hold compiled programs as well
+    got = found(*again((model, params)))
+    assert len(got) == len(expected) > 5
+    for one, two in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+    report = gradnorm(model, params, x, x)
+    assert again(report) == report

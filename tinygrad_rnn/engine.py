@@ -67,8 +67,9 @@ class Node:
     when saved) of what can be written in place; `rare` holds what few nodes have: the gradient that `backward` left
     here (``grad``) and whether it was asked for (``keep``), or the place of an anomaly() (``place``).
 
-    `number` counts all nodes: a node's is above its parents', so that sorting by it is a topological sort, and the
-    walk back meets what was computed last first, when its arrays are still in the cache.
+    `number` counts the nodes that ops make: a node's is above its parents', so that sorting by it is a topological
+    sort, and the walk back meets what was computed last first, when its arrays are still in the cache. A leaf has no
+    parents and number 0, in every process: it may come from another one, which counts for itself.
     """
 
     __slots__ = ("dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
@@ -91,6 +92,15 @@ class Node:
         self.dtype: Any = data.dtype
         self.number = next(COUNTER)
         self.rare: dict[str, Any] | None = None
+
+    def __reduce__(self) -> Any:
+        """A leaf copies and pickles. The output of an op does not: its graph is made of one run's arrays."""
+        if self.op is not None:
+            raise GradientError(
+                f"copy, pickle: expected a tensor that no op made, got the output of {self.op.__name__}, whose graph "
+                "cannot be copied; take its .detach()"
+            )
+        return _leaf_again, (self.shape, self.dtype, self.rare)
 
 
 class Variable(Operand):
@@ -123,7 +133,16 @@ def wrap(cls: type[V], data: Array, node: Node | None = None, version: Version |
 
 def leaf(data: Array) -> Node:
     """A node that no op made: a parameter or an input whose gradient is wanted."""
-    return Node(None, (), (), NO_STATIC, None, data)
+    node = Node(None, (), (), NO_STATIC, None, data)
+    node.number = 0
+    return node
+
+
+def _leaf_again(shape: tuple[int, ...], dtype: Any, rare: dict[str, Any] | None) -> Node:
+    """A leaf's node as it was copied or pickled."""
+    node = leaf(np.broadcast_to(np.empty((), dtype), shape))
+    node.rare = rare
+    return node
 
 
 class Op:

@@ -6,9 +6,10 @@ diagnosed as one. The first wrapper is the innermost.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import math
-from abc import abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -331,10 +332,30 @@ def wrap_cell(cls: type[Cell], wraps: Iterable[str]) -> type[Cell]:
             "equation": cls.equation,
             "Options": cls.Options,
         }
-        wrapped: Any = type(cls.__name__, (kind,), facts)
+        wrapped: Any = _Made(cls.__name__, (kind,), facts)
         wrapped.equation = f"{cls.equation}\n{_rule(wrapped)}"
         cls = wrapped
     return cls
+
+
+def unwrap_cell(cls: type[Cell]) -> tuple[type[Cell], list[str]]:
+    """The class inside all wrappers, and what `wrap_cell` needs to make `cls` of it again."""
+    wraps: list[str] = []
+    while issubclass(cls, Wrapper):
+        wraps.insert(0, cls.name.removeprefix(f"{cls.of.name}+"))
+        cls = cls.of
+    return cls, wraps
+
+
+class _Made(ABCMeta):
+    """Final. The kind of class that `wrap_cell` makes: nobody can import it, so pickle makes it again."""
+
+
+def _how_made(cls: Any) -> Any:
+    return wrap_cell, unwrap_cell(cls)
+
+
+copyreg.pickle(_Made, _how_made)
 
 
 def _rule(cls: Any) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
+import subprocess
+import sys
 import threading
 import tracemalloc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -403,6 +408,71 @@ def test_backward_through_slices_is_linear_work() -> None:
 
     assert peak_and_writes(256) == 256 * 8
     assert peak_and_writes(1024) == 1024 * 8
+
+
+# ------------------------------------------------------------------------- copies, and other processes
+
+
+def _through_pickle(thing: Any) -> Any:
+    return pickle.loads(pickle.dumps(thing))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, _through_pickle])
+def test_leaves_and_constants_copy_with_all_they_have(again: Callable[[Any], Any]) -> None:
+    w, c = leaf(1.0, 2.0), Tensor([3.0])
+    (w * w).sum().backward()
+    v, d, tied = again((w, c, w))
+    assert v is tied and v.requires_grad and v.is_leaf and not d.requires_grad
+    np.testing.assert_array_equal(v.grad.data, [2.0, 4.0])
+    assert not np.shares_memory(v.data, w.data)
+    np.testing.assert_array_equal(grad((v * v * d).sum(), v).data, [6.0, 12.0])
+    y = (v * v).sum()
+    v.assign(0.0)
+    with pytest.raises(InPlaceError):
+        grad(y, v)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, _through_pickle])
+@pytest.mark.parametrize("length", [1, 5_000])
+def test_the_output_of_an_op_does_not_copy(again: Callable[[Any], Any], length: int) -> None:
+    y = leaf(1.0)
+    for _ in range(length):
+        y = y * 1.0
+    with pytest.raises(GradientError, match=r"^copy, pickle: expected a tensor that no op made, got the output of mul"):
+        again({"y": [y]})
+    assert again(y.detach()).data == y.data
+
+
+def test_a_shallow_copy_is_the_same_value_on_the_tape() -> None:
+    x = leaf(3.0)
+    y = x * x
+    assert grad(copy.copy(y) * 2.0, [x, y], unused="zeros")[0].item() == 12.0
+    assert grad(copy.copy(x) * 2.0, x).item() == 2.0
+
+
+def test_leaves_of_another_process_get_their_gradient(tmp_path: Path) -> None:
+    """There the count of nodes was far ahead: a number that travelled would sort the leaf above what is made of it."""
+    write = """
+import pickle, sys
+from tinygrad_rnn import Tensor
+x = Tensor(1.0, requires_grad=True)
+for _ in range(5000): y = x + 1.0
+late = Tensor([1.0, 2.0], requires_grad=True)
+pickle.dump((x, late), open(sys.argv[1], "wb"))
+"""
+    read = """
+import copy, pickle, sys
+from tinygrad_rnn import grad
+leaves = pickle.load(open(sys.argv[1], "rb"))
+for x, late in (leaves, copy.deepcopy(leaves)):
+    y = (late * late * x).sum()
+    print([g.data.tolist() for g in grad(y, [x, late])])
+"""
+    for program in (write, read):
+        command = [sys.executable, "-c", program, str(tmp_path / "leaves")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[5.0, [2.0, 4.0]]"] * 2
 
 
 # --------------------------------------------------------------------------- wrong rules, wrong calls

@@ -184,6 +184,7 @@ def _whole(x: Any, *, key: Key) -> Any:
     raise NotImplementedError
 
 
+_part.__name__ = _whole.__name__ = "scan"  # what errors and drawings call them
 _part.part = True
 _part.vjp(lambda g, _y, _x, *, key: Part(key, g))
 _whole.vjp(lambda g, _y, _x, *, key: Part(key, g))
