@@ -75,10 +75,10 @@ def namespace(array: Array) -> Any:
 
 def is_array(value: object) -> bool:
     """Whether `value` is an array of some backend (not a Python or NumPy scalar, not a list)."""
+    kind = type(value)  # what has strides lies in memory; a tensor has an array, and is none
     if isinstance(value, np.ndarray):
         return True
-    overrides = getattr(value, "__array_ufunc__", None)  # None says "not me": a tensor is no array
-    return overrides is not None and hasattr(value, "dtype") and not isinstance(value, np.generic)
+    return hasattr(kind, "__array_ufunc__") and hasattr(kind, "strides") and not isinstance(value, np.generic)
 
 
 def check_device(name: str, x: Any, index: Array) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, final, get_args
 import numpy as np
 
 from tinygrad_rnn import backend
-from tinygrad_rnn.errors import InputError, NonFiniteError, PluginError, ShapeError, nearest, one_line
+from tinygrad_rnn.errors import GradientError, InputError, NonFiniteError, PluginError, ShapeError, nearest, one_line
 from tinygrad_rnn.nn import initialise, mirrored, parse_initialiser
 from tinygrad_rnn.options import parse_options
 from tinygrad_rnn.plugins import CELLS, author_line, check_class
@@ -283,9 +283,7 @@ def _by_author(cell: Cell, what: str, method: Callable[..., Any], *args: Any) ->
         text = hint[2:] or one_line(error)
         raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {text}") from error
     except (Exception, SystemExit) as error:  # sys.exit() in a step is no end of the program
-        text = one_line(error)
-        if "does not support ufuncs" in text:  # NumPy's words for np.tanh(tensor)
-            text = "expected functions of tinygrad_rnn.ops, got one of NumPy's; a gradient flows through ops alone"
+        text = str(error) if isinstance(error, GradientError) else one_line(error)
         raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {text}") from error
 
 

@@ -135,6 +135,8 @@ class Array:
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
         if ufunc.__name__ not in UFUNCS or method not in METHODS:
             return NotImplemented
+        if any(hasattr(x, "__array_ufunc__") and not isinstance(x, (Array, np.ndarray, np.generic)) for x in inputs):
+            return NotImplemented  # the turn of another class
         if method == "at":
             target, index, *values = inputs
             ufunc.at(_inside(target), _index(index), *[_inside(value) for value in values], **options)
@@ -191,10 +193,10 @@ class Array:
 
 def _operator(name: str, ufunc: np.ufunc, *, reflected: bool) -> None:
     def forward(self: Array, other: Any) -> Any:
-        return ufunc(self, other) if isinstance(other, (Array, np.ndarray, *SCALARS)) else NotImplemented
+        return NotImplemented if getattr(other, "__array_ufunc__", other) is None else ufunc(self, other)
 
     def backward(self: Array, other: Any) -> Any:
-        return ufunc(other, self) if isinstance(other, (Array, np.ndarray, *SCALARS)) else NotImplemented
+        return NotImplemented if getattr(other, "__array_ufunc__", other) is None else ufunc(other, self)
 
     def in_place(self: Array, other: Any) -> Any:
         return ufunc(self, other, out=self)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
-from tinygrad_rnn import backend, engine, ops
+from tinygrad_rnn import backend, dispatch, engine, ops
 from tinygrad_rnn.engine import Operand, Variable, record_two, wrap
 from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, ShapeError
 from tinygrad_rnn.ops.reduce import Axis
@@ -18,7 +18,23 @@ class Algebra(Operand):
 
     __slots__ = ()
 
-    __array_ufunc__ = None  # so that ndarray * Tensor comes to Tensor.__rmul__, with CuPy too
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """What NumPy asks for ``np.tanh(x)``, and NumPy and CuPy for ``array * x``."""
+        return self._for_numpy(ufunc if method == "__call__" else getattr(ufunc, method), inputs, options)
+
+    def __array_function__(self, function: Any, types: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """What NumPy asks for ``np.concatenate([x, h], -1)``."""
+        return self._for_numpy(function, args, options)
+
+    def _for_numpy(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        try:
+            return dispatch.answer(function, args, options)
+        except dispatch.NoOp as missing:
+            return self.without_op(function, args, options, missing)
+
+    def without_op(self, function: Any, args: tuple[Any, ...], options: dict[str, Any], missing: dispatch.NoOp) -> Any:
+        """The answer to one of NumPy's functions that no op stands for."""
+        raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -167,6 +183,7 @@ class Tensor(Algebra, Variable):
     def __init__(self, value: Any, requires_grad: bool = False, dtype: Any = None) -> None:
         version: engine.Version | None = None
         if isinstance(value, Tensor):
+            value._no_loss("Tensor", "use it as it is, or take its .detach()")
             value, version = value.data, value.version
         data = value if backend.is_array(value) else _from_python(value)
         if dtype is not None:
@@ -259,16 +276,47 @@ class Tensor(Algebra, Variable):
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
         return self.data.item()
 
+    def _no_loss(self, call: str, use: str) -> None:
+        """Raise GradientError where `call` would cut this tensor off from the tape without a word."""
+        if self.node is not None and engine.MODE.recording:
+            got = f"the output of {self.node.op.__name__}" if self.node.op is not None else "a leaf with requires_grad"
+            raise GradientError(f"{call}: expected a constant, since the gradient would be lost, got {got}; {use}")
+
     def numpy(self) -> np.ndarray[Any, Any]:
-        """The values as a NumPy array, copied from the device where needed."""
+        """The values as a NumPy array, copied from the device where needed.
+
+        Raises GradientError for a tensor that requires a gradient, outside no_grad(): take .detach() first, or .data.
+        """
+        self._no_loss("numpy", "take .detach().numpy() to cut it off on purpose")
         return backend.to_host(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        use = "use functions of tinygrad_rnn.ops, ops.stack for a list, or take .detach() to cut it off on purpose"
+        self._no_loss("np.asarray", use)
         if not isinstance(self.data, np.ndarray):
             raise DtypeError("np.asarray: expected a tensor on the cpu; copy it with .numpy()")
         return np.array(self.data, dtype=dtype, copy=copy)
 
+    def without_op(self, function: Any, args: tuple[Any, ...], options: dict[str, Any], missing: dispatch.NoOp) -> Any:
+        """NumPy's own result for constants, and where there is no gradient to lose.
+
+        Raises GradientError where there is one, InPlaceError where NumPy would write into a tensor.
+        """
+        name, written = function.__name__, options.get("out", args[0] if function.__name__ in dispatch.WRITERS else ())
+        if any(True for _ in _tensors(written)):
+            raise InPlaceError(
+                f"{dispatch.told(function)}: expected an array to write into, got a tensor; use x[...] ="
+            )
+        if name not in dispatch.NO_GRADIENT and engine.MODE.recording:
+            if any(x.node is not None for x in _tensors([*args, *options.values()])):
+                raise GradientError(
+                    f"{dispatch.told(function)}: {missing.why}, and NumPy would lose the gradient; {missing.use}, or "
+                    "take .detach() to cut it off on purpose"
+                )
+        return function(*_as_arrays(args), **_as_arrays(options))
+
     def __dlpack__(self, **options: Any) -> Any:
+        self._no_loss("dlpack", "take its .detach()")
         return self.data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
@@ -279,11 +327,14 @@ class Tensor(Algebra, Variable):
         return wrap(Tensor, self.data, None, self.version)
 
     def copy(self) -> Tensor:
-        """A constant with memory of its own."""
+        """A constant with memory of its own. Raises GradientError as `numpy` does."""
+        self._no_loss("copy", "take .detach().copy(), which may be written")
         return Tensor(self.data.copy())
 
     def to(self, device: backend.Device) -> Tensor:
-        """A leaf with the same values on `device`; the gradient does not follow."""
+        """A constant or a leaf, again as such on `device`. Raises GradientError for the output of an op."""
+        if not self.is_leaf:
+            self._no_loss("to", "take .detach().to(...), or move the leaves that it is computed from")
         moved = backend.from_host(backend.to_host(self.data), device.xp)
         return Tensor(moved, requires_grad=self.requires_grad)
 
@@ -332,10 +383,13 @@ class Tensor(Algebra, Variable):
             made = self.node.op.__name__ if self.node is not None and self.node.op is not None else "an op"
             raise InPlaceError(
                 f"assign: expected a tensor that no op made, got the output of {made}; use where, "
-                "concatenate or scatter, or change a .copy()"
+                "concatenate or scatter, or change a .detach().copy()"
             )
+        if isinstance(value, Tensor):
+            value._no_loss("assign", "use ops.where, concatenate or scatter, or write its .detach()")
+            value = value.data
         try:
-            self.data[index] = value.data if isinstance(value, Tensor) else value
+            self.data[index] = value
         except (ValueError, IndexError) as error:
             raise ShapeError(f"assign: got a tensor of shape {self.shape}: {error}") from error
         self.version[0] += 1
@@ -350,8 +404,32 @@ def _from_python(value: Any) -> np.ndarray[Any, Any]:
     """Numbers, or lists of them, as an array."""
     try:
         return np.asarray(value)
+    except GradientError as error:
+        raise GradientError(
+            "Tensor: expected numbers, got tensors whose gradient would be lost; use ops.stack, or take their .detach()"
+        ) from error
     except ValueError as error:
         raise ShapeError(f"Tensor: expected lists of equal lengths, got others: {error}") from error
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in the arguments of a function."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _as_arrays(value: Any) -> Any:
+    """The arguments of a function with arrays in the place of tensors."""
+    if isinstance(value, Tensor):
+        return value.data
+    if isinstance(value, list | tuple):
+        return type(value)([_as_arrays(part) for part in value])
+    if isinstance(value, dict):
+        return {key: _as_arrays(part) for key, part in value.items()}
+    return value
 
 
 def _root(y: Any) -> engine.Node:

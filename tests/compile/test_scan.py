@@ -542,7 +542,7 @@ KEPT: dict[str, Callable[[Unrolled, list[Tensor]], Any]] = {
     "the last state": lambda done, found: done.state["c"],
     "a detached state": lambda done, found: done.states["c"][0].detach(),
     "a computed value": lambda done, found: done.outputs[2],
-    "np.asarray": lambda done, found: np.asarray(done.states["h"][1]),
+    "np.asarray": lambda done, found: np.asarray(done.states["h"][1].detach()),
     "a memoryview": lambda done, found: np.frombuffer(memoryview(done.states["h"][0].data)),
     "gradient of the inputs": lambda done, found: found[0],
     "gradient of a matrix": lambda done, found: found[1].data,

@@ -20,6 +20,7 @@ import numpy as np
 
 from tinygrad_rnn import backend, engine, ops
 from tinygrad_rnn.cell import Cell, noise_of, specification
+from tinygrad_rnn.dispatch import NoOp, told
 from tinygrad_rnn.engine import Op, Scatter, Variable, pull, sum_to
 from tinygrad_rnn.tensor import Algebra
 
@@ -96,6 +97,9 @@ class Symbol(Algebra):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         raise self._refused("reads values with NumPy")
+
+    def without_op(self, function: Any, args: tuple[Any, ...], options: dict[str, Any], missing: NoOp) -> Any:
+        raise self._refused(f"calls {told(function)}: {missing.why}")
 
     def __iter__(self) -> Any:
         return (self[i] for i in range(len(self)))

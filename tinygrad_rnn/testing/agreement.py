@@ -195,7 +195,7 @@ def compiled(trial: Trial) -> str:
     # as in training: by the fastest, in float32
     default = _same_by(trial, None, 1, ROUNDED, dtype=np.float32 if trial.float32 else np.float64)
     if default.executor == "unroll":
-        raise Noted(f"slow: every step runs on the tape, because {default.reason}; the numbers are right")
+        raise Noted(f"slow: every step runs on the tape, because {default.reason}; it gives what unroll gives")
     if default.executor != COMPILED[0]:
         raise Noted(f"by {default.executor}: {default.reason}; the numbers are those of unroll, to the second order")
     return f"{' and '.join(ran)} give the numbers of unroll, masked too, to the second order"

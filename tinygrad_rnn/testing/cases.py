@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import engine, ops
+from tinygrad_rnn import ops
 from tinygrad_rnn.backend import Array
 from tinygrad_rnn.cell import Cell, draw_noise, init_cell, specification
 from tinygrad_rnn.registry import load_cell
@@ -69,9 +69,9 @@ def cell_case(
             if specs[name].role != "buffer"
         }
     )
-    with engine.no_grad():
-        # by a cell that is thrown away, on copies: what a step leaves behind or writes into is seen by nobody
-        reached = unroll(cls(I, H, options), tensors(params), Tensor(rng.normal(size=(3, B, I)))).state
+    # By a cell that is thrown away, on copies: what a step leaves behind or writes into is seen by nobody. On the tape:
+    # there a step is told which function loses the gradient.
+    reached = unroll(cls(I, H, options), tensors(params), Tensor(rng.normal(size=(3, B, I)), requires_grad=True)).state
     state = {name: 0.9 * value.data + rng.uniform(0.02, 0.05, value.data.shape) for name, value in reached.items()}
     xs = rng.normal(size=(T, B, I))
     lengths = np.linspace(T, 0, B).astype(int) if B > 1 else np.array([max(1, T // 2)])

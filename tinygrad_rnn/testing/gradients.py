@@ -10,7 +10,7 @@ import numpy as np
 from tinygrad_rnn.autodiff import gradcheck
 from tinygrad_rnn.backend import Array
 from tinygrad_rnn.cell import init_cell, noise_of, specification
-from tinygrad_rnn.compile.trace import same
+from tinygrad_rnn.compile.trace import Untraceable, same, trace_step
 from tinygrad_rnn.errors import GradientError, InputError
 from tinygrad_rnn.options import field_types
 from tinygrad_rnn.sequence import unroll
@@ -136,6 +136,15 @@ def _wrong(trial: Trial, name: str | None, seed: int, order: int) -> GradientErr
     return None
 
 
+def _reads(trial: Trial) -> str:
+    """What the compiler found the step to do with values, which is where a gradient is usually lost; '' if nothing."""
+    try:
+        trace_step(trial.cell(), 2, np.float64, False)
+    except Untraceable as found:
+        return f": {found}"
+    return ""
+
+
 def _located(trial: Trial, name: str | None, error: GradientError) -> Failed:
     """The fault that gradcheck found, with the element where the gradient is most wrong, by differences."""
     facts = {"T": 3, "B": 2}
@@ -171,7 +180,7 @@ def _located(trial: Trial, name: str | None, error: GradientError) -> Failed:
             owner = "" if key == "x" else "state " if key in case.state else "parameter "
             return Failed(
                 f"{kind} for {owner}{key}[{index}]: expected {expected!r} by differences, got {number!r}"
-                + ("; .data, .detach() and no_grad() cut a gradient off" if cut else ""),
+                + (f"; .data, .detach() and no_grad() cut a gradient off{_reads(trial)}" if cut else ""),
                 [
                     *trial.lines("case", "ahead", "behind", **facts),
                     f"ahead.{where}[{index}] += {step}; behind.{where}[{index}] -= {step}",
