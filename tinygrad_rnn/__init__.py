@@ -261,6 +261,7 @@ _SOURCES = {
 
 
 if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name
+    __all__ = sorted([*_SOURCES, "ops"])  # else `import *` brings what was imported here
 
     def __getattr__(name: str) -> Any:
         if name == "ops":

@@ -577,7 +577,9 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
             saved = _as_tensors(node, cls) if higher else node.saved
             keys = {part.static["key"] for part in wanted}
             pulled, totals = op.many(g, saved[0], needed, keys, *saved[1:], **node.static)
-            found.update((part, totals[part.static["key"]]) for part in wanted)
+            for part in wanted:  # several may share memory, also with the gradient of an input
+                total = totals[part.static["key"]]
+                found[part] = total if higher else total.copy()
             if not higher:  # memory that such an op makes is nobody else's
                 for maker, gx in zip(parents, pulled, strict=True):
                     if maker is not None and gx is not None and grads.get(maker) is None:

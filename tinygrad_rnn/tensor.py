@@ -353,9 +353,9 @@ class Tensor(Algebra, Variable):
         for node in reached:  # an output of a node with several may be kept although nothing was computed from it
             if node.op is not None and node.op.many is not None and node.rare:
                 targets |= node.rare["kept parts"]
-        found = engine.flow(root, _seed(self, g, create_graph), targets, Tensor, higher=create_graph)
-        for node, value in found.items():
-            value = value if create_graph else wrap(Tensor, value)
+        seed = _seed(self, g, create_graph)
+        found = engine.flow(root, seed, targets, Tensor, higher=create_graph)
+        for node, value in zip(found, _own(list(found.values()), seed), strict=True):
             old = (node.rare or {}).get("grad")
             node.rare = {**(node.rare or {}), "grad": value if old is None else old + value}
 
@@ -461,6 +461,28 @@ def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
     return data
 
 
+def _own(gradients: list[Any], seed: Any) -> list[Any]:
+    """`gradients` as tensors, each with memory of its own: what is clipped or written in place is no other's.
+
+    Arrays come from the walk with memory of their own, and one of them twice where a target is there twice. Tensors of
+    a graph share theirs where a rule passes a gradient on; their copies are recorded.
+    """
+    taken = {id(seed), id(seed.data) if isinstance(seed, Tensor) else 0}
+    owned = []
+    for value in gradients:
+        if isinstance(value, Tensor):
+            data = value.data
+            if getattr(data, "base", None) is not None or {id(value), id(data)} & taken:
+                with engine.recording():
+                    value = value * 1.0
+            taken |= {id(value), id(data)}
+        elif value is not None:
+            value = wrap(Tensor, value.copy() if id(value) in taken else value)
+            taken.add(id(value.data))
+        owned.append(value)
+    return owned
+
+
 @overload
 def grad(
     y: Tensor, wrt: Tensor, g: Any = ..., *, create_graph: bool = ..., unused: Literal["zeros", "error"] = ...
@@ -477,14 +499,15 @@ def grad(
     g: Any = None,
     *,
     create_graph: bool = False,
-    unused: Literal["zeros", "error"] = "zeros",
+    unused: Literal["zeros", "error"] = "error",
 ) -> Any:
     """The gradient of `y` with respect to any tensors below it: leaves, states, gates.
 
     `g` (shape of y) is what flows into `y`: needed unless y has one element. With `create_graph` the result is itself
-    on the tape, so that it can be differentiated again. A tensor that y does not depend on gets zeros, or with
-    ``unused="error"`` a GradientError. Returns one tensor, or a list as long as `wrt`.
-    Raises GradientError when y or a target has no place on the tape.
+    on the tape, so that it can be differentiated again; without it the result is a constant, whatever `g` is. Returns
+    one tensor, or a list as long as `wrt`, each with memory of its own.
+    Raises GradientError when y or a target has no place on the tape, and when y was not computed from a target, which
+    gets zeros with ``unused="zeros"``. A fresh slice or a copy of what y was computed from is another tensor.
     """
     single = isinstance(wrt, Tensor)
     targets: list[Tensor] = [wrt] if isinstance(wrt, Tensor) else list(wrt)
@@ -497,18 +520,18 @@ def grad(
                 f"grad: expected targets with requires_grad=True, got a constant at position {i} of "
                 f"shape {target.shape}"
             )
-    found = engine.flow(
-        root, _seed(y, g, create_graph), {t.node for t in targets if t.node is not None}, Tensor, higher=create_graph
-    )
-    results = []
-    for i, target in enumerate(targets):
-        value = found.get(target.node) if target.node is not None else None
-        if value is None:
-            if unused == "error":
-                raise GradientError(
-                    f"grad: expected y to depend on every target, got one it does not depend on at "
-                    f"position {i}; unused='zeros' gives zeros"
-                )
-            value = np.zeros_like(target.data)
-        results.append(value if isinstance(value, Tensor) else wrap(Tensor, value))
+    seed = _seed(y, g, create_graph)
+    nodes = [target.node for target in targets if target.node is not None]
+    found = engine.flow(root, seed, set(nodes), Tensor, higher=create_graph)
+    for i, (target, node) in enumerate(zip(targets, nodes, strict=True)):
+        if node not in found and unused == "error":
+            raise GradientError(
+                f"grad: the target at position {i}, shape {target.shape}, appears not to have been used in the graph "
+                "of y (a fresh slice is another tensor than the one used); unused='zeros' gives zeros"
+            )
+    results = _own([found.get(node) for node in nodes], seed)
+    results = [
+        wrap(Tensor, np.zeros_like(target.data)) if value is None else value
+        for target, value in zip(targets, results, strict=True)
+    ]
     return results[0] if single else results

@@ -569,6 +569,31 @@ def test_what_is_kept_is_never_written_again(executor: str, what: str, taped: bo
     np.testing.assert_array_equal(kept.data if isinstance(kept, Tensor) else kept, before)
 
 
+def test_gradients_of_states_and_inputs_share_no_memory(executor: str) -> None:
+    """Also where a state is the input, or another state, or itself one step later."""
+
+    class Aliases(type(cell_of("rnn"))):  # type: ignore[misc]
+        name = "aliases"
+
+        def state(self) -> dict[str, State]:
+            return {"h": State((self.H,)), "x": State((self.I,)), "again": State((self.H,)), "old": State((self.H,))}
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            h = super().step(p, x, s)["h"]
+            return {"h": h, "x": x, "again": h, "old": s.h}
+
+    case = make_case(Aliases(3, 4))
+    params, xs = tensors(case), Tensor(case.xs, requires_grad=True)
+    done = scan(case.cell, params, xs, case.state, executor=executor)
+    rows = [value for name in done.states for value in done.states[name]]
+    loss = sum((ops.sum(row * row) for row in rows), start=ops.sum(done.outputs))
+    wholes = [values.whole() for values in done.states.values()]  # type: ignore[attr-defined]
+    wanted = [xs, *params.values(), *rows, *rows[:2]]
+    for found in (grad(loss, wanted), grad(loss, [*wanted, *wholes], unused="zeros")):
+        for k, g in enumerate(found):
+            assert not any(np.shares_memory(g.data, other.data) for other in found[:k])
+
+
 def test_states_that_are_read_late(executor: str) -> None:
     """Nobody looked at a state before the memory could be used again; nor asked for a gradient."""
     case = make_case(cell_of("lstm"))

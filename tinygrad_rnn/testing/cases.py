@@ -127,11 +127,13 @@ def run_case(
     values["loss"] = loss.data
     leaves = {"x": xs, **state, **{name: value for name, value in params.items() if name in trained}}
     if order and loss.requires_grad:
-        first = dict(zip(leaves, grad(loss, list(leaves.values()), create_graph=order > 1), strict=True))
+        first = dict(
+            zip(leaves, grad(loss, list(leaves.values()), create_graph=order > 1, unused="zeros"), strict=True)
+        )
         values.update({f"d {name}": value.data for name, value in first.items()})
         slope: Any = sum((weighted(value) for value in first.values()), start=0.0 * weighted(loss))
         values["slope"] = slope.data
         if order > 1 and slope.requires_grad:
-            second = grad(slope, list(leaves.values()))
+            second = grad(slope, list(leaves.values()), unused="zeros")
             values.update({f"dd {name}": value.data for name, value in zip(leaves, second, strict=True)})
     return done, values
