@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.errors import DeviceError
+from tinygrad_rnn.errors import DeviceError, DtypeError
 
 Array = Any  # numpy.ndarray, cupy.ndarray, or a guard array
 
@@ -79,6 +79,21 @@ def is_array(value: object) -> bool:
     if isinstance(value, np.ndarray):
         return True
     return hasattr(kind, "__array_ufunc__") and hasattr(kind, "strides") and not isinstance(value, np.generic)
+
+
+def plain(array: Array, name: str) -> Array:
+    """`array`, where it is of a subclass of numpy.ndarray (a memmap, a matrix) seen as one of numpy.ndarray itself.
+
+    Raises DtypeError, for the op `name`, for a masked array: nothing here reads its mask.
+    """
+    if type(array) is np.ndarray or not isinstance(array, np.ndarray):
+        return array
+    if isinstance(array, np.ma.MaskedArray):
+        raise DtypeError(
+            f"{name}: expected an array without a mask, got a masked array; give array.filled(0.0), and array.mask "
+            "where one is asked for, as in ops.where"
+        )
+    return np.asarray(array)
 
 
 def check_device(name: str, x: Any, index: Array) -> None:

@@ -35,7 +35,8 @@ from tinygrad_rnn.errors import (
 )
 
 Version = list[int]  # one mutable count, shared by every tensor that shares the memory
-Guards = tuple[tuple[int, Version, int], ...]
+Guards = tuple[tuple[int, Any, Any], ...]  # see Node
+HELD = 1 << 16  # bytes up to which an array that a gradient reads is copied
 COUNTER = itertools.count()  # next() is one step for all threads
 NO_STATIC: dict[str, Any] = {}  # shared by every node without configuration; never written
 
@@ -64,8 +65,9 @@ class Node:
     """One recorded value: the op that made it, from what, and what its vjps will read.
 
     `saved` is (output, *inputs) with None for whatever no vjp reads; `guards` are (position in saved, version, count
-    when saved) of what can be written in place; `rare` holds what few nodes have: the gradient that `backward` left
-    here (``grad``) and whether it was asked for (``keep``), or the place of an anomaly() (``place``).
+    when saved) of what can be written in place, and (position, array, sample when saved) of large arrays of the caller;
+    `rare` holds what few nodes have: the gradient that `backward` left here (``grad``) and whether it was asked for
+    (``keep``), or the place of an anomaly() (``place``).
 
     `number` counts the nodes that ops make: a node's is above its parents', so that sorting by it is a topological
     sort, and the walk back meets what was computed last first, when its arrays are still in the cache. A leaf has no
@@ -349,7 +351,7 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
     """Run `op` on tensors and arrays, and put it on the tape when a gradient may be asked for."""
     arrays = []
     parents: list[Node | None] = []
-    wanted = versioned = False
+    wanted = versioned = foreign = False
     for arg in args:
         if isinstance(arg, Variable):
             cls = type(arg)
@@ -360,8 +362,15 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
             if arg.version is not None:
                 versioned = True
         else:
-            # a NumPy scalar is as weak as a Python one: it never widens a tensor
-            arrays.append(arg.item() if isinstance(arg, np.generic) else arg)
+            kind = type(arg)
+            if kind is np.ndarray:
+                foreign = True
+            elif kind is not float and kind is not int:
+                if isinstance(arg, np.generic):
+                    arg = arg.item()  # as weak as a Python number: it never widens a tensor
+                else:
+                    arg, foreign = backend.plain(arg, op.__name__), True
+            arrays.append(arg)
             parents.append(None)
     try:
         y = op.value(*arrays, **static)
@@ -389,6 +398,8 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
     kept = op.keeps(tuple([node is not None for node in parents]))
     saved = tuple([array if keep else None for array, keep in zip([y, *arrays], kept, strict=True)])
     guards = _guards(args, kept) if versioned else None
+    if foreign:
+        saved, guards = _held(args, saved, guards)
     out.node = node = Node(op, tuple(parents), saved, static, guards, y)
     if mode.anomaly is not None:
         node.rare = {"place": dict(mode.anomaly)}
@@ -402,6 +413,36 @@ def _guards(args: tuple[Any, ...], kept: tuple[bool, ...]) -> Guards | None:
         if keep and isinstance(arg, Variable) and arg.version is not None
     ]
     return tuple(guards) or None
+
+
+def _held(
+    args: tuple[Any, ...], saved: tuple[Any, ...], guards: Guards | None
+) -> tuple[tuple[Any, ...], Guards | None]:
+    """`saved` and `guards` with the caller's own arrays in safety, see `hold`."""
+    kept, watched = list(saved), list(guards or ())
+    for i, arg in enumerate(args, 1):
+        if kept[i] is not None and not isinstance(arg, Variable) and backend.is_array(kept[i]):
+            kept[i], sample = hold(kept[i])
+            if sample is not None:
+                watched.append((i, kept[i], sample))
+    return tuple(kept), tuple(watched) or None
+
+
+def hold(array: Array) -> tuple[Array, bytes | None]:
+    """An array of the caller for a gradient to read later, when it may have been written: a copy, or a sample of it.
+
+    A copy of a small array costs less than the op that reads it, and of any on a device. Of a large one a sample is
+    compared before it is read: it notices what fills, scales or shuffles the array, and may miss a few elements.
+    """
+    if not isinstance(array, np.ndarray) or array.nbytes <= HELD:
+        return array.copy(), None
+    return array, _sample(array)
+
+
+def _sample(array: np.ndarray[Any, Any]) -> bytes:
+    """About 500 elements, spread over all axes."""
+    count = int(512 ** (1 / array.ndim))
+    return array[tuple([slice(None, None, max(1, n // count)) for n in array.shape])].tobytes()
 
 
 def _check_dtypes(op: Op, arrays: Sequence[Any], result: Any) -> None:
@@ -644,7 +685,7 @@ def _pull(node: Node, g: Any, useful: dict[Node, Any], cls: type[Variable], high
 
 def _as_tensors(node: Node, cls: type[Variable]) -> tuple[Any, ...]:
     """What `node` saved, with its place on the tape."""
-    versions = {i: version for i, version, _ in node.guards or ()}
+    versions = {i: version for i, version, _ in node.guards or () if type(version) is list}
     owners = (None if node.op is not None and node.op.many else node, *node.parents)
     return tuple(
         [
@@ -690,12 +731,19 @@ def _check_gradient(node: Node, i: int, g: Any) -> None:
 
 
 def _check_unchanged(op: Op, guards: Guards) -> None:
-    for _, version, seen in guards:
-        if version[0] != seen:
-            raise InPlaceError(
-                f"{op.__name__}: an input was changed in place {version[0] - seen} time(s) after the op "
-                "saved it for its gradient; change a copy, or take the gradient first"
-            )
+    for _, watched, seen in guards:
+        if type(watched) is not list:
+            if _sample(watched) == seen:
+                continue
+            times = ""
+        elif watched[0] == seen:
+            continue
+        else:
+            times = f" {watched[0] - seen} time(s)"
+        raise InPlaceError(
+            f"{op.__name__}: an input was changed in place{times} after the op saved it for its gradient; change a "
+            "copy, or take the gradient first"
+        )
 
 
 # --------------------------------------------------------------------------------- global modes

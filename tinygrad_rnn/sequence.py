@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import engine, ops
+from tinygrad_rnn import backend, engine, ops
 from tinygrad_rnn.cell import Cell, State, noise_of, specification, take_step
 from tinygrad_rnn.compile.program import NotCompiled, program
 from tinygrad_rnn.compile.program import run as run_program
@@ -204,7 +204,11 @@ def scan(
         raise InputError(f"recompute: expected a number of timesteps of at least 0, got {recompute}")
     if executor not in (None, *EXECUTORS):
         raise InputError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
-    current = checked_state(cell, params, xs, state, mask)
+    xs, mask = backend.plain(xs, "scan"), backend.plain(mask, "scan")
+    params = {name: backend.plain(value, "scan") for name, value in params.items()}
+    current = {
+        name: backend.plain(value, "scan") for name, value in checked_state(cell, params, xs, state, mask).items()
+    }
     drawn = checked_noise(cell, xs, noise)
     try:
         made = _program(cell, params, xs, current, mask, drawn, executor)

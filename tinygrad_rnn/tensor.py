@@ -173,9 +173,11 @@ class Tensor(Algebra, Variable):
     """An array (`data`, a plain numpy.ndarray or cupy.ndarray) that remembers how it was computed.
 
     ``Tensor(value, requires_grad=True)`` is a leaf: `grad` and `backward` find its gradient. `value` is not copied when
-    it is an array or a tensor of the right dtype: a write into one is seen by both. Python numbers and lists become
-    what NumPy makes of them, float64 or int64, unless `dtype` is given.
-    Raises DtypeError for what is not numeric and for a leaf that is not floating, ShapeError for a ragged list.
+    it is an array or a tensor of the right dtype: a write into one is seen by both. The tape notices what is written
+    through a tensor; after writing into the array between a forward pass and its gradient, call `mark_changed`. Python
+    numbers and lists become what NumPy makes of them, float64 or int64, unless `dtype` is given.
+    Raises DtypeError for what is not numeric, for a masked array and for a leaf that is not floating, ShapeError for a
+    ragged list, GradientError for a tensor whose gradient would be lost.
     """
 
     __slots__ = ()
@@ -185,7 +187,7 @@ class Tensor(Algebra, Variable):
         if isinstance(value, Tensor):
             value._no_loss("Tensor", "use it as it is, or take its .detach()")
             value, version = value.data, value.version
-        data = value if backend.is_array(value) else _from_python(value)
+        data = backend.plain(value, "Tensor") if backend.is_array(value) else _from_python(value)
         if dtype is not None:
             data = data.astype(dtype, copy=False)
         if data.dtype.kind not in "fiub":
@@ -453,6 +455,8 @@ def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
         g = np.ones_like(y.data)
     if isinstance(g, list | tuple):
         g = _from_python(g)
+    elif backend.is_array(g):
+        g = backend.plain(g, "grad")
     data = g.data if isinstance(g, Tensor) else g if backend.is_array(g) else np.full_like(y.data, g)
     if data.shape != y.shape or data.dtype != y.dtype:
         raise ShapeError(f"grad: expected a gradient of shape {y.shape} {y.dtype}, got {data.shape} {data.dtype}")

@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from compare import LAYOUTS, LOSSES, Case, compare, compare_float32, laid_out, m
 
 from tinygrad_rnn import (
     Cell,
+    DtypeError,
     InPlaceError,
     InputError,
     ModelConfig,
@@ -592,6 +594,29 @@ def test_gradients_of_states_and_inputs_share_no_memory(executor: str) -> None:
     for found in (grad(loss, wanted), grad(loss, [*wanted, *wholes], unused="zeros")):
         for k, g in enumerate(found):
             assert not any(np.shares_memory(g.data, other.data) for other in found[:k])
+
+
+def test_arrays_of_the_caller(executor: str, tmp_path: Path) -> None:
+    """A memmap is as good as an array; an array that is written before the gradient is taken changes no gradient."""
+    case = make_case(cell_of("lstm"))
+    given = np.memmap(tmp_path / "xs", np.float64, "w+", shape=case.xs.shape)
+    given[...] = case.xs
+    params, state = tensors(case), {name: array.copy() for name, array in (case.state or {}).items()}
+    done = scan(case.cell, params, given, state, executor=executor)
+    assert done.executor == executor
+    loss = ops.sum(done.outputs * done.outputs)
+    expected = [g.data for g in grad(loss, list(params.values()))]
+    for array in (given, *state.values()):
+        array.fill(0.5)
+    for got, before in zip(grad(loss, list(params.values())), expected, strict=True):
+        np.testing.assert_array_equal(got.data, before)
+    with pytest.raises(DtypeError, match=r"^scan: expected an array without a mask"):
+        scan(case.cell, params, np.ma.masked_array(case.xs, case.xs > 1.0), executor=executor)
+    wide = np.zeros((9, 400, case.cell.I)) + np.arange(9.0)[:, None, None]
+    late = ops.sum(scan(case.cell, params, wide, executor=executor).outputs)
+    wide.fill(0.5)
+    with pytest.raises(InPlaceError, match=r"^scan: an input was changed in place after"):
+        grad(late, list(params.values()))
 
 
 def test_states_that_are_read_late(executor: str) -> None:

@@ -302,6 +302,65 @@ def test_ids_that_are_written_later_are_those_of_the_forward_pass() -> None:
         np.testing.assert_array_equal(grad(y.sum(), table).data, before)
 
 
+def _large() -> np.ndarray:
+    return np.arange(60_000.0).reshape(200, 300) % 7.0 + 1.0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda w, a: w * a,
+        lambda w, a: w / a,
+        lambda w, a: ops.maximum(w, a),
+        lambda w, a: w @ a.T,
+        lambda w, a: ops.where(a > 3.0, w, 0.0),
+        lambda w, a: w**a,
+    ],
+)
+def test_an_array_of_the_caller_that_is_written_later(call: Callable[[Any, Any], Any], place: Any) -> None:
+    """A small one was copied; a large one is found to have changed."""
+    for w, a in ((np.full((2, 3), 1.5), np.arange(1.0, 7.0).reshape(2, 3)), (np.full((200, 300), 1.5), _large())):
+        x, given = Tensor(place.put(w), requires_grad=True), place.put(a)
+        expected = grad(ops.sum(call(x, given)), x).data
+        y = ops.sum(call(x, given))
+        given[...] = given * 2.0 + 1.0
+        if a.nbytes < engine.HELD or place.name != "numpy" or "where" in call.__code__.co_names:
+            np.testing.assert_array_equal(place.get(grad(y, x).data), place.get(expected))
+        else:
+            with pytest.raises(InPlaceError, match="an input was changed in place after the op saved it"):
+                grad(y, x)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a.fill(0.5), lambda a: np.random.default_rng(0).shuffle(a), lambda a: np.copyto(a, a[:, ::-1])]
+)
+@pytest.mark.parametrize("strided", [False, True])
+def test_large_arrays_that_are_filled_or_shuffled(change: Callable[[Any], Any], strided: bool) -> None:
+    a = np.asfortranarray(_large()) if strided else _large()
+    w = Tensor(np.ones((200, 300)), requires_grad=True)
+    y = (w * a).sum()
+    np.testing.assert_array_equal(grad(y, w).data, a)
+    change(a)
+    with pytest.raises(InPlaceError):
+        grad(y, w)
+
+
+def test_indices_and_targets_of_the_caller_that_are_written_later() -> None:
+    table, ids = leaf([1.0, 2.0], [3.0, 4.0]), np.array([0, 0])
+    outputs = [
+        table[ids],
+        table[ids, :],
+        table[ids == 0],
+        ops.embedding(table, ids),
+        ops.cross_entropy(table, ids),
+        ops.scatter(table, ids, (3, 2)) * 2.0,
+    ]
+    expected = [grad(y.sum(), table).data for y in outputs]
+    ids[...] = 1
+    for y, before in zip(outputs, expected, strict=True):
+        np.testing.assert_array_equal(grad(y.sum(), table).data, before)
+
+
 def test_a_write_between_first_and_second_order() -> None:
     w = leaf(1.0, 2.0)
     first = grad((w**3).sum(), w, create_graph=True)
@@ -447,6 +506,48 @@ def test_backward_through_slices_is_linear_work() -> None:
 
     assert peak_and_writes(256) == 256 * 8
     assert peak_and_writes(1024) == 1024 * 8
+
+
+# ------------------------------------------------------------------------- subclasses of NumPy's array
+
+
+def test_a_masked_array_is_told_where_it_enters() -> None:
+    masked, w = np.ma.masked_array(np.ones(2), [True, False]), leaf(1.0, 2.0)
+    ids = np.ma.masked_array([0, 1], [True, False])
+    for call in (
+        lambda: Tensor(masked),
+        lambda: w * masked,
+        lambda: ops.where(masked > 0.0, w, 0.0),
+        lambda: ops.concatenate([w, masked]),
+        lambda: w[ids],
+        lambda: ops.embedding(leaf([1.0], [2.0]), ids),
+        lambda: ops.cross_entropy(leaf([1.0, 2.0], [3.0, 4.0]), ids),
+        lambda: grad(w * 1.0, w, masked),
+    ):
+        with pytest.raises(
+            DtypeError, match=r"^\w+: expected an array without a mask, got a masked array; give array\.fil"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("kind", ["memmap", "subclass"])
+def test_other_arrays_of_numpy_are_seen_as_plain_ones(kind: str, tmp_path: Path) -> None:
+    plain = np.arange(6.0).reshape(2, 3)
+    if kind == "memmap":
+        odd: Any = np.memmap(tmp_path / "x", np.float64, "w+", shape=(2, 3))
+        odd[...] = plain
+    else:
+        odd = plain.view(type("Odd", (np.ndarray,), {}))
+    w = Tensor(np.ones((2, 3)), requires_grad=True)
+    assert type(Tensor(odd).data) is np.ndarray and np.shares_memory(Tensor(odd).data, odd)
+    for call in (lambda a: w * a, lambda a: a * w, lambda a: a.T @ w, lambda a: ops.where(a > 2.0, w, a)):
+        y, z = (call(array) for array in (odd, plain))
+        g, h = (grad(out.sum(), w).data for out in (y, z))
+        np.testing.assert_array_equal(y.data, z.data)
+        np.testing.assert_array_equal(g, h)
+        assert type(y.data) is type(g) is np.ndarray
+    x = Tensor(odd, requires_grad=True)
+    np.testing.assert_array_equal(grad((x * x).sum(), x).data, 2.0 * plain)
 
 
 # ------------------------------------------------------------------------- copies, and other processes

@@ -211,7 +211,17 @@ def run(
     values = _weights(plan, params)
     leaves = tuple(plan.weights)
     inputs = [xs, *state.values(), *[values[leaf] for leaf in leaves]]
-    arrays = [a.data if isinstance(a, Tensor) else a for a in inputs]
+    nodes = tuple([a.node if isinstance(a, Tensor) else None for a in inputs])
+    taped = engine.MODE.recording and any(n is not None for n in nodes)
+    arrays: list[Any] = []
+    guards: list[tuple[int, Any, Any]] = []
+    for i, a in enumerate(inputs, 1):
+        array, sample = (a.data, None) if isinstance(a, Tensor) else engine.hold(a) if taped else (a, None)
+        arrays.append(array)
+        if isinstance(a, Tensor) and a.version is not None:
+            guards.append((i, a.version, a.version[0]))
+        elif sample is not None:
+            guards.append((i, array, sample))
     names = tuple(state)
     dtype = made.dtype
     solid = [a if a.flags.c_contiguous else np.ascontiguousarray(a) for a in arrays]
@@ -223,18 +233,10 @@ def run(
     record = made.forward(solid[0], dict(zip(names, solid[1:], strict=False)), weights, given)
     node = None
     order = (plan.step.x, *plan.step.states.values(), *leaves)
-    nodes = tuple([a.node if isinstance(a, Tensor) else None for a in inputs])
     first = record.states[names[0]][1:]
-    if engine.MODE.recording and any(n is not None for n in nodes):
-        guards = tuple(
-            [
-                (i, a.version, a.version[0])
-                for i, a in enumerate(inputs, 1)
-                if isinstance(a, Tensor) and a.version is not None
-            ]
-        )
+    if taped:
         context = Context(made, names, leaves)
-        node = Node(_scan, nodes, (record, *arrays), {"context": context}, guards or None, first)
+        node = Node(_scan, nodes, (record, *arrays), {"context": context}, tuple(guards) or None, first)
     states = {}
     for name, reached_by in _reach(plan).items():
         live = node is not None and any(

@@ -25,8 +25,10 @@ def getitem(x: Any, index: Any) -> Any:
     return (_view if _is_basic(index) else _getitem)(x, index=index, shape=tuple(x.shape))
 
 
-def frozen(ids: Variable) -> Any:
+def frozen(ids: Any) -> Any:
     """The values of `ids` for the tape to keep: a copy where they can be written in place, which no guard would see."""
+    if not isinstance(ids, Variable):
+        return ids.copy()
     return ids.data if ids.version is None else ids.data.copy()
 
 
@@ -40,8 +42,8 @@ def _plain(index: Any, x: Any, name: str) -> Any:
     """`index` without tensors and lists: arrays, all where `x` is. A tuple inside the tuple is as good as a list."""
     if isinstance(index, tuple):
         return tuple([_plain(list(part) if isinstance(part, tuple) else part, x, name) for part in index])
-    if isinstance(index, Variable):
-        index = frozen(index)
+    if isinstance(index, Variable) or backend.is_array(index):
+        index = frozen(backend.plain(index, name))
     elif isinstance(index, list):
         array = np.asarray(index, dtype=None if index else np.intp)
         return backend.from_host(array, backend.namespace(x.data if isinstance(x, Variable) else x))

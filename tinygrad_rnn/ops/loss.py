@@ -53,9 +53,9 @@ def cross_entropy(
     ``mean`` divides by the number of targets that count. `kernel` is the op that computes the losses, None for NumPy's.
     Raises ShapeError, DtypeError, InputError.
     """
-    targets = frozen(targets) if isinstance(targets, Variable) else targets
-    if not backend.is_array(targets):
+    if not isinstance(targets, Variable) and not backend.is_array(targets):
         raise DtypeError(f"cross_entropy: expected an array of targets, got {type(targets).__name__}")
+    targets = frozen(backend.plain(targets, "cross_entropy"))
     backend.check_device("cross_entropy", logits.data if isinstance(logits, Variable) else logits, targets)
     if not logits.shape:
         raise ShapeError("cross_entropy: expected logits (..., V), got a scalar")
