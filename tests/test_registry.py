@@ -511,6 +511,8 @@ def entry_of(**changes: Any) -> CellEntry:
             r"W: expected the name of an initialiser, got None",
         ),
         ({"params": lambda self: {"W": Param((2,), "zeros", "biass")}}, r"W: no role 'biass'; did you mean bias"),
+        ({"output": "H"}, r"expected the class attribute 'output' to name a state, one of h, got 'H'; did you mean h"),
+        ({"output": 3}, r"cell mine: expected the class attribute 'output' to name a state, one of h, got 3"),
     ],
 )
 def test_a_declaration_that_makes_no_sense(changes: dict[str, Any], message: str) -> None:

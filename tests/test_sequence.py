@@ -28,6 +28,7 @@ from tinygrad_rnn import (
     load_cell,
     no_grad,
     ops,
+    output_of,
     scan,
     specification,
     truncated_windows,
@@ -96,7 +97,7 @@ def test_every_state_at_every_step_is_there_with_its_gradient(name: str) -> None
     done = unroll(cell, params, inputs(5, 2))
     states, _ = specification(cell)
     assert {key: len(values) for key, values in done.states.items()} == dict.fromkeys(states, 5)
-    output = next(iter(states))
+    output = output_of(cell)
     np.testing.assert_array_equal(np.stack([value.data for value in done.states[output]]), done.outputs.data)
     for key, value in done.state.items():
         assert value is done.states[key][-1]
@@ -242,6 +243,20 @@ def test_sizes_that_do_not_fit(run: Any, change: dict[str, Any], message: str) -
     with pytest.raises(ShapeError, match=message) as caught:
         run(cell, params, change.get("xs", inputs(4, 2)), change.get("state"), mask=change.get("mask"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", [unroll, scan])
+def test_the_output_is_the_state_that_the_cell_names(run: Any) -> None:
+    lstm = type(load_cell("lstm").cls.__name__, (load_cell("lstm").cls,), {"output": "c"})
+    cell, (_, params) = lstm(I, H), make("lstm")
+    done = run(cell, params, inputs(4, 2))
+    np.testing.assert_array_equal(done.outputs.data, np.stack([c.data for c in done.states["c"]]))
+    through_c, through_h = (
+        grad(ops.sum(value * value), params["W_hf"]).data for value in (done.outputs, ops.stack(done.states["h"]))
+    )
+    by_hand = grad(ops.sum(ops.stack(done.states["c"]) ** 2), params["W_hf"]).data
+    np.testing.assert_allclose(through_c, by_hand, rtol=1e-13)
+    assert np.any(through_c != through_h)
 
 
 def test_a_state_in_another_dtype_is_told() -> None:

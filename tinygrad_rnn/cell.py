@@ -92,6 +92,8 @@ class Cell(ABC):
     citation: ClassVar[str]
     equation: ClassVar[str]
     deviations: ClassVar[str] = ""
+    output: ClassVar[str] = ""
+    """The state that is the output, what the next layer reads; the first one where this is left empty."""
 
     @dataclass(frozen=True)
     class Options:
@@ -119,7 +121,7 @@ class Cell(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, State]:
-        """The carried values in order. The first one is the output."""
+        """The carried values in order. One of them is the output: the first, or the one that `output` names."""
 
     @abstractmethod
     def params(self) -> dict[str, Param]:
@@ -181,6 +183,11 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
                 )
     if not states:
         raise PluginError(f"cell {cell.name}: expected at least one state, got none")
+    if cell.output and cell.output not in states:
+        raise PluginError(
+            f"cell {cell.name}: expected the class attribute 'output' to name a state, one of {', '.join(states)}, got "
+            f"{cell.output!r}{nearest(str(cell.output), states)}"
+        )
     for name, spec in states.items():
         if not isinstance(spec.start, int | float | np.number):
             raise PluginError(f"cell {cell.name}, state {name}: expected a number as start, got {spec.start!r}")
@@ -211,6 +218,12 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
             f"{sorted(set(states) & set(params))} twice"
         )
     return states, params
+
+
+def output_of(cell: Cell) -> str:
+    """The name of the state that is the output. Raises what `specification` raises."""
+    states, _ = specification(cell)
+    return cell.output or next(iter(states))
 
 
 def noise_of(cell: Cell) -> dict[str, Noise]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, engine, nn, ops
-from tinygrad_rnn.cell import Cell, Param, bias, draw_noise, init_params, specification
+from tinygrad_rnn.cell import Cell, Param, bias, draw_noise, init_params, output_of, specification
 from tinygrad_rnn.compile import program as compiler
 from tinygrad_rnn.compile.ends import affine, lookup
 from tinygrad_rnn.config import ModelConfig
@@ -167,7 +167,7 @@ class Stepper:
         h = self.model._embed(self.arrays, x)
         for i, program in enumerate(self.programs):
             self.state[i] = states = program(h, self.state[i], None if i or self._every is None else x[0])
-            h = next(iter(states.values()))[None]
+            h = states[output_of(self.model.cells[i])][None]
         return self.model._read_out(self.arrays, h)[-1]
 
     def _forward(self, x: Any) -> Any:
@@ -275,10 +275,10 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
         cls(first if i == 0 else config.hidden, config.hidden, config.cell_options) for i in range(config.layers)
     )
     for cell in cells:
-        states, _ = specification(cell)
-        output = next(iter(states.values()))
-        if output.shape != (config.hidden,):
+        output = output_of(cell)
+        shape = specification(cell)[0][output].shape
+        if shape != (config.hidden,):
             raise InputError(
-                f"cell {cell.name}: expected its first state to have shape ({config.hidden},), got {output.shape}"
+                f"cell {cell.name}: expected its output, the state {output}, of shape ({config.hidden},), got {shape}"
             )
     return Model(config, V, cells)

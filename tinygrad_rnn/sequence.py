@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import engine, ops
-from tinygrad_rnn.cell import Cell, State, noise_of, specification, take_step
+from tinygrad_rnn.cell import Cell, State, noise_of, output_of, specification, take_step
 from tinygrad_rnn.compile.program import NotCompiled, program
 from tinygrad_rnn.compile.program import run as run_program
 from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
@@ -28,8 +28,8 @@ LayerState = Mapping[str, Any]  # state name -> (B, H)
 class Unrolled:
     """What came out of a sequence of T steps.
 
-    `outputs` (T, B, H) is the first state at every step, `state` the states after the last one, `states` every state at
-    every step (T tensors (B, H) by name). `executor` names the path that ran and `reason` why.
+    `outputs` (T, B, H) is the cell's output at every step, `state` the states after the last one, `states` every state
+    at every step (T tensors (B, H) by name). `executor` names the path that ran and `reason` why.
     """
 
     outputs: Any
@@ -143,8 +143,7 @@ def unroll(
         if place is not None:  # also after an error: what comes next in this anomaly() is no part of the sequence
             place.pop("layer", None)
             place.pop("timestep", None)
-    output = next(iter(shapes))
-    return Unrolled(ops.stack(states[output]), current, states)
+    return Unrolled(ops.stack(states[output_of(cell)]), current, states)
 
 
 def _watched_step(
@@ -213,7 +212,7 @@ def scan(
         return dataclasses.replace(done, reason=str(error))
     shapes, _ = specification(cell)
     ordered = {name: current[name] for name in shapes}
-    outputs, states, reason = run_program(made, params, xs, ordered, mask, drawn, recompute)
+    outputs, states, reason = run_program(made, output_of(cell), params, xs, ordered, mask, drawn, recompute)
     return Unrolled(outputs, {name: sequence[-1] for name, sequence in states.items()}, states, made.name, reason)
 
 

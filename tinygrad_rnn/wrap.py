@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinygrad_rnn import ops
-from tinygrad_rnn.cell import Cell, Noise, Param, State, bias, input_matrix, noise_of, specification
+from tinygrad_rnn.cell import Cell, Noise, Param, State, bias, input_matrix, noise_of, output_of, specification
 from tinygrad_rnn.errors import InputError, nearest
 from tinygrad_rnn.ops.linear import Factor
 
@@ -201,11 +201,11 @@ class Connection(Wrapper):
 
     def check(self) -> None:
         super().check()
-        name, first = next(iter(specification(self.inner)[0].items()))
-        if first.shape != (self.H,):
+        name = output_of(self.inner)
+        shape = specification(self.inner)[0][name].shape
+        if shape != (self.H,):
             raise InputError(
-                f"--wrap {self.word}: expected a cell whose first state, its output, has H={self.H} units, got {name} "
-                f"of shape {first.shape}"
+                f"--wrap {self.word}: expected a cell whose output has H={self.H} units, got {name} of shape {shape}"
             )
 
     @property
@@ -230,7 +230,7 @@ class Connection(Wrapper):
     def around(self, step: Callable[..., Any], p: Any, x: Any, s: Any, lib: Any) -> dict[str, Any]:
         new = step(p, x, s)
         past = x if self.I == self.H else x @ getattr(p, self.skip)
-        return {self.out: self.joined(p, x, past, next(iter(new.values())), lib), **new}
+        return {self.out: self.joined(p, x, past, new[output_of(self.inner)], lib), **new}
 
     @abstractmethod
     def joined(self, p: Any, x: Any, past: Any, h: Any, lib: Any) -> Any:
@@ -243,7 +243,7 @@ class Residual(Connection):
     source = "residual: K. He et al., Deep residual learning for image recognition, arXiv 1512.03385, 2015"
 
     def rule(self) -> str:
-        return f"{self.out}' = {next(iter(specification(self.inner)[0]))}' + {self.past()}    {PAST}"
+        return f"{self.out}' = {output_of(self.inner)}' + {self.past()}    {PAST}"
 
     def joined(self, p: Any, x: Any, past: Any, h: Any, lib: Any) -> Any:
         return h + past
@@ -260,7 +260,7 @@ class Highway(Connection):
 
     def rule(self) -> str:
         W, b = _free("W_t", self.inner), _free("b_t", self.inner)
-        new = f"{self.out}' = t * {next(iter(specification(self.inner)[0]))}' + (1 - t) * ({self.past()})"
+        new = f"{self.out}' = t * {output_of(self.inner)}' + (1 - t) * ({self.past()})"
         return f"t = sigmoid(x {W} + {b}); {new}    {PAST}"
 
     def params(self) -> dict[str, Param]:
@@ -329,6 +329,7 @@ def wrap_cell(cls: type[Cell], wraps: Iterable[str]) -> type[Cell]:
             "citation": f"{cls.citation}; {kind.source}",
             "deviations": cls.deviations,
             "equation": cls.equation,
+            "output": "" if issubclass(kind, Connection) else cls.output,
             "Options": cls.Options,
         }
         wrapped: Any = type(cls.__name__, (kind,), facts)

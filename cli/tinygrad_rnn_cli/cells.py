@@ -101,6 +101,7 @@ def describe(entry: tr.CellEntry) -> dict[str, Any]:
             {"name": key, "shape": _letters(param.shape, cell), "init": param.init, "role": param.role}
             for key, param in params.items()
         ],
+        "output": tr.output_of(cell),
         "states": [
             {"name": key, "shape": _letters(state.shape, cell), "start": state.start} for key, state in states.items()
         ],
@@ -166,7 +167,7 @@ def _print(facts: dict[str, Any]) -> None:
         ["name", "shape", "role", "initialiser"],
         [[param["name"], _shape(param["shape"]), param["role"], param["init"]] for param in facts["params"]],
     )
-    heading("States (the first one is the output)")
+    heading(f"States (the output is {facts['output']})")
     table(
         ["name", "shape", "start"],
         [[state["name"], _shape(state["shape"]), spell(state["start"])] for state in facts["states"]],

@@ -191,6 +191,7 @@ _whole.vjp(lambda g, _y, _x, *, key: Part(key, g))
 
 def run(
     made: Any,
+    output: str,
     params: Mapping[str, Any],
     xs: Any,
     state: Mapping[str, Any],
@@ -198,9 +199,10 @@ def run(
     noise: Mapping[str, Any] | None = None,
     recompute: int | None = None,
 ) -> tuple[Tensor, dict[str, StateSequence], str]:
-    """The outputs (T, B, H) and every state at every timestep, on the tape where a gradient may be asked for; and why.
+    """The state `output` (T, B, H) and every state at every timestep, on the tape where a gradient may be asked for.
 
-    `recompute` is the length of a block that the way back computes again: 0 for none, None where memory asks for it.
+    Beside them the reason for this executor. `recompute` is the length of a block that the way back computes again: 0
+    for none, None where memory asks for it.
     """
     plan: Plan = made.plan
     T, B, _ = xs.shape
@@ -223,7 +225,7 @@ def run(
     node = None
     order = (plan.step.x, *plan.step.states.values(), *leaves)
     nodes = tuple([a.node if isinstance(a, Tensor) else None for a in inputs])
-    first = record.states[names[0]][1:]
+    outputs = record.states[output][1:]
     if engine.MODE.recording and any(n is not None for n in nodes):
         guards = tuple(
             [
@@ -233,14 +235,14 @@ def run(
             ]
         )
         context = Context(made, names, leaves)
-        node = Node(_scan, nodes, (record, *arrays), {"context": context}, guards or None, first)
+        node = Node(_scan, nodes, (record, *arrays), {"context": context}, guards or None, outputs)
     states = {}
     for name, reached_by in _reach(plan).items():
         live = node is not None and any(
             n is not None and leaf in reached_by for n, leaf in zip(nodes, order, strict=True)
         )
         states[name] = StateSequence(name, record.states[name][1:], node if live else None)
-    return part(node, (names[0], None), first), states, made.reason
+    return part(node, (output, OUTSIDE), outputs), states, made.reason
 
 
 def _reach(plan: Plan) -> dict[str, set[Symbol]]:

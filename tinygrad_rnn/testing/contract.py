@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygrad_rnn import options
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import Cell, check_declaration, init_cell, noise_of, specification
+from tinygrad_rnn.cell import Cell, check_declaration, init_cell, noise_of, output_of, specification
 from tinygrad_rnn.compile.trace import same
 from tinygrad_rnn.errors import InputError
 from tinygrad_rnn.plugins import is_name
@@ -46,11 +46,11 @@ def declaration(trial: Trial) -> str:
             fatal=True,
         )
     noise = noise_of(cell)
-    output, spec = next(iter(states.items()))
-    if spec.shape != (cell.H,):
+    output = output_of(cell)
+    if states[output].shape != (cell.H,):
         raise Failed(
-            f"state {output}: expected the first state, which is the output, of shape (H,) = ({cell.H},), got "
-            f"{spec.shape}; declare the output first",
+            f"state {output}: expected the output to have the shape (H,) = ({cell.H},), got {states[output].shape}; "
+            "declare the output first, or name it in the class attribute 'output'",
             fatal=True,
         )
     told = f"states {' '.join(states)}; parameters {' '.join(params) or 'none'}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinygrad_rnn.autodiff import gradcheck
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import init_cell, noise_of, specification
+from tinygrad_rnn.cell import init_cell, noise_of, output_of, specification
 from tinygrad_rnn.compile.trace import same
 from tinygrad_rnn.errors import GradientError, InputError
 from tinygrad_rnn.options import field_types
@@ -78,7 +78,7 @@ def _idle(trial: Trial, case: CellCase) -> list[str]:
     if len(unread) == len(case.state):
         found.append("no state is ever read: what was before is forgotten at every step")
     elif not isinstance(case.cell, Wrapper):  # whose `out` is made for the next layer
-        output = next(iter(case.state))
+        output = output_of(case.cell)
         found += [f"state {name} is never read, by no step" for name in unread if name != output]
     points = [cell_values(trial.case(seed=trial.seed + 1000 * i), order=1) for i in range(4)]
     for name in _trained(case):
