@@ -65,13 +65,14 @@ class Node:
 
     `saved` is (output, *inputs) with None for whatever no vjp reads; `guards` are (position in saved, version, count
     when saved) of what can be written in place; `rare` holds what few nodes have: the gradient that `backward` left
-    here (``grad``) and whether it was asked for (``keep``), or the place of an anomaly() (``place``).
+    here (``grad``) and whether it was asked for (``keep``), the place of an anomaly() (``place``), the tensors that are
+    its items (``parts``), or those of its outputs whose gradient was asked for (``kept parts``).
 
     `number` counts all nodes: a node's is above its parents', so that sorting by it is a topological sort, and the
     walk back meets what was computed last first, when its arrays are still in the cache.
     """
 
-    __slots__ = ("dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
+    __slots__ = ("__weakref__", "dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
 
     def __init__(
         self,

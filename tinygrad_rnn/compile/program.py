@@ -18,7 +18,7 @@ from tinygrad_rnn.compile.layout import Unsupported
 from tinygrad_rnn.compile.schedule import Plan, make_plan
 from tinygrad_rnn.compile.trace import Symbol, Untraceable, ancestors, public, same, surroundings
 from tinygrad_rnn.engine import Node, Part
-from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.tensor import Tensor, made_of
 
 Key = tuple[str, Any]  # a state: at timestep t; OUTSIDE or EVERY for all of them in one tensor
 OUTSIDE = None  # its gradient is what comes from outside, as for the outputs of `unroll`, which are stacked copies
@@ -242,7 +242,8 @@ def run(
             n is not None and leaf in reached_by for n, leaf in zip(nodes, order, strict=True)
         )
         states[name] = StateSequence(name, record.states[name][1:], node if live else None)
-    return part(node, (output, OUTSIDE), outputs), states, made.reason
+    whole = part(states[output].node, (output, OUTSIDE), outputs)
+    return made_of(whole, states[output], range(T)), states, made.reason
 
 
 def _reach(plan: Plan) -> dict[str, set[Symbol]]:
