@@ -192,7 +192,8 @@ class Op:
 
         ``rule(gs, record, needed, wanted, *inputs, **static) -> (gradients of the inputs, {key: total gradient})``:
         `gs` are the gradients that reached the outputs from outside, by key; the totals, of the keys in `wanted`, also
-        count what reached an output inside the op, as a state does through the next timestep.
+        count what reached an output inside the op, as a state does through the next timestep. What no gradient reaches
+        is None among the former and not among the latter.
         """
         self.many = rule
         self.differentiable = True
@@ -210,6 +211,10 @@ class Op:
                 kept = tuple(any(column) for column in zip(*chosen, strict=True))
             self._keep[wanted] = kept
         return kept
+
+    def differentiates(self, count: int) -> tuple[bool, ...]:
+        """Which of `count` inputs have a gradient."""
+        return tuple([rule is not None for rule in self._vjps]) or (self.differentiable,) * count
 
     def __call__(self, *args: Any, **static: Any) -> Any:
         if not static:
@@ -559,7 +564,7 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
             saved = _as_tensors(node, cls) if higher else node.saved
             keys = {part.static["key"] for part in wanted}
             pulled, totals = op.many(g, saved[0], needed, keys, *saved[1:], **node.static)
-            found.update((part, totals[part.static["key"]]) for part in wanted)
+            found.update((part, totals[part.static["key"]]) for part in wanted if part.static["key"] in totals)
             if not higher:  # memory that such an op makes is nobody else's
                 for maker, gx in zip(parents, pulled, strict=True):
                     if maker is not None and gx is not None and grads.get(maker) is None:
