@@ -30,8 +30,9 @@ class Unrolled:
 
     `outputs` (T, B, H) is the cell's output at every step, `state` the states after the last one, `states` every state
     at every step (T tensors (B, H) by name). These are the same tensors: ``outputs[t]`` is that state at step t, and
-    ``state[name]`` is ``states[name][-1]``, so that a gradient asked for one is that of the other. `executor` names the
-    path that ran and `reason` why.
+    ``state[name]`` is ``states[name][-1]``, so that a gradient asked for one is that of the other: dL/dh_t, through all
+    later steps. The gradient of `outputs` as a whole is only what reaches L through that one tensor. `executor` names
+    the path that ran and `reason` why.
     """
 
     outputs: Any
