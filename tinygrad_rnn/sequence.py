@@ -209,11 +209,14 @@ def scan(
         raise InputError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
     current = checked_state(cell, params, xs, state, mask)
     drawn = checked_noise(cell, xs, noise)
+    made = None
     try:
         made = _program(cell, params, xs, current, mask, drawn, executor)
     except NotCompiled as error:
+        reason = str(error)
+    if made is None:  # outside the `except`: an error of the step is no consequence of this one
         done = unroll(cell, params, xs, state, mask=mask, noise=noise, layer=layer)
-        return dataclasses.replace(done, reason=str(error))
+        return dataclasses.replace(done, reason=reason)
     shapes, _ = specification(cell)
     ordered = {name: current[name] for name in shapes}
     outputs, states, reason = run_program(made, output_of(cell), params, xs, ordered, mask, drawn, recompute)
