@@ -65,13 +65,14 @@ class Node:
 
     `saved` is (output, *inputs) with None for whatever no vjp reads; `guards` are (position in saved, version, count
     when saved) of what can be written in place; `rare` holds what few nodes have: the gradient that `backward` left
-    here (``grad``) and whether it was asked for (``keep``), or the place of an anomaly() (``place``).
+    here (``grad``) and whether it was asked for (``keep``), the place of an anomaly() (``place``), the tensors that are
+    its items (``parts``), or those of its outputs whose gradient was asked for (``kept parts``).
 
     `number` counts all nodes: a node's is above its parents', so that sorting by it is a topological sort, and the
     walk back meets what was computed last first, when its arrays are still in the cache.
     """
 
-    __slots__ = ("dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
+    __slots__ = ("__weakref__", "dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
 
     def __init__(
         self,
@@ -191,7 +192,8 @@ class Op:
 
         ``rule(gs, record, needed, wanted, *inputs, **static) -> (gradients of the inputs, {key: total gradient})``:
         `gs` are the gradients that reached the outputs from outside, by key; the totals, of the keys in `wanted`, also
-        count what reached an output inside the op, as a state does through the next timestep.
+        count what reached an output inside the op, as a state does through the next timestep. What no gradient reaches
+        is None among the former and not among the latter.
         """
         self.many = rule
         self.differentiable = True
@@ -209,6 +211,10 @@ class Op:
                 kept = tuple(any(column) for column in zip(*chosen, strict=True))
             self._keep[wanted] = kept
         return kept
+
+    def differentiates(self, count: int) -> tuple[bool, ...]:
+        """Which of `count` inputs have a gradient."""
+        return tuple([rule is not None for rule in self._vjps]) or (self.differentiable,) * count
 
     def __call__(self, *args: Any, **static: Any) -> Any:
         if not static:
@@ -558,7 +564,7 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
             saved = _as_tensors(node, cls) if higher else node.saved
             keys = {part.static["key"] for part in wanted}
             pulled, totals = op.many(g, saved[0], needed, keys, *saved[1:], **node.static)
-            found.update((part, totals[part.static["key"]]) for part in wanted)
+            found.update((part, totals[part.static["key"]]) for part in wanted if part.static["key"] in totals)
             if not higher:  # memory that such an op makes is nobody else's
                 for maker, gx in zip(parents, pulled, strict=True):
                     if maker is not None and gx is not None and grads.get(maker) is None:

@@ -19,7 +19,7 @@ from tinygrad_rnn.cell import Cell, State, noise_of, output_of, specification, t
 from tinygrad_rnn.compile.program import NotCompiled, program
 from tinygrad_rnn.compile.program import run as run_program
 from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
-from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.tensor import Tensor, made_of
 
 LayerState = Mapping[str, Any]  # state name -> (B, H)
 
@@ -29,7 +29,9 @@ class Unrolled:
     """What came out of a sequence of T steps.
 
     `outputs` (T, B, H) is the cell's output at every step, `state` the states after the last one, `states` every state
-    at every step (T tensors (B, H) by name). `executor` names the path that ran and `reason` why.
+    at every step (T tensors (B, H) by name). These are the same tensors: ``outputs[t]`` is that state at step t, and
+    ``state[name]`` is ``states[name][-1]``, so that a gradient asked for one is that of the other. `executor` names the
+    path that ran and `reason` why.
     """
 
     outputs: Any
@@ -143,7 +145,8 @@ def unroll(
         if place is not None:  # also after an error: what comes next in this anomaly() is no part of the sequence
             place.pop("layer", None)
             place.pop("timestep", None)
-    return Unrolled(ops.stack(states[output_of(cell)]), current, states)
+    outputs = states[output_of(cell)]
+    return Unrolled(made_of(ops.stack(outputs), outputs, range(T)), current, states)
 
 
 def _watched_step(

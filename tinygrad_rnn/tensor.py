@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self, overload
 
@@ -242,6 +243,12 @@ class Tensor(Algebra, Variable):
         """The parts along the first axis."""
         return (self[i] for i in range(len(self)))
 
+    def __getitem__(self, index: Any) -> Tensor:
+        node = self.node
+        if node is not None and node.rare is not None and "parts" in node.rare:
+            return _of_parts(self, index)
+        return ops.getitem(self, index)  # type: ignore[no-any-return]
+
     def __bool__(self) -> bool:
         return bool(self.data)
 
@@ -301,7 +308,7 @@ class Tensor(Algebra, Variable):
         targets = {node for node in reached if node.op is None or (node.rare and node.rare.get("keep"))}
         for node in reached:  # an output of a node with several may be kept although nothing was computed from it
             if node.op is not None and node.op.many is not None and node.rare:
-                targets |= node.rare["kept parts"]
+                targets.update(node.rare["kept parts"])
         found = engine.flow(root, _seed(self, g, create_graph), targets, Tensor, higher=create_graph)
         for node, value in found.items():
             value = value if create_graph else wrap(Tensor, value)
@@ -314,7 +321,9 @@ class Tensor(Algebra, Variable):
         node.rare = {**(node.rare or {}), "keep": True}
         if node.op is not None and node.op.part:
             whole: Any = node.parents[0]
-            whole.rare = {"kept parts": {node, *(whole.rare or {}).get("kept parts", ())}}
+            if whole.rare is None:
+                whole.rare = {"kept parts": weakref.WeakSet()}  # weak: they hold the whole, and a cycle would keep both
+            whole.rare["kept parts"].add(node)
         return self
 
     # ----------------------------------------------------------------------------- in-place writes
@@ -344,6 +353,28 @@ class Tensor(Algebra, Variable):
         """Say that `data` was written in place from outside (an optimiser does), so that the graph notices."""
         if self.version is not None:
             self.version[0] += 1
+
+
+def made_of(whole: Tensor, parts: Sequence[Tensor], steps: range) -> Tensor:
+    """`whole`, whose items along the first axis are the tensors of `parts` at `steps`: ``whole[i]`` is that tensor.
+
+    So a gradient can be asked for ``whole[i]``; of any other tensor that is a new one, from which nothing was computed.
+    """
+    if whole.node is not None:
+        whole.node.rare = {**(whole.node.rare or {}), "parts": (parts, steps)}
+    return whole
+
+
+def _of_parts(whole: Tensor, index: Any) -> Tensor:
+    """``whole[index]`` for what `made_of` returned, or a slice of it."""
+    node: Any = whole.node
+    parts, steps = node.rare["parts"]
+    first, *rest = index if isinstance(index, tuple) and index else (index,)
+    if isinstance(first, int | np.integer) and not isinstance(first, bool) and -len(steps) <= first < len(steps):
+        found: Tensor = parts[steps[first]]
+        return found[tuple(rest)] if rest else found
+    made: Tensor = ops.getitem(whole, index)
+    return made_of(made, parts, steps[first]) if isinstance(first, slice) and not rest else made
 
 
 def _from_python(value: Any) -> np.ndarray[Any, Any]:
