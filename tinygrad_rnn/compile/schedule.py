@@ -61,7 +61,7 @@ class Plan:
     """Everything that is computed for a cell, and when. Symbols are in the order in which they can be computed.
 
     `weights` maps a leaf of the loop to the symbol it stands for in the step as it was traced, whose value the tape
-    computes from the parameters. `seeds` are the gradients that reach the new states from outside and from the next
+    computes from the parameters, by way of `derived`. `seeds` are the gradients that reach the new states from outside and from the next
     timestep, `totals` what that makes with the paths inside the step, `carried` what goes on to the step before.
     `rows` are the values with a row for every row of the batch, `reach` the leaves that a gradient of a state reaches,
     `origins` the values of which a new state is a copy, `flows` what `program.flow` found. `stepwise` are gradients of
@@ -71,6 +71,7 @@ class Plan:
     step: Step
     traced: Step
     weights: dict[Symbol, Symbol]
+    derived: list[Symbol] = field(default_factory=list)
     once: list[Symbol] = field(default_factory=list)
     before: list[Symbol] = field(default_factory=list)
     loop: list[Symbol] = field(default_factory=list)
@@ -118,6 +119,7 @@ def make_plan(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool = False)
     traced = trace_step(cell, B, dtype, masked, noisy)
     step, weights, origins = _regrouped(traced)
     plan = Plan(step, traced, weights, origins=origins)
+    plan.derived = ancestors(source for source in weights.values() if source.kind != "param")
     leaves = step.leaves
     order = [s for s in ancestors(step.new.values()) if s.op is not None]
     plan.once = [s for s in order if _once(s, weights)]
