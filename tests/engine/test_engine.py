@@ -14,6 +14,7 @@ import pytest
 
 from tinygrad_rnn import engine, ops
 from tinygrad_rnn.autodiff import gradcheck
+from tinygrad_rnn.compile.ends import lookup
 from tinygrad_rnn.engine import Node, primitive
 from tinygrad_rnn.errors import (
     DeviceError,
@@ -529,6 +530,34 @@ def test_astype() -> None:
     assert y.dtype == "float64"
     assert grad((y * y).sum(), x).dtype == "float32"
     assert not x.astype("int64").requires_grad  # a whole number has no slope
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_ids_of_every_integer_type(dtype: str, place: Any, rng: np.random.Generator) -> None:
+    """As many rows as a narrow type can number, or one less: their count does not fit it."""
+    V = min(int(np.iinfo(dtype).max) + 1, 65_536)
+    ids = np.array([[V - 1, 0], [V - 1, V // 2]], dtype)
+    table = rng.normal(size=(V, 2))
+    put, wide = place.put, ids.astype("int64")
+    uses: list[Callable[[Any, Any], Any]] = [
+        lambda w, i: w[i],
+        lambda w, i: w[-i if dtype[0] == "i" else i, 1],
+        lambda w, i: ops.swapaxes(w, 0, 1)[:, i],
+        lambda w, i: ops.embedding(w, i),
+        lambda w, i: lookup(w, ids=i, shape=w.shape),
+        lambda w, i: ops.scatter(w[:2], i[0], (V, 2)),
+        lambda w, i: ops.cross_entropy(ops.broadcast_to(w[:, 0], (2, 2, V)), i),
+    ]
+    for use in uses:
+
+        def both(put: Callable[[Any], Any], ids: np.ndarray, use: Callable[[Any, Any], Any] = use) -> list[Tensor]:
+            w = Tensor(put(table), requires_grad=True)
+            y = use(w, put(ids))
+            (first,) = grad(ops.sum(y * y * y), [w], create_graph=True)
+            return [y, first, grad(ops.sum(first * first), w)]
+
+        for got, expected in zip(both(put, ids), both(np.asarray, wide), strict=True):
+            np.testing.assert_allclose(place.get(got.data), expected.data, rtol=1e-12, atol=1e-14)
 
 
 def test_mixing_devices_names_both(guard: Any) -> None:

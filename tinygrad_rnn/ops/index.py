@@ -37,16 +37,21 @@ def _is_basic(index: Any) -> bool:
 
 
 def _plain(index: Any, x: Any, name: str) -> Any:
-    """`index` without tensors and lists: arrays, all where `x` is. A tuple inside the tuple is as good as a list."""
+    """`index` without tensors and lists: arrays, all where `x` is. A tuple inside the tuple is as good as a list.
+
+    Integers become the platform's index type here, once: in uint8, say, row -1 of 256 has no number.
+    """
     if isinstance(index, tuple):
         return tuple([_plain(list(part) if isinstance(part, tuple) else part, x, name) for part in index])
     if isinstance(index, Variable):
         index = frozen(index)
     elif isinstance(index, list):
         array = np.asarray(index, dtype=None if index else np.intp)
-        return backend.from_host(array, backend.namespace(x.data if isinstance(x, Variable) else x))
+        index = backend.from_host(array, backend.namespace(x.data if isinstance(x, Variable) else x))
     if backend.is_array(index):
         backend.check_device(name, x.data if isinstance(x, Variable) else x, index)
+        if index.dtype.kind in "iu":
+            index = index.astype(np.intp, copy=False)
     return index
 
 
