@@ -602,6 +602,24 @@ def test_axes_and_sizes_as_numpy_and_pytorch_write_them() -> None:
             join(x)
 
 
+def test_operators_and_methods_are_the_ops(place: Any) -> None:
+    x = Tensor(place.put(np.array([[1.5, -2.5, 3.0]])), requires_grad=True)
+    host = place.get(x.data)
+    for ours, theirs in (
+        (x % 2.0, host % 2.0), (7.0 % x, 7.0 % host), (x // 2.0, host // 2.0), (7.0 // x, 7.0 // host),
+        ((x > 0) & (x < 2), (host > 0) & (host < 2)), ((x > 2) | (x < 0), (host > 2) | (host < 0)),
+        (~(x > 0), ~(host > 0)), ((x > 0) ^ True, ~(host > 0)), (x.var(), host.var()), (x.std(1), host.std(1)),
+        (x.prod(), host.prod()), (x.ravel(), host.ravel()), (x.flatten(), host.ravel()), (x.squeeze(), host[0]),
+        (x.argmax(), host.argmax()), (x.argmin(1), host.argmin(1)), (x.cumsum(1), host.cumsum(1)),
+        (x.clip(-1, 2), host.clip(-1, 2)), (x.var(1, ddof=1), host.var(1, ddof=1)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(place.get(ours.data), theirs)
+    with pytest.raises(DtypeError, match=r"^logical_and: expected boolean masks around &, .*got float64; compare"):
+        _ = x & (x > 0)
+    with pytest.raises(DtypeError, match=r"^logical_not: expected boolean masks"):
+        _ = ~x
+
+
 def test_comparisons_are_boolean_constants() -> None:
     x = leaf(1.0, 2.0)
     for y, expected in (
@@ -627,6 +645,65 @@ def test_ties_and_kinks_have_a_fixed_choice() -> None:
     zero = leaf(0.0)
     assert [grad(zero**p, zero).item() for p in (0, 1, 2)] == [0.0, 1.0, 0.0]
     assert grad(zero ** leaf(0.0), zero).item() == 0.0
+
+
+KINKED: dict[str, Callable[[Any], Any]] = {
+    "relu": ops.relu,
+    "abs": ops.abs,
+    "sign": ops.sign,
+    "floor": ops.floor,
+    "round": lambda x: ops.round(x, 1),
+    "floor_divide": lambda x: ops.floor_divide(x, 0.7) + 2.0 // x,
+    "maximum": lambda x: ops.maximum(x, 0.5),
+    "minimum": lambda x: ops.minimum(0.5, x),
+    "clip": lambda x: ops.clip(x, -1.0, 1.0),
+    "max": lambda x: ops.max(x, 0),
+    "min": lambda x: ops.min(x, 0),
+    "norm of one": lambda x: ops.norm(x[:, None], 1),
+    "pow 0": lambda x: x**0,
+    "pow 1": lambda x: x**1,
+    "remainder": lambda x: ops.remainder(2.0, x) + 0.0 * x * x,
+}
+
+
+@pytest.mark.parametrize("name", KINKED)
+def test_derivatives_of_what_is_straight_between_kinks_are_zero(name: str, place: Any) -> None:
+    """Of any order, at the kinks too, and no error about a tensor that was not used."""
+    x = Tensor(place.put(np.array([-1.5, -0.0, 0.5, 3.0])), requires_grad=True)
+    with np.errstate(all="ignore"):
+        first = grad(ops.sum(KINKED[name](x)), x, create_graph=True)
+        second = grad(ops.sum(first), x, create_graph=True, unused="error")
+        third = grad(ops.sum(second), x, unused="error")
+    for g in (second, third):
+        np.testing.assert_array_equal(place.get(g.data), np.zeros(4))
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_a_smooth_function_of_a_norm_is_smooth_at_zero(axis: int | None, place: Any) -> None:
+    x = Tensor(place.put(np.array([[0.0, 0.0], [0.0, 2.0]])), requires_grad=True)
+    at = place.get(x.data)
+    for square in (lambda y: y**2, lambda y: y * y, ops.square, lambda y: 2.0 * (ops.cosh(y) - 1.0)):
+        first = grad(ops.sum(square(ops.norm(x, axis))), x, create_graph=True)
+        second = place.get(grad(ops.sum(first), x).data)
+        assert second[0, 0] == (2.0 if axis is not None or square(2.0) == 4.0 else second[0, 0])
+        distance = grad(ops.sum(square(abs(x))), x, create_graph=True)
+        assert (place.get(grad(ops.sum(distance), x).data)[at == 0] == 2.0).all()
+    for kink in (lambda x: ops.norm(x, 1), abs):  # no derivative there: 0 by convention
+        first = grad(ops.sum(kink(x)), x, create_graph=True)
+        np.testing.assert_array_equal(place.get(grad(ops.sum(first), x).data)[0], [0.0, 0.0])
+
+
+def test_gradcheck_at_the_origin_of_a_norm(rng: np.random.Generator) -> None:
+    gradcheck(lambda x: ops.norm(x) ** 2, np.zeros(3), rng=rng)
+    gradcheck(lambda x: ops.sum(abs(x) ** 2 + ops.norm(x, 1)[:, None] ** 2), np.zeros((2, 3)), rng=rng)
+
+
+def test_products_beside_zeros(rng: np.random.Generator) -> None:
+    for zeros in ([], [2], [1, 3]):
+        x = rng.normal(size=5)
+        x[zeros] = 0.0
+        gradcheck(ops.prod, x, rng=rng)
+        gradcheck(ops.cumprod, x, rng=rng)
 
 
 def test_extremes_do_not_overflow() -> None:

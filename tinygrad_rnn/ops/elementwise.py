@@ -242,14 +242,17 @@ def _lower(x: Any, p: Any) -> Any:
     return where(equal(p, 0) * less(abs(x), 2.0 / float(np.finfo(x.dtype).max)), 0.0, p - 1)
 
 
-def _log_base(x: Any) -> Any:
-    """log(x), 0 where x is not positive; a Python number stays one, since an array of it would be float64."""
-    return log(where(greater(x, 0), x, 1.0)) if hasattr(x, "shape") else math.log(x) if x > 0 else 0.0
+def _slope_in_p(y: Any, x: Any) -> Any:
+    """y log(x), 0 where x is not positive; a Python number stays one, since an array of it would be float64."""
+    if not hasattr(x, "shape"):
+        return y * math.log(x) if x > 0 else where(False, y, 0.0)
+    positive = greater(x, 0)
+    return where(positive, y, 0.0) * log(where(positive, x, 1.0))
 
 
 pow.vjp(
     lambda g, _y, x, p: g * (p * pow(x, _lower(x, p))),
-    lambda g, y, x, _p: g * (y * _log_base(x)),
+    lambda g, y, x, _p: g * _slope_in_p(y, x),
 )
 
 

@@ -232,9 +232,6 @@ def _logsumexp(x: Any, *, axes: tuple[int, ...]) -> Any:
         return np.log(np.sum(np.exp(x - top), axis=axes, keepdims=True)) + top
 
 
-_logsumexp.vjp(lambda g, y, x, *, axes: g * exp(x - where(equal(y, -math.inf), 0.0, y)))
-
-
 @primitive
 def _softmax(x: Any, *, axes: tuple[int, ...]) -> Any:
     if not x.size:
@@ -244,6 +241,10 @@ def _softmax(x: Any, *, axes: tuple[int, ...]) -> Any:
 
 
 _softmax.vjp(lambda g, y, _x, *, axes: y * (g - sum(g * y, axes, keepdims=True)))
+
+
+# Not exp(x - y): of large x the last digits of y are lost. Equal infinities share the gradient evenly.
+_logsumexp.vjp(lambda g, y, x, *, axes: g * _softmax(where(equal(y, -math.inf), 0.0, x), axes=axes))
 
 
 def softmax(x: Any, axis: int = -1) -> Any:
@@ -275,6 +276,8 @@ def cumsum(x: Any, axis: int | None = None) -> Any:
 
 @primitive
 def _cumsum(x: Any, *, axis: int) -> Any:
+    if x.dtype == np.float16:  # whose sums would be rounded at every element
+        return np.cumsum(x, axis=axis, dtype=np.float32).astype(x.dtype)
     return np.cumsum(x, axis=axis)
 
 
