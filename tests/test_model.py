@@ -249,6 +249,20 @@ def test_a_gradient_of_the_inputs_can_be_asked_for(embed: str) -> None:
 # ---------------------------------------------------------------------------------------- dropout
 
 
+@pytest.mark.parametrize("embed", ["hidden", "onehot"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_symbols_of_a_narrow_type_are_as_good_as_wide_ones(embed: str, dtype: str) -> None:
+    model = make(256, embed=embed)
+    params, wide = init(model), symbols(V=256)
+
+    def gradients(x: Any) -> list[Tensor]:
+        logits = model.forward(params, x, model.start(2, params)).logits
+        return grad(ops.cross_entropy(logits, x), list(params.values()))
+
+    for got, expected in zip(gradients(wide.astype(dtype)), gradients(wide), strict=True):
+        np.testing.assert_array_equal(got.data, expected.data)
+
+
 def test_dropout_is_off_without_a_generator() -> None:
     quiet, loud = make(), make(dropout=0.9)
     params = init(quiet)

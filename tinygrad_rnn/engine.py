@@ -37,6 +37,7 @@ from tinygrad_rnn.errors import (
 Version = list[int]  # one mutable count, shared by every tensor that shares the memory
 Guards = tuple[tuple[int, Version, int], ...]
 COUNTER = itertools.count()  # next() is one step for all threads
+REFUSALS = (ValueError, TypeError, IndexError, AttributeError)  # by which NumPy says that it cannot
 NO_STATIC: dict[str, Any] = {}  # shared by every node without configuration; never written
 
 
@@ -232,7 +233,14 @@ class Op:
                 chosen = arg
                 if not isinstance(arg, Variable):
                     break
-        return self.value(*args, **static) if chosen is None else chosen.apply(self, args, static)
+        if chosen is not None:
+            return chosen.apply(self, args, static)
+        try:
+            return self.value(*args, **static)
+        except TinygradRNNError:
+            raise
+        except REFUSALS as error:
+            raise _explain(self, args, error) from error
 
 
 def _reads(rule: Callable[..., Any] | None, count: int) -> tuple[bool, ...]:
@@ -266,7 +274,7 @@ def record_one(op: Op, a: Any) -> Any:
     x, parent = a.data, a.node
     try:
         y = op.value(x)
-    except (ValueError, TypeError):
+    except REFUSALS:
         return record(op, (a,), NO_STATIC)  # runs it once more and explains
     if y.dtype is not x.dtype or type(y) is not type(x):
         return record(op, (a,), NO_STATIC)
@@ -311,7 +319,7 @@ def record_two(op: Op, a: Any, b: Any) -> Any:
         return op.general((a, b), NO_STATIC)
     try:
         y = op.value(x, z)
-    except (ValueError, TypeError):
+    except REFUSALS:
         return record(op, (a, b), NO_STATIC)
     if y.dtype is not dtype or type(y) is not kind:
         return record(op, (a, b), NO_STATIC)
@@ -354,7 +362,7 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
         y = op.value(*arrays, **static)
     except TinygradRNNError:
         raise
-    except (ValueError, TypeError, IndexError) as error:
+    except REFUSALS as error:
         raise _explain(op, arrays, error) from error
     dtype = y.dtype
     for array in arrays:

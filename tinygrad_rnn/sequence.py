@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import engine, ops
-from tinygrad_rnn.cell import Cell, State, noise_of, output_of, specification, take_step
+from tinygrad_rnn.cell import (
+    Cell,
+    State,
+    last_timestep,
+    noise_of,
+    output_of,
+    specification,
+    take_step,
+    timesteps,
+)
 from tinygrad_rnn.compile.program import NotCompiled, program
 from tinygrad_rnn.compile.program import run as run_program
 from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
@@ -78,6 +87,14 @@ def checked_state(
             raise ShapeError(
                 f"unroll of {cell.name}: expected state {name} of shape {(B, *state_spec.shape)}, got "
                 f"{tuple(current[name].shape)}"
+            )
+    for name in timesteps(shapes):
+        data = current[name].data if isinstance(current[name], Tensor) else current[name]
+        last = last_timestep(data.dtype)
+        if not np.all(np.less_equal(data, last - T)):
+            raise InputError(
+                f"unroll of {cell.name}: expected timesteps up to {last}, which is as far as {data.dtype} counts, got "
+                f"more; start the states again, or use float64"
             )
     return current
 

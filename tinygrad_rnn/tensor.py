@@ -70,6 +70,36 @@ class Algebra(Operand):
     def __rpow__(self, other: Any) -> Self:
         return record_two(ops.pow, other, self)  # type: ignore[no-any-return]
 
+    def __mod__(self, other: Any) -> Self:
+        return ops.remainder(self, other)  # type: ignore[no-any-return]
+
+    def __rmod__(self, other: Any) -> Self:
+        return ops.remainder(other, self)  # type: ignore[no-any-return]
+
+    def __floordiv__(self, other: Any) -> Self:
+        return ops.floor_divide(self, other)  # type: ignore[no-any-return]
+
+    def __rfloordiv__(self, other: Any) -> Self:
+        return ops.floor_divide(other, self)  # type: ignore[no-any-return]
+
+    def __and__(self, other: Any) -> Self:
+        return _logical(ops.logical_and, self, other)  # type: ignore[no-any-return]
+
+    __rand__ = __and__
+
+    def __or__(self, other: Any) -> Self:
+        return _logical(ops.logical_or, self, other)  # type: ignore[no-any-return]
+
+    __ror__ = __or__
+
+    def __xor__(self, other: Any) -> Self:
+        return _logical(ops.logical_xor, self, other)  # type: ignore[no-any-return]
+
+    __rxor__ = __xor__
+
+    def __invert__(self) -> Self:
+        return _logical(ops.logical_not, self)  # type: ignore[no-any-return]
+
     def __matmul__(self, other: Any) -> Self:
         return ops.matmul(self, other)  # type: ignore[no-any-return]
 
@@ -141,6 +171,36 @@ class Algebra(Operand):
     def norm(self, axis: Axis = None, keepdims: bool = False) -> Self:
         return ops.norm(self, axis, keepdims)  # type: ignore[no-any-return]
 
+    def var(self, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -> Self:
+        return ops.var(self, axis, keepdims, ddof=ddof)  # type: ignore[no-any-return]
+
+    def std(self, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -> Self:
+        return ops.std(self, axis, keepdims, ddof=ddof)  # type: ignore[no-any-return]
+
+    def prod(self, axis: Axis = None, keepdims: bool = False) -> Self:
+        return ops.prod(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Self:
+        return ops.argmax(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def argmin(self, axis: int | None = None, keepdims: bool = False) -> Self:
+        return ops.argmin(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def cumsum(self, axis: int | None = None) -> Self:
+        return ops.cumsum(self, axis)  # type: ignore[no-any-return]
+
+    def clip(self, low: Any = None, high: Any = None) -> Self:
+        return ops.clip(self, low, high)  # type: ignore[no-any-return]
+
+    def ravel(self) -> Self:
+        return ops.ravel(self)  # type: ignore[no-any-return]
+
+    def flatten(self) -> Self:
+        return ops.ravel(self)  # type: ignore[no-any-return]
+
+    def squeeze(self, axis: Axis = None) -> Self:
+        return ops.squeeze(self, axis)  # type: ignore[no-any-return]
+
     def reshape(self, *shape: Any) -> Self:
         """The sizes given one by one or as a sequence."""
         return ops.reshape(self, shape[0] if len(shape) == 1 else shape)  # type: ignore[no-any-return]
@@ -152,6 +212,16 @@ class Algebra(Operand):
 
     def swapaxes(self, a: int, b: int) -> Self:
         return ops.swapaxes(self, a, b)  # type: ignore[no-any-return]
+
+
+def _logical(op: Any, *masks: Any) -> Any:
+    """`op` of masks, for the operators that mean something else for numbers."""
+    for mask in masks:
+        kind = np.dtype(getattr(mask, "dtype", type(mask) if isinstance(mask, bool | int | float) else object))
+        if kind.kind != "b":
+            told = kind if kind.kind != "O" else type(mask).__name__
+            raise DtypeError(f"{op.__name__}: expected boolean masks around &, |, ^ and ~, got {told}; compare first")
+    return op(*masks)
 
 
 class Tensor(Algebra, Variable):

@@ -15,7 +15,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinygrad_rnn import ops
-from tinygrad_rnn.cell import Cell, Noise, Param, State, bias, input_matrix, noise_of, output_of, specification
+from tinygrad_rnn.cell import (
+    Cell,
+    Noise,
+    Param,
+    State,
+    Timestep,
+    bias,
+    input_matrix,
+    noise_of,
+    output_of,
+    specification,
+)
 from tinygrad_rnn.errors import InputError, nearest
 from tinygrad_rnn.ops.linear import Factor
 
@@ -82,6 +93,11 @@ class Wrapper(Cell):
     def around(self, step: Callable[..., Any], p: Any, x: Any, s: Any, lib: Any) -> dict[str, Any]:
         """The wrapped step from the cell's own; `lib` has the functions: `ops`, or NumPy for the reference."""
 
+    def own_states(self) -> dict[str, State]:
+        """The states that the cell's step returns: not the timesteps, which the library counts."""
+        states = specification(self.inner)[0]
+        return {name: spec for name, spec in states.items() if not isinstance(spec, Timestep)}
+
     def matrices(self, *roles: str) -> dict[str, Param]:
         """The cell's matrices in these roles, by name."""
         params = specification(self.inner)[1]
@@ -102,18 +118,18 @@ class Zoneout(Wrapper):
     source = "zoneout: D. Krueger et al., Zoneout: regularizing RNNs by randomly preserving hidden activations, 2016"
 
     def check_numbers(self) -> None:
-        states = specification(self.inner)[0]
+        states = self.own_states()
         if len(self.numbers) not in (1, len(states)) or not all(0.0 <= rate < 1.0 for rate in self.numbers):
             wanted = "one rate in [0, 1), as in zoneout:0.1"
             wanted += f", or one for each of {', '.join(states)}" if len(states) > 1 else ""
             raise InputError(f"--wrap zoneout: expected {wanted}, got {self._numbers() or 'none'}")
 
     def rule(self) -> str:
-        lines = (f"{name}' = k * {name}' + (1 - k) * {name}" for name in specification(self.inner)[0])
+        lines = (f"{name}' = k * {name}' + (1 - k) * {name}" for name in self.own_states())
         return f"{'; '.join(lines)}    k is 0 with probability {self._numbers()}, else 1; its mean outside training"
 
     def noise(self) -> dict[str, Noise]:
-        states = specification(self.inner)[0]
+        states = self.own_states()
         rates = self.numbers * len(states) if len(self.numbers) == 1 else self.numbers
         own = {
             _free(f"k_{name}", self.inner): Noise(spec.shape, 1.0 - rate)

@@ -1175,16 +1175,16 @@ class AheadOfItsTime(Cell):
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         y = x @ p.W
         h = (y - ops.mean(y, axis=-1, keepdims=True)) * 2.0
-        return {"o": self.output(h, h + x @ p.P, s.o @ p.U), "h": h}
+        return {"o": self.out(h, h + x @ p.P, s.o @ p.U), "h": h}
 
-    def output(self, h: Any, ahead: Any, carried: Any) -> Any:
+    def out(self, h: Any, ahead: Any, carried: Any) -> Any:
         return ahead
 
 
 class AheadAndReadInTheLoop(AheadOfItsTime):
     """Final. The loop reads h as well, and then keeps a value for the gradient."""
 
-    def output(self, h: Any, ahead: Any, carried: Any) -> Any:
+    def out(self, h: Any, ahead: Any, carried: Any) -> Any:
         g = ops.tanh(h + carried)
         return g * g + ops.tanh(ahead)
 

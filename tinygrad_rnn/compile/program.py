@@ -368,11 +368,8 @@ def way_back(plan: Plan, keys: Iterable[Key], T: int) -> WayBack:
 def _weights(plan: Plan, params: Mapping[str, Any]) -> dict[Symbol, Any]:
     """What stands for each leaf: a parameter, or what the step makes of parameters alone, computed on the tape."""
     known: dict[Symbol, Any] = {}
-    for source in plan.weights.values():
-        if source.kind != "param":
-            for s in ancestors([source]):
-                if s not in known:
-                    known[s] = _apply(s, known) if s.op is not None else params[s.name]
+    for s in plan.derived:
+        known[s] = params[s.name] if s.op is None else _apply(s, known)
     return {
         leaf: params[source.name] if source.kind == "param" else known[source] for leaf, source in plan.weights.items()
     }
@@ -383,7 +380,7 @@ def _apply(s: Symbol, known: Mapping[Symbol, Any]) -> Any:
     args = tuple([known[a] if isinstance(a, Symbol) else a for a in s.args])
     if not any(isinstance(a, Tensor) for a in args):
         args = tuple([Tensor(a) if isinstance(a, np.ndarray) else a for a in args])
-    return s.op.general(args, s.static)
+    return s.op(*args, **s.static)
 
 
 def _scan_vjp(

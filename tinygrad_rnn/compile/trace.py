@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, engine, ops
-from tinygrad_rnn.cell import Cell, noise_of, specification
+from tinygrad_rnn.cell import Cell, counted, noise_of, specification
 from tinygrad_rnn.engine import Op, Scatter, Variable, pull, sum_to
 from tinygrad_rnn.tensor import Algebra
 
@@ -310,7 +310,7 @@ def _trace(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool) -> Step:
     around = copy.deepcopy(surroundings(cell))
     try:
         with engine.listen(heard), engine.recording():
-            new = shadow.step(p, x, SimpleNamespace(**states))
+            new = counted(cell, shadow.step(p, x, SimpleNamespace(**states)), states, shapes)
     except Untraceable:
         raise
     except Exception as error:  # an author's slip, or a way to read values that is not foreseen: unroll will tell
