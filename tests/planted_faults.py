@@ -698,7 +698,7 @@ class NoParameters(Cell):
 FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (NoStep, {"declaration"}, "expected the methods step"),
     (NameWithSpaces, {"declaration"}, "my cell"),
-    (OutputIsNoH, {"declaration"}, "first state"),
+    (OutputIsNoH, {"declaration"}, "expected the output to have the shape (H,)"),
     (NoSuchInitialiser, {"declaration"}, "did you mean orthogonal"),
     (OptionsThatRaise, {"declaration"}, "cell sound: RuntimeError: half done"),
     (CheckThatRaises, {"declaration"}, "cell sound, check (planted_faults.py:"),

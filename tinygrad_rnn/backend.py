@@ -142,6 +142,7 @@ def _add_rows(buffer: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], values: 
     """Add ``values[k]`` to ``buffer[rows[k]]``: sorted runs are summed at once (np.add.at goes element by element)."""
     if rows.size == 0:
         return
+    rows = rows.astype(np.intp, copy=False)  # len(buffer) may not fit a narrow type
     rows = np.where(rows < 0, rows + len(buffer), rows)
     order = np.argsort(rows, kind="stable")
     ranked = rows[order]

@@ -94,10 +94,7 @@ ADVICE = {
 
 
 def _concatenate(arrays: Any, axis: int | None = 0) -> Any:
-    parts = list(arrays)
-    if axis is None:
-        return ops.concatenate([ops.reshape(part, -1) for part in parts])
-    return ops.concatenate(parts, axis)
+    return ops.concatenate(list(arrays), axis)
 
 
 def _stack(arrays: Any, axis: int = 0) -> Any:
@@ -123,25 +120,16 @@ def _clip(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max:
 
 
 def _dot(a: Any, b: Any) -> Any:
-    a, b = _array(a), _array(b)
-    if not a.shape or not b.shape:
-        return ops.mul(a, b)
-    if len(a.shape) > 1 and len(b.shape) > 2:
-        raise NoOp("ops.matmul is another product of stacks of matrices", "use that")
-    return ops.matmul(a, b)
+    return ops.dot(_array(a), _array(b))
 
 
 def _inner(a: Any, b: Any) -> Any:
-    a, b = _array(a), _array(b)
-    if not a.shape or not b.shape:
-        return ops.mul(a, b)
-    if len(b.shape) > 2:
-        raise NoOp("ops.matmul is another product of stacks of matrices", "use that")
-    return ops.matmul(a, ops.transpose(b))
+    return ops.inner(_array(a), _array(b))
 
 
-def _vdot(a: Any, b: Any) -> Any:
-    return ops.matmul(ops.reshape(_array(a), -1), ops.reshape(_array(b), -1))
+def _array(x: Any) -> Any:
+    """A number as NumPy's, which is as weak as a Python one and has a shape; a list as an array."""
+    return x if hasattr(x, "shape") else np.asarray(x)[()]
 
 
 def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
@@ -158,10 +146,6 @@ def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
     return ops.split(ary, [stop - start for start, stop in itertools.pairwise(ends)], axis)
 
 
-def _ravel(a: Any) -> Any:
-    return ops.reshape(a, -1)
-
-
 def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
     if axis is None:
         return ops.reshape(a, -1)[indices]
@@ -169,15 +153,34 @@ def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
 
 
 def _einsum(*operands: Any, optimize: Any = False) -> Any:
-    return getattr(ops, "einsum")(*operands)  # noqa: B009  (one of the ops that may be missing)
+    return ops.einsum(*operands)
 
 
 def _positive(x: Any) -> Any:
     return x
 
 
-def _square(x: Any) -> Any:
-    return x * x
+def _bitwise_and(x1: Any, x2: Any) -> Any:
+    return _of_masks(ops.logical_and, x1, x2)
+
+
+def _bitwise_or(x1: Any, x2: Any) -> Any:
+    return _of_masks(ops.logical_or, x1, x2)
+
+
+def _bitwise_xor(x1: Any, x2: Any) -> Any:
+    return _of_masks(ops.logical_xor, x1, x2)
+
+
+def _invert(x: Any) -> Any:
+    return _of_masks(ops.logical_not, x)
+
+
+def _of_masks(op: Any, *masks: Any) -> Any:
+    """``array & x``, which for numbers is another function."""
+    if any(np.result_type(getattr(mask, "dtype", mask)).kind != "b" for mask in masks):
+        raise NoOp(f"ops.{op.__name__} is one of masks, not of numbers", "compare first")
+    return op(*masks)
 
 
 def _shape(a: Any) -> Any:
@@ -192,17 +195,28 @@ def _size(a: Any, axis: int | None = None) -> Any:
     return int(np.prod(a.shape)) if axis is None else a.shape[axis]
 
 
-def _array(x: Any) -> Any:
-    return x if hasattr(x, "shape") else np.asarray(x)
-
-
-# Those that differ from the op of the same name, and those that are no op.
-DIFFERENT = (_clip, _concatenate, _einsum, _norm, _split, _stack, _where)
-FURTHER = (_dot, _hstack, _inner, _ndim, _positive, _ravel, _shape, _size, _square, _take, _vdot, _vstack)
 PUBLIC = frozenset(name for name in dir(ops) if callable(getattr(ops, name)) and not name.startswith("_"))
 OWN: dict[str, Callable[..., Any]] = {
-    **{f.__name__[1:]: f for f in FURTHER if f.__name__[1:] not in PUBLIC},
-    **{f.__name__[1:]: f for f in DIFFERENT if f.__name__[1:] in PUBLIC},
+    "bitwise_and": _bitwise_and,
+    "bitwise_or": _bitwise_or,
+    "bitwise_xor": _bitwise_xor,
+    "clip": _clip,
+    "concatenate": _concatenate,
+    "dot": _dot,
+    "einsum": _einsum,
+    "hstack": _hstack,
+    "inner": _inner,
+    "invert": _invert,
+    "ndim": _ndim,
+    "norm": _norm,
+    "positive": _positive,
+    "shape": _shape,
+    "size": _size,
+    "split": _split,
+    "stack": _stack,
+    "take": _take,
+    "vstack": _vstack,
+    "where": _where,
 }
 LINALG = frozenset({"matmul", "norm", "outer", "tensordot"})  # those that mean what ops of that name mean
 

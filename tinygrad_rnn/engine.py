@@ -38,6 +38,7 @@ Version = list[int]  # one mutable count, shared by every tensor that shares the
 Guards = tuple[tuple[int, Any, Any], ...]  # see Node
 HELD = 1 << 16  # bytes up to which an array that a gradient reads is copied
 COUNTER = itertools.count()  # next() is one step for all threads
+REFUSALS = (ValueError, TypeError, IndexError, AttributeError)  # by which NumPy says that it cannot
 NO_STATIC: dict[str, Any] = {}  # shared by every node without configuration; never written
 
 
@@ -67,14 +68,15 @@ class Node:
     `saved` is (output, *inputs) with None for whatever no vjp reads; `guards` are (position in saved, version, count
     when saved) of what can be written in place, and (position, array, sample when saved) of large arrays of the caller;
     `rare` holds what few nodes have: the gradient that `backward` left here (``grad``) and whether it was asked for
-    (``keep``), or the place of an anomaly() (``place``).
+    (``keep``), the place of an anomaly() (``place``), the tensors that are its items (``parts``), or those of its
+    outputs whose gradient was asked for (``kept parts``).
 
     `number` counts the nodes that ops make: a node's is above its parents', so that sorting by it is a topological
     sort, and the walk back meets what was computed last first, when its arrays are still in the cache. A leaf has no
     parents and number 0, in every process: it may come from another one, which counts for itself.
     """
 
-    __slots__ = ("dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
+    __slots__ = ("__weakref__", "dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class Node:
                 f"copy, pickle: expected a tensor that no op made, got the output of {self.op.__name__}, whose graph "
                 "cannot be copied; take its .detach()"
             )
-        return _leaf_again, (self.shape, self.dtype, self.rare)
+        return _leaf_again, (self.shape, self.dtype, (self.rare or {}).get("grad"))
 
 
 class Variable(Operand):
@@ -140,10 +142,10 @@ def leaf(data: Array) -> Node:
     return node
 
 
-def _leaf_again(shape: tuple[int, ...], dtype: Any, rare: dict[str, Any] | None) -> Node:
+def _leaf_again(shape: tuple[int, ...], dtype: Any, grad: Any) -> Node:
     """A leaf's node as it was copied or pickled."""
     node = leaf(np.broadcast_to(np.empty((), dtype), shape))
-    node.rare = rare
+    node.rare = None if grad is None else {"grad": grad}
     return node
 
 
@@ -212,7 +214,8 @@ class Op:
 
         ``rule(gs, record, needed, wanted, *inputs, **static) -> (gradients of the inputs, {key: total gradient})``:
         `gs` are the gradients that reached the outputs from outside, by key; the totals, of the keys in `wanted`, also
-        count what reached an output inside the op, as a state does through the next timestep.
+        count what reached an output inside the op, as a state does through the next timestep. What no gradient reaches
+        is None among the former and not among the latter.
         """
         self.many = rule
         self.differentiable = True
@@ -231,6 +234,10 @@ class Op:
             self._keep[wanted] = kept
         return kept
 
+    def differentiates(self, count: int) -> tuple[bool, ...]:
+        """Which of `count` inputs have a gradient."""
+        return tuple([rule is not None for rule in self._vjps]) or (self.differentiable,) * count
+
     def __call__(self, *args: Any, **static: Any) -> Any:
         if not static:
             if len(args) == 1:
@@ -247,7 +254,14 @@ class Op:
                 chosen = arg
                 if not isinstance(arg, Variable):
                     break
-        return self.value(*args, **static) if chosen is None else chosen.apply(self, args, static)
+        if chosen is not None:
+            return chosen.apply(self, args, static)
+        try:
+            return self.value(*args, **static)
+        except TinygradRNNError:
+            raise
+        except REFUSALS as error:
+            raise _explain(self, args, error) from error
 
 
 def _reads(rule: Callable[..., Any] | None, count: int) -> tuple[bool, ...]:
@@ -281,7 +295,7 @@ def record_one(op: Op, a: Any) -> Any:
     x, parent = a.data, a.node
     try:
         y = op.value(x)
-    except (ValueError, TypeError):
+    except REFUSALS:
         return record(op, (a,), NO_STATIC)  # runs it once more and explains
     if y.dtype is not x.dtype or type(y) is not type(x):
         return record(op, (a,), NO_STATIC)
@@ -326,7 +340,7 @@ def record_two(op: Op, a: Any, b: Any) -> Any:
         return op.general((a, b), NO_STATIC)
     try:
         y = op.value(x, z)
-    except (ValueError, TypeError):
+    except REFUSALS:
         return record(op, (a, b), NO_STATIC)
     if y.dtype is not dtype or type(y) is not kind:
         return record(op, (a, b), NO_STATIC)
@@ -376,7 +390,7 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
         y = op.value(*arrays, **static)
     except TinygradRNNError:
         raise
-    except (ValueError, TypeError, IndexError) as error:
+    except REFUSALS as error:
         raise _explain(op, arrays, error) from error
     dtype = y.dtype
     for array in arrays:
@@ -619,8 +633,9 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
             keys = {part.static["key"] for part in wanted}
             pulled, totals = op.many(g, saved[0], needed, keys, *saved[1:], **node.static)
             for part in wanted:  # several may share memory, also with the gradient of an input
-                total = totals[part.static["key"]]
-                found[part] = total if higher else total.copy()
+                total = totals.get(part.static["key"])
+                if total is not None:
+                    found[part] = total if higher else total.copy()
             if not higher:  # memory that such an op makes is nobody else's
                 for maker, gx in zip(parents, pulled, strict=True):
                     if maker is not None and gx is not None and grads.get(maker) is None:

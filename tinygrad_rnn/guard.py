@@ -17,22 +17,42 @@ UFUNCS = frozenset(
     {
         "absolute",
         "add",
+        "arccos",
+        "arccosh",
+        "arcsin",
+        "arcsinh",
+        "arctan",
+        "arctan2",
+        "arctanh",
+        "ceil",
         "cos",
+        "cosh",
         "divide",
         "equal",
         "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "floor_divide",
+        "frexp",
         "greater",
         "greater_equal",
         "invert",
         "isfinite",
+        "isinf",
         "isnan",
+        "ldexp",
         "less",
         "less_equal",
         "log",
+        "log10",
         "log1p",
+        "log2",
         "logaddexp",
         "logical_and",
         "logical_not",
+        "logical_or",
+        "logical_xor",
         "matmul",
         "maximum",
         "minimum",
@@ -41,12 +61,16 @@ UFUNCS = frozenset(
         "not_equal",
         "power",
         "remainder",
+        "rint",
         "sign",
         "sin",
+        "sinh",
         "sqrt",
         "square",
         "subtract",
+        "tan",
         "tanh",
+        "trunc",
     }
 )
 FUNCTIONS = frozenset(
@@ -54,6 +78,7 @@ FUNCTIONS = frozenset(
         "all",
         "any",
         "argmax",
+        "argmin",
         "argsort",
         "broadcast_to",
         "clip",
@@ -66,9 +91,12 @@ FUNCTIONS = frozenset(
         "min",
         "ones_like",
         "pad",
+        "sort",
         "stack",
         "sum",
         "take_along_axis",
+        "tril",
+        "triu",
         "where",
         "zeros_like",
     }
@@ -214,6 +242,7 @@ _BINARY: dict[str, Any] = {
     "truediv": np.true_divide,
     "pow": np.power,
     "mod": np.remainder,
+    "floordiv": np.floor_divide,
 }
 _ONE_SIDED: dict[str, Any] = {
     "matmul": np.matmul,
@@ -242,6 +271,8 @@ def _inside(value: Any) -> Any:
 
 
 def _outside(value: Any) -> Any:
+    if isinstance(value, tuple):  # of a function with two results
+        return tuple([_outside(part) for part in value])
     return Array(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
 
 

@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, engine, nn, ops
-from tinygrad_rnn.cell import Cell, Param, bias, draw_noise, init_params, specification
+from tinygrad_rnn.cell import (
+    Cell,
+    Param,
+    bias,
+    draw_noise,
+    init_params,
+    last_timestep,
+    output_of,
+    specification,
+    timesteps,
+)
 from tinygrad_rnn.compile import program as compiler
 from tinygrad_rnn.compile.ends import affine, lookup
 from tinygrad_rnn.config import ModelConfig
@@ -69,7 +79,7 @@ class Model:
 
     def init(self, rng: np.random.Generator, dtype: Any = np.float32, xp: Any = np) -> Params:
         """New parameters drawn from `rng`, on the device whose module is `xp`. Buffers do not require a gradient."""
-        return init_params(self.params(), rng, dtype, xp)
+        return init_params(self.params(), rng, dtype, xp, self.cells[0].name)
 
     def start(self, B: int, params: Mapping[str, Tensor]) -> State:
         """The state before the first symbol, for B streams, as arrays like the parameters."""
@@ -154,6 +164,10 @@ class Stepper:
         self.state = model.start(B, params)
         self.arrays = {name: value.data for name, value in params.items()}
         self.programs: list[Any] | None = None  # of each layer
+        clocks = any(timesteps(specification(cell)[0]) for cell in model.cells)
+        self.left = (
+            last_timestep(params["readout.W"].dtype) if clocks else math.inf
+        )  # steps that `forward` need not see
         self._every: Any = None  # what the first layer may see, (V, 1, I)
 
     def __call__(self, x: Any) -> Any:
@@ -162,12 +176,13 @@ class Stepper:
         Raises what `Model.forward` raises.
         """
         watched = engine.MODE.anomaly is not None or engine.MODE.listener is not None
-        if self.programs is None or watched or tuple(x.shape) != (1, self.B):
+        self.left -= len(x)
+        if self.programs is None or watched or self.left < 0 or tuple(x.shape) != (1, self.B):
             return self._forward(x)
         h = self.model._embed(self.arrays, x)
         for i, program in enumerate(self.programs):
             self.state[i] = states = program(h, self.state[i], None if i or self._every is None else x[0])
-            h = next(iter(states.values()))[None]
+            h = states[output_of(self.model.cells[i])][None]
         return self.model._read_out(self.arrays, h)[-1]
 
     def _forward(self, x: Any) -> Any:
@@ -219,8 +234,11 @@ def host_params(model: Model, params: Mapping[str, Any], what: str) -> dict[str,
 def _override(spec: Param, config: ModelConfig) -> Param:
     """The initialiser that the configuration asks for.
 
-    A bias that the cell does not start at zero keeps its own, and so does a vector that a matrix's cannot fill.
+    A bias that the cell does not start at zero keeps its own, and so do a vector that a matrix's cannot fill and what
+    a function of the cell's draws: that is part of the cell.
     """
+    if not isinstance(spec.init, str):
+        return spec
     if spec.role in ("input", "recurrent") and config.init != "cell" and nn.fills(config.init, spec.shape):
         return Param(spec.shape, config.init, spec.role)
     if spec.role == "bias" and spec.init == "zeros" and config.init_bias != "cell":
@@ -275,10 +293,10 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
         cls(first if i == 0 else config.hidden, config.hidden, config.cell_options) for i in range(config.layers)
     )
     for cell in cells:
-        states, _ = specification(cell)
-        output = next(iter(states.values()))
-        if output.shape != (config.hidden,):
+        output = output_of(cell)
+        shape = specification(cell)[0][output].shape
+        if shape != (config.hidden,):
             raise InputError(
-                f"cell {cell.name}: expected its first state to have shape ({config.hidden},), got {output.shape}"
+                f"cell {cell.name}: expected its output, the state {output}, of shape ({config.hidden},), got {shape}"
             )
     return Model(config, V, cells)

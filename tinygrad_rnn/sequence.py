@@ -15,11 +15,20 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, engine, ops
-from tinygrad_rnn.cell import Cell, State, noise_of, specification, take_step
+from tinygrad_rnn.cell import (
+    Cell,
+    State,
+    last_timestep,
+    noise_of,
+    output_of,
+    specification,
+    take_step,
+    timesteps,
+)
 from tinygrad_rnn.compile.program import NotCompiled, program
 from tinygrad_rnn.compile.program import run as run_program
 from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
-from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.tensor import Tensor, made_of
 
 LayerState = Mapping[str, Any]  # state name -> (B, H)
 
@@ -28,8 +37,11 @@ LayerState = Mapping[str, Any]  # state name -> (B, H)
 class Unrolled:
     """What came out of a sequence of T steps.
 
-    `outputs` (T, B, H) is the first state at every step, `state` the states after the last one, `states` every state at
-    every step (T tensors (B, H) by name). `executor` names the path that ran and `reason` why.
+    `outputs` (T, B, H) is the cell's output at every step, `state` the states after the last one, `states` every state
+    at every step (T tensors (B, H) by name). These are the same tensors: ``outputs[t]`` is that state at step t, and
+    ``state[name]`` is ``states[name][-1]``, so that a gradient asked for one is that of the other: dL/dh_t, through all
+    later steps. The gradient of `outputs` as a whole is only what reaches L through that one tensor. `executor` names
+    the path that ran and `reason` why.
     """
 
     outputs: Any
@@ -75,6 +87,14 @@ def checked_state(
             raise ShapeError(
                 f"unroll of {cell.name}: expected state {name} of shape {(B, *state_spec.shape)}, got "
                 f"{tuple(current[name].shape)}"
+            )
+    for name in timesteps(shapes):
+        data = current[name].data if isinstance(current[name], Tensor) else current[name]
+        last = last_timestep(data.dtype)
+        if not np.all(np.less_equal(data, last - T)):
+            raise InputError(
+                f"unroll of {cell.name}: expected timesteps up to {last}, which is as far as {data.dtype} counts, got "
+                f"more; start the states again, or use float64"
             )
     return current
 
@@ -143,8 +163,8 @@ def unroll(
         if place is not None:  # also after an error: what comes next in this anomaly() is no part of the sequence
             place.pop("layer", None)
             place.pop("timestep", None)
-    output = next(iter(shapes))
-    return Unrolled(ops.stack(states[output]), current, states)
+    outputs = states[output_of(cell)]
+    return Unrolled(made_of(ops.stack(outputs), outputs, range(T)), current, states)
 
 
 def _watched_step(
@@ -210,14 +230,17 @@ def scan(
         name: backend.plain(value, "scan") for name, value in checked_state(cell, params, xs, state, mask).items()
     }
     drawn = checked_noise(cell, xs, noise)
+    made = None
     try:
         made = _program(cell, params, xs, current, mask, drawn, executor)
     except NotCompiled as error:
+        reason = str(error)
+    if made is None:  # outside the `except`: an error of the step is no consequence of this one
         done = unroll(cell, params, xs, state, mask=mask, noise=noise, layer=layer)
-        return dataclasses.replace(done, reason=str(error))
+        return dataclasses.replace(done, reason=reason)
     shapes, _ = specification(cell)
     ordered = {name: current[name] for name in shapes}
-    outputs, states, reason = run_program(made, params, xs, ordered, mask, drawn, recompute)
+    outputs, states, reason = run_program(made, output_of(cell), params, xs, ordered, mask, drawn, recompute)
     return Unrolled(outputs, {name: sequence[-1] for name, sequence in states.items()}, states, made.name, reason)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self, overload
 
@@ -85,6 +86,36 @@ class Algebra(Operand):
     def __rpow__(self, other: Any) -> Self:
         return record_two(ops.pow, other, self)  # type: ignore[no-any-return]
 
+    def __mod__(self, other: Any) -> Self:
+        return ops.remainder(self, other)  # type: ignore[no-any-return]
+
+    def __rmod__(self, other: Any) -> Self:
+        return ops.remainder(other, self)  # type: ignore[no-any-return]
+
+    def __floordiv__(self, other: Any) -> Self:
+        return ops.floor_divide(self, other)  # type: ignore[no-any-return]
+
+    def __rfloordiv__(self, other: Any) -> Self:
+        return ops.floor_divide(other, self)  # type: ignore[no-any-return]
+
+    def __and__(self, other: Any) -> Self:
+        return _logical(ops.logical_and, self, other)  # type: ignore[no-any-return]
+
+    __rand__ = __and__
+
+    def __or__(self, other: Any) -> Self:
+        return _logical(ops.logical_or, self, other)  # type: ignore[no-any-return]
+
+    __ror__ = __or__
+
+    def __xor__(self, other: Any) -> Self:
+        return _logical(ops.logical_xor, self, other)  # type: ignore[no-any-return]
+
+    __rxor__ = __xor__
+
+    def __invert__(self) -> Self:
+        return _logical(ops.logical_not, self)  # type: ignore[no-any-return]
+
     def __matmul__(self, other: Any) -> Self:
         return ops.matmul(self, other)  # type: ignore[no-any-return]
 
@@ -156,6 +187,36 @@ class Algebra(Operand):
     def norm(self, axis: Axis = None, keepdims: bool = False) -> Self:
         return ops.norm(self, axis, keepdims)  # type: ignore[no-any-return]
 
+    def var(self, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -> Self:
+        return ops.var(self, axis, keepdims, ddof=ddof)  # type: ignore[no-any-return]
+
+    def std(self, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -> Self:
+        return ops.std(self, axis, keepdims, ddof=ddof)  # type: ignore[no-any-return]
+
+    def prod(self, axis: Axis = None, keepdims: bool = False) -> Self:
+        return ops.prod(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Self:
+        return ops.argmax(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def argmin(self, axis: int | None = None, keepdims: bool = False) -> Self:
+        return ops.argmin(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def cumsum(self, axis: int | None = None) -> Self:
+        return ops.cumsum(self, axis)  # type: ignore[no-any-return]
+
+    def clip(self, low: Any = None, high: Any = None) -> Self:
+        return ops.clip(self, low, high)  # type: ignore[no-any-return]
+
+    def ravel(self) -> Self:
+        return ops.ravel(self)  # type: ignore[no-any-return]
+
+    def flatten(self) -> Self:
+        return ops.ravel(self)  # type: ignore[no-any-return]
+
+    def squeeze(self, axis: Axis = None) -> Self:
+        return ops.squeeze(self, axis)  # type: ignore[no-any-return]
+
     def reshape(self, *shape: Any) -> Self:
         """The sizes given one by one or as a sequence."""
         return ops.reshape(self, shape[0] if len(shape) == 1 else shape)  # type: ignore[no-any-return]
@@ -167,6 +228,16 @@ class Algebra(Operand):
 
     def swapaxes(self, a: int, b: int) -> Self:
         return ops.swapaxes(self, a, b)  # type: ignore[no-any-return]
+
+
+def _logical(op: Any, *masks: Any) -> Any:
+    """`op` of masks, for the operators that mean something else for numbers."""
+    for mask in masks:
+        kind = np.dtype(getattr(mask, "dtype", type(mask) if isinstance(mask, bool | int | float) else object))
+        if kind.kind != "b":
+            told = kind if kind.kind != "O" else type(mask).__name__
+            raise DtypeError(f"{op.__name__}: expected boolean masks around &, |, ^ and ~, got {told}; compare first")
+    return op(*masks)
 
 
 class Tensor(Algebra, Variable):
@@ -261,6 +332,12 @@ class Tensor(Algebra, Variable):
         """The parts along the first axis."""
         return (self[i] for i in range(len(self)))
 
+    def __getitem__(self, index: Any) -> Tensor:
+        node = self.node
+        if node is not None and node.rare is not None and "parts" in node.rare:
+            return _of_parts(self, index)
+        return ops.getitem(self, index)  # type: ignore[no-any-return]
+
     def __bool__(self) -> bool:
         return bool(self.data)
 
@@ -354,7 +431,7 @@ class Tensor(Algebra, Variable):
         targets = {node for node in reached if node.op is None or (node.rare and node.rare.get("keep"))}
         for node in reached:  # an output of a node with several may be kept although nothing was computed from it
             if node.op is not None and node.op.many is not None and node.rare:
-                targets |= node.rare["kept parts"]
+                targets.update(node.rare["kept parts"])
         seed = _seed(self, g, create_graph)
         found = engine.flow(root, seed, targets, Tensor, higher=create_graph)
         for node, value in zip(found, _own(list(found.values()), seed), strict=True):
@@ -367,7 +444,9 @@ class Tensor(Algebra, Variable):
         node.rare = {**(node.rare or {}), "keep": True}
         if node.op is not None and node.op.part:
             whole: Any = node.parents[0]
-            whole.rare = {"kept parts": {node, *(whole.rare or {}).get("kept parts", ())}}
+            if whole.rare is None:
+                whole.rare = {"kept parts": weakref.WeakSet()}  # weak: they hold the whole, and a cycle would keep both
+            whole.rare["kept parts"].add(node)
         return self
 
     # ----------------------------------------------------------------------------- in-place writes
@@ -400,6 +479,28 @@ class Tensor(Algebra, Variable):
         """Say that `data` was written in place from outside (an optimiser does), so that the graph notices."""
         if self.version is not None:
             self.version[0] += 1
+
+
+def made_of(whole: Tensor, parts: Sequence[Tensor], steps: range) -> Tensor:
+    """`whole`, whose items along the first axis are the tensors of `parts` at `steps`: ``whole[i]`` is that tensor.
+
+    So a gradient can be asked for ``whole[i]``; of any other tensor that is a new one, from which nothing was computed.
+    """
+    if whole.node is not None:
+        whole.node.rare = {**(whole.node.rare or {}), "parts": (parts, steps)}
+    return whole
+
+
+def _of_parts(whole: Tensor, index: Any) -> Tensor:
+    """``whole[index]`` for what `made_of` returned, or a slice of it."""
+    node: Any = whole.node
+    parts, steps = node.rare["parts"]
+    first, *rest = index if isinstance(index, tuple) and index else (index,)
+    if isinstance(first, int | np.integer) and not isinstance(first, bool) and -len(steps) <= first < len(steps):
+        found: Tensor = parts[steps[first]]
+        return found[tuple(rest)] if rest else found
+    made: Tensor = ops.getitem(whole, index)
+    return made_of(made, parts, steps[first]) if isinstance(first, slice) and not rest else made
 
 
 def _from_python(value: Any) -> np.ndarray[Any, Any]:

@@ -23,7 +23,7 @@ from tinygrad_rnn.compile.workspace import LINE, Pool
 Array = np.ndarray[Any, Any]
 SPINS = 10_000  # looks at a mailbox before a thread sleeps, about 0.2 ms
 ALONE = 5_000_000  # nanoseconds without the other threads, after a run in which they were late
-SECTIONS = ("before", "loop", "back", "after", "sinks", "transposed", "forward", "backward")
+SECTIONS = ("before", "loop", "behind", "ahead", "back", "after", "sinks", "transposed", "forward", "backward")
 WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
 APART = 11 * LINE  # between arrays: what begins at the same place of a page gets in each other's way in the caches
 POOL = Pool()
@@ -102,8 +102,9 @@ class LLVMProgram:
         self.code: Code = generate(self.layout, machine.typed(self.dtype))
         self.functions = machine.compiled(self.code.text, self.dtype, SECTIONS)
         self.step_work = sum(math.prod(w.shape) for w in plan.weights if len(w.shape) == 2) + 32 * sum(
-            size(s) for s in plan.loop
+            size(s) for s in [*plan.loop, *plan.behind]
         )
+        self.empty = {name for name in ("before", "behind", "ahead", "after") if not getattr(self.layout, name).blocks}
         self.late = _needed_late(self.layout)
         forward = set(ancestors(plan.step.new.values()))
         self.once = [s for s in plan.once if s in forward]
@@ -175,6 +176,7 @@ class LLVMProgram:
         else:
             self.run("before", numbers, T * B)
             self.run("loop", numbers, B)
+            self.run("behind", numbers, T * B)
         return record
 
     def known(self, weights: Mapping[Symbol, Array]) -> dict[Symbol, Array]:
@@ -237,9 +239,7 @@ class LLVMProgram:
             if g is None:
                 g = frame.array("zeros", block, self.dtype)
             else:
-                for key, stride in ((f"g row {name}", self.sizes[name]), (f"g step {name}", B * self.sizes[name])):
-                    if key in slots:
-                        numbers[slots[key]] = stride
+                numbers[slots[f"g row {name}"]] = self.sizes[name]
             numbers[slots[f"g {name}"]] = address(g)
         for w in wants:
             if w in self.grad_slots:
@@ -251,8 +251,9 @@ class LLVMProgram:
             self.functions["backward"](address(numbers), T * B, B, int(late))
         else:
             self.share("transposed", numbers, [(0, 0)])
+            self.run("ahead", numbers, T * B)
             self.run("back", numbers, B)
-            if self.layout.after.blocks and late:
+            if late:
                 self.run("after", numbers, T * B)
             if self.grad_slots:
                 self.share("sinks", numbers, [(k, threads_used()) for k in range(threads_used())])
@@ -262,7 +263,9 @@ class LLVMProgram:
     # -------------------------------------------------------------------------------------------- running
 
     def run(self, name: str, numbers: Array, rows: int) -> None:
-        """A section on all rows, cut into as many parts as there are threads."""
+        """A section on all rows, cut into as many parts as there are threads; nothing where it is empty."""
+        if name in self.empty:
+            return
         threads = min(threads_used(), rows)
         ends = [rows * k // threads for k in range(threads + 1)]
         self.share(name, numbers, [(ends[k], ends[k + 1]) for k in range(threads)])
@@ -322,8 +325,10 @@ class Stepping:
             if chosen is None:
                 program.run("before", self.numbers, self.B)
             program.run("loop", self.numbers, self.B)
+            program.run("behind", self.numbers, self.B)
         elif chosen is not None:
             program.functions["loop"](self.table, 0, self.B, 0)
+            program.functions["behind"](self.table, 0, self.B, 0)
         else:
             program.functions["forward"](self.table, self.B, self.B, 0)
         return self.after

@@ -25,6 +25,7 @@ EXACT = 1e-12  # of the largest element: the same operations on the same numbers
 CLOSE = 1e-9  # the same formula in other operations, several steps of it
 ROUNDED = 1e-3  # float32, several steps of it
 LARGE = 1e4
+LONG = 200  # timesteps
 
 
 class Failed(Exception):
