@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tinygrad_rnn import (
     Cell,
+    DtypeError,
     GradientError,
     InputError,
     ModelConfig,
@@ -26,7 +27,9 @@ from tinygrad_rnn import (
     anomaly,
     available_cells,
     build_model,
+    draw_noise,
     grad,
+    init_cell,
     listen,
     load_cell,
     no_grad,
@@ -36,6 +39,7 @@ from tinygrad_rnn import (
     specification,
     truncated_windows,
     unroll,
+    wrap_cell,
 )
 from tinygrad_rnn.sequence import detach_state, start_state
 
@@ -377,6 +381,27 @@ def test_sizes_that_do_not_fit(run: Any, change: dict[str, Any], message: str) -
     with pytest.raises(ShapeError, match=message) as caught:
         run(cell, params, change.get("xs", inputs(4, 2)), change.get("state"), mask=change.get("mask"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", [unroll, scan])
+@pytest.mark.parametrize("xs", [np.ones((4, 2, I), int), np.ones((4, 2, I), bool), np.ones((4, 2, I)).tolist()])
+def test_inputs_that_are_not_floating_are_told_as_such(run: Any, xs: Any) -> None:
+    cell, params = make("lstm")
+    with pytest.raises(
+        DtypeError, match=r"^unroll of lstm: expected floating inputs \(T, B, I=3\), got (int64|bool|list)"
+    ):
+        run(cell, params, xs)
+
+
+@pytest.mark.parametrize("run", [unroll, scan])
+def test_noise_that_a_gradient_flows_to_is_refused(run: Any) -> None:
+    cell = wrap_cell(load_cell("lstm").cls, ["zoneout:0.1"])(I, H)
+    params = init_cell(cell, np.random.default_rng(0))
+    noise = {name: Tensor(value) for name, value in draw_noise(cell, 4, 2, np.random.default_rng(0)).items()}
+    assert run(cell, params, inputs(4, 2), noise=noise).outputs.shape == (4, 2, H)
+    noise["k_h"] = Tensor(noise["k_h"].data, requires_grad=True) * 1.0
+    with pytest.raises(GradientError, match=r"^unroll of lstm\+zoneout:0\.1, noise k_h: expected a constant"):
+        run(cell, params, inputs(4, 2), noise=noise)
 
 
 @pytest.mark.parametrize("run", [unroll, scan])

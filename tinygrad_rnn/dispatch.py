@@ -76,7 +76,7 @@ NAMES = {
 ADVICE = {
     **dict.fromkeys(("append", "block", "column_stack", "dstack", "insert"), "ops.concatenate"),
     **dict.fromkeys(("choose", "nan_to_num", "select"), "ops.where"),
-    **dict.fromkeys(("compress", "delete", "diagonal", "extract", "take_along_axis"), "an index, x[...]"),
+    **dict.fromkeys(("compress", "delete", "extract", "take_along_axis"), "an index, x[...]"),
     **dict.fromkeys(WRITERS, "ops.where or ops.scatter"),
     "array_split": "ops.split",
     "average": "ops.mean",
@@ -85,7 +85,7 @@ ADVICE = {
     "fmax": "ops.maximum",
     "fmin": "ops.minimum",
     "hypot": "ops.sqrt(a * a + b * b)",
-    "median": "ops.mean",
+    "median": "ops.sort",
     "reciprocal": "1.0 / x",
 }
 

@@ -27,7 +27,7 @@ from tinygrad_rnn.cell import (
 )
 from tinygrad_rnn.compile.program import NotCompiled, program
 from tinygrad_rnn.compile.program import run as run_program
-from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
+from tinygrad_rnn.errors import DtypeError, InputError, NonFiniteError, ShapeError
 from tinygrad_rnn.tensor import Tensor, made_of
 
 LayerState = Mapping[str, Any]  # state name -> (B, H)
@@ -66,8 +66,14 @@ def detach_state(state: LayerState) -> dict[str, Any]:
 def checked_state(
     cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None, mask: Any
 ) -> dict[str, Any]:
-    """The state to start from. Raises ShapeError where the sizes of anything do not fit."""
+    """The state to start from. Raises ShapeError where the sizes of anything do not fit, DtypeError for other inputs
+    than floating ones."""
     shapes, declared = specification(cell)
+    if getattr(getattr(xs, "dtype", None), "kind", None) != "f":
+        raise DtypeError(
+            f"unroll of {cell.name}: expected floating inputs (T, B, I={cell.I}), got "
+            f"{getattr(xs, 'dtype', type(xs).__name__)}; convert them with .astype(...), or numbers with np.asarray"
+        )
     if len(xs.shape) != 3 or xs.shape[2] != cell.I:
         raise ShapeError(f"unroll of {cell.name}: expected a sequence (T, B, I={cell.I}), got {tuple(xs.shape)}")
     T, B, _ = xs.shape
@@ -100,7 +106,10 @@ def checked_state(
 
 
 def checked_noise(cell: Cell, xs: Any, noise: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The noise for every step, {} outside training. Raises ShapeError where names or sizes do not fit."""
+    """The noise for every step, {} outside training.
+
+    Raises ShapeError where names or sizes do not fit, GradientError for noise whose gradient would be lost.
+    """
     declared = noise_of(cell)
     if not noise:
         return {}
@@ -112,6 +121,9 @@ def checked_noise(cell: Cell, xs: Any, noise: Mapping[str, Any] | None) -> dict[
             f"unroll of {cell.name}: expected the noise {expected or 'none'}, got "
             f"{', '.join(f'{name} {shape}' for name, shape in got.items())}"
         )
+    for name, value in noise.items():
+        if isinstance(value, Tensor):
+            value.no_loss(f"unroll of {cell.name}, noise {name}", "take its .detach(), or declare a parameter")
     return {name: value.data if isinstance(value, Tensor) else value for name, value in noise.items()}
 
 

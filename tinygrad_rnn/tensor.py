@@ -256,7 +256,7 @@ class Tensor(Algebra, Variable):
     def __init__(self, value: Any, requires_grad: bool = False, dtype: Any = None) -> None:
         version: engine.Version | None = None
         if isinstance(value, Tensor):
-            value._no_loss("Tensor", "use it as it is, or take its .detach()")
+            value.no_loss("Tensor", "use it as it is, or take its .detach()")
             value, version = value.data, value.version
         data = backend.plain(value, "Tensor") if backend.is_array(value) else _from_python(value)
         if dtype is not None:
@@ -355,8 +355,9 @@ class Tensor(Algebra, Variable):
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
         return self.data.item()
 
-    def _no_loss(self, call: str, use: str) -> None:
-        """Raise GradientError where `call` would cut this tensor off from the tape without a word."""
+    def no_loss(self, call: str, use: str) -> None:
+        """Raise GradientError where `call` would cut this tensor off from the tape without a word; `use` says what to
+        write instead."""
         if self.node is not None and engine.MODE.recording:
             got = f"the output of {self.node.op.__name__}" if self.node.op is not None else "a leaf with requires_grad"
             raise GradientError(f"{call}: expected a constant, since the gradient would be lost, got {got}; {use}")
@@ -366,12 +367,12 @@ class Tensor(Algebra, Variable):
 
         Raises GradientError for a tensor that requires a gradient, outside no_grad(): take .detach() first, or .data.
         """
-        self._no_loss("numpy", "take .detach().numpy() to cut it off on purpose")
+        self.no_loss("numpy", "take .detach().numpy() to cut it off on purpose")
         return backend.to_host(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         use = "use functions of tinygrad_rnn.ops, ops.stack for a list, or take .detach() to cut it off on purpose"
-        self._no_loss("np.asarray", use)
+        self.no_loss("np.asarray", use)
         if not isinstance(self.data, np.ndarray):
             raise DtypeError("np.asarray: expected a tensor on the cpu; copy it with .numpy()")
         return np.array(self.data, dtype=dtype, copy=copy)
@@ -395,7 +396,7 @@ class Tensor(Algebra, Variable):
         return function(*_as_arrays(args), **_as_arrays(options))
 
     def __dlpack__(self, **options: Any) -> Any:
-        self._no_loss("dlpack", "take its .detach()")
+        self.no_loss("dlpack", "take its .detach()")
         return self.data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
@@ -407,13 +408,13 @@ class Tensor(Algebra, Variable):
 
     def copy(self) -> Tensor:
         """A constant with memory of its own. Raises GradientError as `numpy` does."""
-        self._no_loss("copy", "take .detach().copy(), which may be written")
+        self.no_loss("copy", "take .detach().copy(), which may be written")
         return Tensor(self.data.copy())
 
     def to(self, device: backend.Device) -> Tensor:
         """A constant or a leaf, again as such on `device`. Raises GradientError for the output of an op."""
         if not self.is_leaf:
-            self._no_loss("to", "take .detach().to(...), or move the leaves that it is computed from")
+            self.no_loss("to", "take .detach().to(...), or move the leaves that it is computed from")
         moved = backend.from_host(backend.to_host(self.data), device.xp)
         return Tensor(moved, requires_grad=self.requires_grad)
 
@@ -467,7 +468,7 @@ class Tensor(Algebra, Variable):
                 "concatenate or scatter, or change a .detach().copy()"
             )
         if isinstance(value, Tensor):
-            value._no_loss("assign", "use ops.where, concatenate or scatter, or write its .detach()")
+            value.no_loss("assign", "use ops.where, concatenate or scatter, or write its .detach()")
             value = value.data
         try:
             self.data[index] = value

@@ -796,7 +796,9 @@ RUNS: dict[str, Any] = {
         [value.retain_grad() for value in (*done.outputs, done.state["c"], done.outputs)],
         ops.sum(done.outputs * done.outputs[1] + done.state["c"]).backward(),
     ),
-    "grad": lambda done, params: grad(ops.sum(done.outputs[1:][0]), [*params.values(), *done.states["h"]]),
+    "grad": lambda done, params: grad(
+        ops.sum(done.outputs[1:][0]), [*params.values(), *done.states["h"]], unused="zeros"
+    ),
     "second order": lambda done, params: grad(
         ops.sum(grad(ops.sum(done.outputs**2), done.outputs[0], create_graph=True)), list(params.values())
     ),

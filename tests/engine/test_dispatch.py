@@ -34,7 +34,7 @@ CALLS: dict[str, list[Callable[[Any, Any], Any]]] = {
         lambda a, v: np.concatenate([a, v], axis=None),
         lambda a, v: np.concatenate(a),
     ],
-    "cumsum": [lambda a, v: np.cumsum(a, axis=1), lambda a, v: np.cumsum(v, 0)],
+    "cumsum": [lambda a, v: np.cumsum(a, axis=1), lambda a, v: np.cumsum(v, 0), lambda a, v: np.cumsum(a)],
     "diag": [lambda a, v: np.diag(v), lambda a, v: np.diag(v, k=1)],
     "div": [lambda a, v: np.divide(a, v), lambda a, v: np.true_divide(1.0, v), lambda a, v: A / v],
     "dot": [
@@ -47,7 +47,7 @@ CALLS: dict[str, list[Callable[[Any, Any], Any]]] = {
     "einsum": [lambda a, v: np.einsum("ij,j->i", a, v), lambda a, v: np.einsum("ij,kj", a, A, optimize=True)],
     "exp": [lambda a, v: np.exp(a)],
     "expand_dims": [lambda a, v: np.expand_dims(a, 1)],
-    "flip": [lambda a, v: np.flip(a, 0), lambda a, v: np.flip(a, axis=1)],
+    "flip": [lambda a, v: np.flip(a, 0), lambda a, v: np.flip(a, axis=1), lambda a, v: np.flip(a)],
     "floor_divide": [lambda a, v: np.floor_divide(a, 0.4)],
     "inner": [lambda a, v: np.inner(a, v), lambda a, v: np.inner(a, A), lambda a, v: np.inner(v, 2.0)],
     "logical_and": [lambda a, v: (A > 0.0) & (a < 1.0), lambda a, v: np.bitwise_or(a > 0.0, a < -1.0)],
