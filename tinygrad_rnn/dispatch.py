@@ -233,11 +233,11 @@ def _call(function: Any) -> Call:
     if ours not in PUBLIC:
         return functools.partial(_refused, function)
     op = getattr(ops, ours)
+    if isinstance(function, np.ufunc):
+        return functools.partial(_elementwise, function.nin, op, ours)
     try:
         signature = inspect.signature(function)
     except ValueError:  # some of NumPy's own had none before 2.4
-        return functools.partial(_bound, inspect.signature(op), op, ours)
-    if isinstance(function, np.ufunc):
         return functools.partial(_bound, inspect.signature(op), op, ours)
     return functools.partial(_matched, signature, op, ours, _places(signature, op))
 
@@ -252,6 +252,13 @@ def _without(option: str, name: str) -> NoOp:
     if option == "out":
         return NoOp("out=, as in a += b, writes into an array, which has no gradient", "write a = a + b")
     return NoOp(f"ops.{name} takes no {option}=", "leave it out")
+
+
+def _elementwise(count: int, op: Any, name: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    """`op` in the place of a ufunc; without detours, since every ``array * x`` comes by here."""
+    if options or len(args) != count:
+        raise _without(next(iter(options), "out"), name)
+    return op(*args)
 
 
 def _bound(signature: inspect.Signature, call: Any, name: str, args: tuple[Any, ...], options: Any) -> Any:

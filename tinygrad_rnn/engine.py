@@ -433,13 +433,17 @@ def _held(
     args: tuple[Any, ...], saved: tuple[Any, ...], guards: Guards | None
 ) -> tuple[tuple[Any, ...], Guards | None]:
     """`saved` and `guards` with the caller's own arrays in safety, see `hold`."""
-    kept, watched = list(saved), list(guards or ())
+    kept = list(saved)
     for i, arg in enumerate(args, 1):
-        if kept[i] is not None and not isinstance(arg, Variable) and backend.is_array(kept[i]):
+        if kept[i] is None or isinstance(arg, Variable):
+            continue
+        if type(arg) is np.ndarray and arg.nbytes <= HELD:  # the usual case
+            kept[i] = arg.copy()
+        elif backend.is_array(kept[i]):
             kept[i], sample = hold(kept[i])
             if sample is not None:
-                watched.append((i, kept[i], sample))
-    return tuple(kept), tuple(watched) or None
+                guards = (*(guards or ()), (i, kept[i], sample))
+    return tuple(kept), guards
 
 
 def hold(array: Array) -> tuple[Array, bytes | None]:
