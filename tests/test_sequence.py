@@ -76,8 +76,8 @@ def test_one_run_equals_two_with_the_state_carried(name: str) -> None:
     second = unroll(cell, params, xs[3:], first.state)
     np.testing.assert_array_equal(np.concatenate([first.outputs.data, second.outputs.data]), whole.outputs.data)
     targets = list(params.values())
-    together = grad(ops.sum(whole.outputs * pull), targets)
-    apart = grad(ops.sum(first.outputs * pull[:3]) + ops.sum(second.outputs * pull[3:]), targets)
+    together = grad(ops.sum(whole.outputs * pull), targets, unused="zeros")
+    apart = grad(ops.sum(first.outputs * pull[:3]) + ops.sum(second.outputs * pull[3:]), targets, unused="zeros")
     for one, two in zip(together, apart, strict=True):
         np.testing.assert_allclose(two.data, one.data, rtol=1e-12, atol=1e-14)
 
@@ -225,7 +225,7 @@ def test_what_is_unused_is_unused_in_every_executor(executor: str) -> None:
     unused = [done.state["c"], done.states["c"][1], done.outputs[3], done.outputs[1:4]]
     for create_graph in (False, True):
         for target in unused:
-            with pytest.raises(GradientError, match="depend"):
+            with pytest.raises(GradientError, match="appears not to have been used"):
                 grad(loss, target, unused="error", create_graph=create_graph)
             assert not grad(loss, target, unused="zeros", create_graph=create_graph).data.any()
         grad(loss, [W, done.outputs[2]], unused="error", create_graph=create_graph)
@@ -235,7 +235,7 @@ def test_what_is_unused_is_unused_in_every_executor(executor: str) -> None:
 def test_a_parameter_that_only_an_unread_state_needs_is_unused(executor: str) -> None:
     params = {"W": Tensor(np.eye(I), requires_grad=True), "v": Tensor(np.ones(I), requires_grad=True)}
     done = scan(Linear(I, I), params, inputs(3, 2), executor=executor)
-    with pytest.raises(GradientError, match="depend"):
+    with pytest.raises(GradientError, match="appears not to have been used"):
         grad(ops.sum(done.outputs), params["v"], unused="error")
     grad(ops.sum(done.states["c"][0]), params["v"], unused="error")
 
@@ -286,7 +286,7 @@ def test_a_padded_batch_equals_separate_runs(name: str) -> None:
     loss = ops.sum(done.outputs * (pull * mask[..., None]))
     for value in done.state.values():
         loss = loss + ops.sum(value * last)
-    *together, g = grad(loss, [*targets, xs])
+    *together, g = grad(loss, [*targets, xs], unused="zeros")
 
     sums = [np.zeros(value.shape) for value in targets]
     for b, length in enumerate(lengths):
@@ -298,7 +298,7 @@ def test_a_padded_batch_equals_separate_runs(name: str) -> None:
         part = ops.sum(alone.outputs * pull[:length, b : b + 1])
         for value in alone.state.values():
             part = part + ops.sum(value * last[b : b + 1])
-        *own, g_row = grad(part, [*targets, row])
+        *own, g_row = grad(part, [*targets, row], unused="zeros")
         np.testing.assert_allclose(g.data[:length, b], g_row.data[:, 0], rtol=1e-10, atol=1e-13)
         for total, value in zip(sums, own, strict=True):
             total += value.data
@@ -580,7 +580,7 @@ def test_scan_gives_the_numbers_of_unroll_and_says_how(name: str) -> None:
     assert (slow.executor, slow.reason) == ("unroll", "asked for")
     assert fast.reason and fast.reason != slow.reason
     targets = list(params.values())
-    for one, two in zip(*(grad(ops.sum(done.outputs), targets) for done in (slow, fast)), strict=True):
+    for one, two in zip(*(grad(ops.sum(done.outputs), targets, unused="zeros") for done in (slow, fast)), strict=True):
         np.testing.assert_allclose(two.data, one.data, rtol=1e-11, atol=1e-13)
     assert {key: len(values) for key, values in fast.states.items()} == {key: 3 for key in fast.state}
 

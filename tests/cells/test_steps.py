@@ -150,7 +150,7 @@ def test_dtype_is_kept(variant: str, dtype: Any, rtol: float, make_case: Make) -
     params = {name: Tensor(value, requires_grad=True) for name, value in case.params.items()}
     done = unroll(case.cell, params, case.xs)
     assert {value.dtype for value in (done.outputs, *done.state.values())} == {np.dtype(dtype)}
-    found = grad(ops.sum(done.outputs), list(params.values()))
+    found = grad(ops.sum(done.outputs), list(params.values()), unused="zeros")
     assert {g.dtype for g in found} == {np.dtype(dtype)}
     wide = {name: value.astype(np.float64) for name, value in case.params.items()}
     expected = unroll(case.cell, wide, case.xs.astype(np.float64))
@@ -176,7 +176,7 @@ def test_extreme_inputs_stay_finite(variant: str, make_case: Make) -> None:
     xs = Tensor(case.xs * 1e4, requires_grad=True)
     params = {name: Tensor(value, requires_grad=True) for name, value in case.params.items()}
     done = unroll(case.cell, params, xs, case.state)
-    found = grad(ops.sum(done.outputs), [xs, *params.values()])
+    found = grad(ops.sum(done.outputs), [xs, *params.values()], unused="zeros")
     for value in (done.outputs, *done.state.values(), *found):
         assert np.isfinite(value.data).all()
     if variant not in UNBOUNDED:

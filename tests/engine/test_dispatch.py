@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinygrad_rnn import dispatch, engine, ops
+from tinygrad_rnn import backend, dispatch, engine, ops
 from tinygrad_rnn.autodiff import gradcheck
 from tinygrad_rnn.errors import GradientError, InPlaceError
 from tinygrad_rnn.tensor import Tensor, grad
@@ -182,6 +182,7 @@ REFUSED: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda w: Tensor([1.0, 2.0]).__setitem__(0, w[0]), r"^assign: expected a constant"),
     (lambda w: Tensor([1.0, 2.0]).__setitem__(slice(None), [w[0], 1.0]), r"^np\.asarray: "),
     (lambda w: w.__setitem__(0, w[0] + 1.0), r"^assign: expected a constant.*got the output of add"),
+    (lambda w: (w * 2.0).to(backend.select("cpu")), r"^to: expected a constant.*take \.detach\(\)\.to\(\.\.\.\)"),
     (lambda w: grad(w * 1.0, w, [w[0], w[1]]), r"^Tensor: expected numbers"),
     (lambda w: w[[w[0], w[1]]], r"^np\.asarray: "),
 ]  # fmt: skip
