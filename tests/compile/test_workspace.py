@@ -12,7 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from tinygrad_rnn.compile.workspace import LINE, Pool, carve
+from tinygrad_rnn import load_cell, scan, specification
+from tinygrad_rnn.compile.llvm_executor import FRAMES
+from tinygrad_rnn.compile.program import PROGRAMS
+from tinygrad_rnn.compile.workspace import LINE, Pool, Recent, carve
 
 Array = np.ndarray[Any, Any]
 
@@ -195,3 +198,26 @@ class Leases(RuleBasedStateMachine):
 
 TestLeases = Leases.TestCase
 TestLeases.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_what_was_not_used_for_longest_goes_first() -> None:
+    recent: Recent[int, str] = Recent(4)
+    for key in range(4):
+        recent.put(key, str(key))
+    recent.put(0, "0")  # used again
+    recent.put(4, "4")
+    assert recent.get(1) is None
+    assert [recent.get(key) for key in (0, 2, 3, 4)] == ["0", "2", "3", "4"]
+
+
+def test_many_sizes_leave_a_bounded_number_of_programs(executor: str) -> None:
+    cell = load_cell("rnn").cls(2, 2)
+    params = {name: np.ones(spec.shape) for name, spec in specification(cell)[1].items()}
+    for B in range(2, 2 * PROGRAMS):
+        assert scan(cell, params, np.ones((2, B, 2)), executor=executor).executor == executor
+        program = cell.__dict__["_programs"].programs.get((B, np.dtype("float64"), False, executor, False))
+    assert len(cell.__dict__["_programs"].programs.held) == PROGRAMS
+    if executor == "llvm":
+        for T in range(2, 2 * FRAMES):
+            program.frame(T, 3)
+        assert len(program.frames.held) == FRAMES

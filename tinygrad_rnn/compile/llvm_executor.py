@@ -18,7 +18,7 @@ from tinygrad_rnn.compile.layout import Layout, make_layout, size
 from tinygrad_rnn.compile.llvm_code import CHUNK, Code, generate, is_transposed
 from tinygrad_rnn.compile.schedule import Plan
 from tinygrad_rnn.compile.trace import Symbol, ancestors
-from tinygrad_rnn.compile.workspace import LINE, Pool
+from tinygrad_rnn.compile.workspace import LINE, Pool, Recent
 
 Array = np.ndarray[Any, Any]
 SPINS = 10_000  # looks at a mailbox before a thread sleeps, about 0.2 ms
@@ -27,6 +27,7 @@ SECTIONS = ("before", "loop", "behind", "ahead", "back", "after", "sinks", "tran
 WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
 APART = 11 * LINE  # between arrays: what begins at the same place of a page gets in each other's way in the caches
 POOL = Pool()
+FRAMES = 64  # that a program keeps, one for each length and size of the batch
 
 
 @dataclass
@@ -101,6 +102,7 @@ class LLVMProgram:
         self.layout: Layout = make_layout(plan)
         self.code: Code = generate(self.layout, machine.typed(self.dtype))
         self.functions = machine.compiled(self.code.text, self.dtype, SECTIONS)
+        self.code.text = ""  # half of what a program would keep
         self.step_work = sum(math.prod(w.shape) for w in plan.weights if len(w.shape) == 2) + 32 * sum(
             size(s) for s in [*plan.loop, *plan.behind]
         )
@@ -110,7 +112,7 @@ class LLVMProgram:
         self.once = [s for s in plan.once if s in forward]
         self.once_back = [s for s in plan.once if s not in forward and not is_transposed(s)]
         self.discrete = any(w.dtype != self.dtype for w in plan.weights)
-        self.frames: dict[tuple[int, int], _Frames] = {}
+        self.frames: Recent[tuple[int, int], _Frames] = Recent(FRAMES)
         slots = self.code.slots
         self.x_slot = slots.get("x")
         self.given_slots = {key: slots[key] for key in plan.step.given if key in slots}
@@ -148,9 +150,7 @@ class LLVMProgram:
                     if name in slots:
                         made.template[slots[name]] = number
                         found.ahead[slots[name]] = 0
-            if len(self.frames) > 64:
-                self.frames.clear()
-            self.frames[T, B] = found
+        self.frames.put((T, B), found)
         return found
 
     def forward(

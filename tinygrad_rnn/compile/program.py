@@ -18,12 +18,16 @@ from tinygrad_rnn.compile.blocks import BlockedProgram, block_length
 from tinygrad_rnn.compile.layout import Unsupported
 from tinygrad_rnn.compile.schedule import Plan, make_plan
 from tinygrad_rnn.compile.trace import Symbol, Untraceable, ancestors, public, same, surroundings, total
+from tinygrad_rnn.compile.workspace import Recent
 from tinygrad_rnn.engine import Node, Part
 from tinygrad_rnn.tensor import Tensor, made_of
 
 Key = tuple[str, Any]  # a state: at timestep t; OUTSIDE or EVERY for all of them in one tensor
 OUTSIDE = None  # its gradient is what comes from outside, as for the outputs of `unroll`, which are stacked copies
 EVERY = "every"  # its gradient is the total at every timestep
+
+
+PROGRAMS = 32  # that a cell keeps: one for each size of the batch, about half a megabyte
 
 
 class NotCompiled(Exception):
@@ -45,7 +49,7 @@ def program(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None, 
             found = _make(cell, B, dtype, masked, executor, noisy)
         except (Untraceable, Unsupported) as error:
             found = NotCompiled(str(error))
-        kept.programs[key] = found
+    kept.programs.put(key, found)
     if isinstance(found, NotCompiled):
         raise NotCompiled(*found.args)
     return found
@@ -55,7 +59,7 @@ class _Kept:
     """Final. The programs of a cell, and what they were traced with: its attributes, and plain data of its module."""
 
     def __init__(self, cell: Cell) -> None:
-        self.programs: dict[Any, Any] = {}
+        self.programs: Recent[Any, Any] = Recent(PROGRAMS)
         self.copies = copy.deepcopy((public(cell), surroundings(cell)))
         # Numbers, texts and frozen options cannot change inside: where nothing else is there, identity will do.
         self.attributes = [(part, public(part)) for part in _with_inner(cell)]
