@@ -129,20 +129,20 @@ class LLVMProgram:
             room = max(B, CHUNK)
             scratch_size = self.code.scratch * room + LINE
             scratch = {"scratch": (threads_used() * scratch_size,)}
-            states = self.plan.step.states
+            states = {name: (B, *s.shape[1:]) for name, s in self.plan.step.states.items()}
             forward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.rows.items()}
             backward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.back_rows.items()}
-            backward.update({f"rows d {name}": (T, *s.shape) for name, s in states.items()})
+            backward.update({f"rows d {name}": (T, *shape) for name, shape in states.items()})
             if self.plan.dx is not None:
-                backward["rows dx"] = (T, *self.plan.step.x.shape)
-            carry = {f"carry {n}": s.shape for n, s in states.items()}
+                backward["rows dx"] = (T, B, *self.plan.step.x.shape[1:])
+            carry = {f"carry {name}": shape for name, shape in states.items()}
             zeros = {"zeros": (max(self.sizes.values()),)}
             turned = {
                 f"weight {s.name}": s.shape for s in self.plan.once if is_transposed(s) and f"weight {s.name}" in slots
             }
             found = _Frames(
                 Frame(slots, {**forward, **scratch}, self.dtype),
-                Frame(slots, {f"state {n}": (T + 1, *s.shape) for n, s in states.items()}, self.dtype),
+                Frame(slots, {f"state {name}": (T + 1, *shape) for name, shape in states.items()}, self.dtype),
                 Frame(slots, {**backward, **turned, **scratch, **carry, **zeros}, self.dtype),
             )
             for made in (found.rows, found.back):
