@@ -63,7 +63,7 @@ def detach_state(state: LayerState) -> dict[str, Any]:
     return {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Given:
     """Final. What a sequence runs on: tensors and plain arrays of one floating dtype on one device, by name."""
 
@@ -78,13 +78,17 @@ class Given:
 
         A change of a tensor is noticed (see `engine.Version`); one of an array is not, so that it has to be copied.
         """
-        values = (self.xs, *self.params.values(), *self.state.values())
-        if not engine.MODE.recording or not any(isinstance(v, Tensor) and v.node is not None for v in values):
+        if not engine.MODE.recording:
             return self
-        params, state, noise = [
-            {name: _copied(value) for name, value in group.items()} for group in (self.params, self.state, self.noise)
+        values = (self.xs, *self.params.values(), *self.state.values())
+        if not any(isinstance(v, Tensor) and v.node is not None for v in values):
+            return self
+        mask, state = self.mask, {name: _copied(value) for name, value in self.state.items()}
+        params, noise = [
+            group if all([isinstance(v, Tensor) for v in group.values()]) else {k: _copied(v) for k, v in group.items()}
+            for group in (self.params, self.noise)
         ]
-        return Given(params, _copied(self.xs), state, None if self.mask is None else _copied(self.mask), noise)
+        return Given(params, _copied(self.xs), state, None if mask is None else _copied(mask), noise)
 
 
 def _copied(value: Any) -> Any:
@@ -109,10 +113,39 @@ def checked_inputs(
     for what, named in (("parameters", params), ("states", state), ("noise", noise)):
         if not isinstance(named, Mapping | None):
             raise InputError(f"{who}: expected the {what} by name, got {type(named).__name__}")
+    params = {name: params[name] for name in declared if name in params}
+    begin, noise = dict(state or {}), dict(noise or {})
+    if mask is not None or not _usual([xs, *params.values(), *begin.values(), *noise.values()]):
+        params, xs, begin, mask, noise = _alike(who, params, xs, begin, mask, noise)
+    current = checked_state(cell, params, xs, None if state is None else begin, mask)
+    _check_noise(cell, xs, noise)
+    return Given(params, xs, current, mask, noise)
+
+
+def _usual(values: Sequence[Any]) -> bool:
+    """Whether there is nothing to say of any of them: NumPy's own arrays, all float32 or all float64."""
+    first = values[0]
+    dtype = first.dtype if isinstance(first, Tensor) else getattr(first, "dtype", None)
+    if dtype is not FLOAT32 and dtype is not FLOAT64:
+        return False
+    for value in values:
+        data = value.data if isinstance(value, Tensor) else value
+        if type(data) is not np.ndarray or data.dtype is not dtype:
+            return False
+    return True
+
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def _alike(
+    who: str, params: dict[str, Any], xs: Any, begin: dict[str, Any], mask: Any, noise: dict[str, Any]
+) -> tuple[dict[str, Any], Any, dict[str, Any], Any, dict[str, Any]]:
+    """The same as plain arrays and tensors, of one kind. Raises what `checked_inputs` raises for those that are not."""
     xs = plain(who, "xs", xs)
-    params = {name: plain(who, f"parameter {name}", params[name]) for name in declared if name in params}
-    begin = {name: plain(who, f"state {name}", value) for name, value in (state or {}).items()}
-    noise = {name: plain(who, f"noise {name}", value) for name, value in (noise or {}).items()}
+    params = {name: plain(who, f"parameter {name}", value) for name, value in params.items()}
+    begin = {name: plain(who, f"state {name}", value) for name, value in begin.items()}
+    noise = {name: plain(who, f"noise {name}", value) for name, value in noise.items()}
     if mask is not None:
         mask = plain(who, "mask", mask)
         if mask.dtype.kind not in "biuf":
@@ -140,9 +173,7 @@ def checked_inputs(
                     f"{who}: expected arrays of one floating dtype, got xs of {dtype} and {group}{name} of "
                     f"{data.dtype}; convert one with .astype(...)"
                 )
-    current = checked_state(cell, params, xs, None if state is None else begin, mask)
-    _check_noise(cell, xs, noise)
-    return Given(params, xs, current, mask, noise)
+    return params, xs, begin, mask, noise
 
 
 def plain(who: str, what: str, value: Any) -> Any:
