@@ -12,10 +12,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from tinygrad_rnn import load_cell, scan, specification
+from tinygrad_rnn import Tensor, grad, load_cell, ops, scan, specification
+from tinygrad_rnn.compile import llvm_executor, numpy_executor
 from tinygrad_rnn.compile import program as programs
 from tinygrad_rnn.compile.llvm_executor import FRAMES
-from tinygrad_rnn.compile.workspace import LINE, Pool, Recent, carve
+from tinygrad_rnn.compile.recent import Recent
+from tinygrad_rnn.compile.workspace import LINE, Pool, carve, rounded
 
 Array = np.ndarray[Any, Any]
 
@@ -226,3 +228,20 @@ def test_many_sizes_leave_a_bounded_number_of_programs(executor: str, monkeypatc
     for T in range(2, 2 * FRAMES):
         program.frame(T, 3)
     assert len(program.frames.held) == FRAMES
+
+
+def test_sizes_are_rounded_up_by_an_eighth_at_most() -> None:
+    sizes = [rounded(count) for count in range(1, 100_000)]
+    assert all(count <= size <= max(LINE, count + max(LINE, count // 8)) for count, size in enumerate(sizes, 1))
+    assert all(rounded(size) == size for size in sizes[::97])
+    assert len(set(sizes)) < 100
+
+
+def test_batches_of_many_sizes_wait_in_few_blocks(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = {"llvm": llvm_executor, "numpy": numpy_executor}[executor]
+    monkeypatch.setattr(module, "POOL", Pool())
+    cell = load_cell("rnn").cls(2, 2)
+    params = {name: Tensor(np.ones(spec.shape), requires_grad=True) for name, spec in specification(cell)[1].items()}
+    for B in range(20, 80):
+        grad(ops.sum(scan(cell, params, np.ones((2, B, 2)), executor=executor).outputs), list(params.values()))
+    assert len(module.POOL.free) < 60

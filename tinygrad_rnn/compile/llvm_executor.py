@@ -16,9 +16,10 @@ import numpy as np
 from tinygrad_rnn.compile import machine
 from tinygrad_rnn.compile.layout import Layout, make_layout, size
 from tinygrad_rnn.compile.llvm_code import CHUNK, Code, generate, is_transposed
+from tinygrad_rnn.compile.recent import Recent
 from tinygrad_rnn.compile.schedule import Plan
 from tinygrad_rnn.compile.trace import Symbol, ancestors
-from tinygrad_rnn.compile.workspace import LINE, Pool, Recent
+from tinygrad_rnn.compile.workspace import LINE, Pool, rounded
 
 Array = np.ndarray[Any, Any]
 SPINS = 10_000  # looks at a mailbox before a thread sleeps, about 0.2 ms
@@ -57,7 +58,8 @@ class Frame:
         for name, shape in arrays.items():
             self.offsets[name] = end
             end += -(-math.prod(shape) * np.dtype(dtype).itemsize // LINE) * LINE + APART
-        self.bytes = max(end, LINE)
+        self.end = end
+        self.bytes = rounded(max(end, LINE))
         self.template = np.zeros(max(len(slots), 1), np.int64)
         self.inside = np.zeros(max(len(slots), 1), np.int64)
         for name, offset in self.offsets.items():
@@ -227,7 +229,7 @@ class LLVMProgram:
             if s in turned:
                 numbers[slot] = address(turned[s])
         carry = {name: frame.array(f"carry {name}", block, self.dtype) for name in self.sizes}
-        block[frame.offsets[f"carry {next(iter(carry))}"] :] = 0  # what is carried, and the zeros behind it
+        block[frame.offsets[f"carry {next(iter(carry))}"] : frame.end] = 0  # what is carried, and the zeros behind it
         slots = self.code.slots
         for name, held in carry.items():
             end = last.get(name)

@@ -16,6 +16,7 @@ from tinygrad_rnn import engine, ops
 from tinygrad_rnn.cell import Cell
 from tinygrad_rnn.compile.blocks import BlockedProgram, block_length
 from tinygrad_rnn.compile.layout import Unsupported
+from tinygrad_rnn.compile.recent import Recent
 from tinygrad_rnn.compile.schedule import Plan, make_plan
 from tinygrad_rnn.compile.trace import (
     Symbol,
@@ -29,7 +30,6 @@ from tinygrad_rnn.compile.trace import (
     surroundings,
     total,
 )
-from tinygrad_rnn.compile.workspace import Recent
 from tinygrad_rnn.engine import Node, Part
 from tinygrad_rnn.tensor import Tensor, made_of
 

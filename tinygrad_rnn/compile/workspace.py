@@ -6,7 +6,7 @@ A fresh large array costs a page fault for every 4 KiB; a training step that reu
 from __future__ import annotations
 
 import threading
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -82,36 +82,12 @@ def carve(
         for n in shape:
             count *= n
         end += -(-count // LINE) * LINE
-    block = pool.lease(max(end, LINE))
+    block = pool.lease(rounded(max(end, LINE)))
     arrays = {name: np.ndarray(shape, dtype, block, starts[name]) for name, shape in shapes.items()}
     return arrays, block
 
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Recent(Generic[K, V]):
-    """Final. The `limit` values that were put last, by key. Safe to use from several threads."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held: dict[K, V] = {}
-
-    def get(self, key: K) -> V | None:
-        return self.held.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        """Keep `value`, as what was used last, and let go what was not used for longest."""
-        held = self.held
-        if len(held) < self.limit // 2:  # far from full: the order does not matter yet, and a new key comes last
-            held[key] = value
-            return
-        with LOCK:
-            held.pop(key, None)
-            held[key] = value
-            while len(held) > self.limit:
-                del held[next(iter(held))]
-
-
-LOCK = threading.Lock()  # of all of them: a cell that keeps one can be copied
+def rounded(count: int) -> int:
+    """`count` bytes or up to an eighth more: batches of many sizes use the same few blocks, one after the other."""
+    step = max(LINE, 1 << max(0, count.bit_length() - 4))
+    return -(-count // step) * step
