@@ -185,8 +185,31 @@ class LosesAState(Sound):
 
 
 class CallsNumPy(Sound):
+    """By functions that there are ops for: no fault."""
+
+    def summed(self, p: Any, x: Any, s: Any) -> Any:
+        both = np.concatenate([x, np.clip(s.h, -1, 1)], -1)
+        return np.add(np.dot(both, np.concatenate([p.W, p.U])), p.b)
+
+    def finish(self, s: Any, h: Any) -> dict[str, Any]:
+        return super().finish(s, np.float64(1.0) * np.where(h > 0.0, np.maximum(h, 0.0), h))
+
+
+class CallsNumPyAlone(Sound):
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
-        return self.finish(s, np.tanh(self.summed(p, x, s)))
+        return self.finish(s, np.tanh(np.unwrap(self.summed(p, x, s))))
+
+
+class WritesIntoAnArray(Sound):
+    def finish(self, s: Any, h: Any) -> dict[str, Any]:
+        total = np.zeros(h.shape, h.dtype)
+        total += h
+        return super().finish(s, total)
+
+
+class MakesATensor(Sound):
+    def summed(self, p: Any, x: Any, s: Any) -> Any:
+        return x @ p.W + Tensor(s.h * 1.0) @ p.U + p.b
 
 
 class Float32Constant(Sound):
@@ -380,6 +403,16 @@ class WrongSecondGradient(Sound):
 class CutsTheState(Sound):
     def summed(self, p: Any, x: Any, s: Any) -> Any:
         return x @ p.W + Tensor(s.h.data) @ p.U + p.b
+
+
+class CutsByFloat(Sound):
+    """As nothing in Python tells us of."""
+
+    def params(self) -> dict[str, Param]:
+        return {**super().params(), "b": Param((), "constant:0.5", "bias")}
+
+    def summed(self, p: Any, x: Any, s: Any) -> Any:
+        return x @ p.W + s.h @ p.U + float(p.b)
 
 
 class CutsABias(Sound):
@@ -665,7 +698,7 @@ class NoParameters(Cell):
 FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (NoStep, {"declaration"}, "expected the methods step"),
     (NameWithSpaces, {"declaration"}, "my cell"),
-    (OutputIsNoH, {"declaration"}, "first state"),
+    (OutputIsNoH, {"declaration"}, "expected the output to have the shape (H,)"),
     (NoSuchInitialiser, {"declaration"}, "did you mean orthogonal"),
     (OptionsThatRaise, {"declaration"}, "cell sound: RuntimeError: half done"),
     (CheckThatRaises, {"declaration"}, "cell sound, check (planted_faults.py:"),
@@ -681,7 +714,13 @@ FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (LosesAState, {"shapes"}, "['h', 'm'], got ['h']"),
     (LeavesTheProgram, {"shapes"}, "SystemExit: 0"),
     (ReturnsAnArray, {"shapes"}, "expected a value made by functions of tinygrad_rnn.ops"),
-    (CallsNumPy, {"shapes"}, "expected functions of tinygrad_rnn.ops"),
+    (CallsNumPyAlone, {"shapes"}, "): np.unwrap: there is no op for it, and NumPy would lose the gradient"),
+    (WritesIntoAnArray, {"shapes"}, "): np.add: out=, as in a += b, writes into an array"),
+    (
+        MakesATensor,
+        {"shapes"},
+        "): Tensor: expected a constant, since the gradient would be lost, got the output of mul",
+    ),
     (Float32Constant, {"shapes"}, "step (planted_faults.py:"),
     (Float64Constant, {"dtype", "devices"}, "; an array of the cell's own is a buffer in params()"),
     (WidensTheState, {"dtype"}, "expected one floating dtype"),
@@ -704,7 +743,12 @@ FAULTS: list[tuple[type[Cell], set[str], str]] = [
     (CountsTheRows, {"rows", "masks"}, "row 1 alone, and as one of three"),
     (WrongGradient, {"gradients"}, "the gradient for "),
     (WrongSecondGradient, {"gradients"}, "the second derivative for "),
-    (CutsTheState, {"gradients"}, ".detach() and no_grad() cut"),
+    (
+        CutsTheState,
+        {"gradients"},
+        ".detach() and no_grad() cut a gradient off: the step reads .data of a value (planted",
+    ),
+    (CutsByFloat, {"gradients"}, "cut a gradient off: the step reads a value with float() (planted_faults.py:"),
     (CutsABias, {"gradients"}, "the gradient for parameter b["),
     (CutsAScalar, {"gradients"}, "the gradient for parameter b[()]"),
     (NeverUsesABias, {"gradients"}, "parameter b is never used"),
@@ -741,5 +785,5 @@ NOTED: list[tuple[type[Cell], str]] = [
 
 SOUND: list[type[Cell]] = [
     Sound, WithReference, NeedsSquare, AddsUp, UsesItsNoise, FastWeights, Rectified,
-    Scalar, NoParameters,
+    Scalar, NoParameters, CallsNumPy,
 ]  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import tinygrad_rnn
 
 OPTIONAL = {"cupy", "llvmlite", "matplotlib", "click", "rich"}
 
@@ -49,3 +52,12 @@ def test_names_may_be_used_first_inside_no_grad(tmp_path: Path) -> None:
     program = "import tinygrad_rnn as tr\nwith tr.no_grad():\n    for name in dir(tr): getattr(tr, name)"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_star_brings_the_public_names_alone() -> None:
+    names: dict[str, object] = {}
+    exec("from tinygrad_rnn import *", names)
+    names.pop("__builtins__")
+    assert set(names) == set(tinygrad_rnn.__dir__()) - {"__version__"}
+    assert names["Tensor"] is tinygrad_rnn.Tensor and names["ops"] is tinygrad_rnn.ops
+    assert not set(names) & set(dir(builtins))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from tinygrad_rnn import (
     build_model,
     grad,
     gradcheck,
+    gradnorm,
     input_matrix,
     load_cell,
     ops,
@@ -249,6 +252,20 @@ def test_a_gradient_of_the_inputs_can_be_asked_for(embed: str) -> None:
 # ---------------------------------------------------------------------------------------- dropout
 
 
+@pytest.mark.parametrize("embed", ["hidden", "onehot"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_symbols_of_a_narrow_type_are_as_good_as_wide_ones(embed: str, dtype: str) -> None:
+    model = make(256, embed=embed)
+    params, wide = init(model), symbols(V=256)
+
+    def gradients(x: Any) -> list[Tensor]:
+        logits = model.forward(params, x, model.start(2, params)).logits
+        return grad(ops.cross_entropy(logits, x), list(params.values()))
+
+    for got, expected in zip(gradients(wide.astype(dtype)), gradients(wide), strict=True):
+        np.testing.assert_array_equal(got.data, expected.data)
+
+
 def test_dropout_is_off_without_a_generator() -> None:
     quiet, loud = make(), make(dropout=0.9)
     params = init(quiet)
@@ -304,7 +321,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], V: int, message: st
 
 @pytest.fixture
 def narrow(own_registry: None) -> type[Cell]:
-    """A cell whose first state is not the output the readout needs."""
+    """A cell whose first state is too narrow for the readout; its second is not."""
 
     class Narrow(Cell):
         name = "narrow"
@@ -322,9 +339,25 @@ def narrow(own_registry: None) -> type[Cell]:
     return register_cell(Narrow)
 
 
-def test_the_first_state_is_the_output(narrow: type[Cell]) -> None:
-    with pytest.raises(InputError, match=r"cell narrow: expected its first state to have shape \(4,\), got \(1,\)"):
+def test_the_first_state_is_the_output_unless_another_is_named(
+    narrow: type[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = r"cell narrow: expected its output, the state n, of shape \(4,\), got \(1,\)"
+    with pytest.raises(InputError, match=message):
         make(cell="narrow")
+    monkeypatch.setattr(narrow, "output", "h")
+    model = make(cell="narrow")
+    params = init(model)
+    x = symbols(6, 3)
+    whole = model.forward(params, x)
+    h = whole.layers[1].states["h"][-1].data
+    expected = h @ params["readout.W"].data + params["readout.b"].data
+    np.testing.assert_array_equal(whole.layers[1].outputs.data[-1], h)
+    np.testing.assert_allclose(whole.logits.data[-1], expected, rtol=1e-12)
+    stepper = model.stepper(params, 3)  # as in sampling
+    for row in x:
+        logits = stepper(row[None])
+    np.testing.assert_allclose(logits, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("embed", ["onehot", "3"])
@@ -402,3 +435,24 @@ def test_a_stepper_refuses_what_forward_refuses() -> None:
             with pytest.raises(error):
                 step(bad)
         step(symbols(T=1))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+@pytest.mark.parametrize("wrap", [(), ("zoneout:0.1", "layernorm")], ids=str)
+def test_a_model_and_its_parameters_copy_and_pickle(again: Any, wrap: tuple[str, ...]) -> None:
+    model = make(cell="mut1", cell_options={"input_map": "fixed"}, wrap=wrap)
+    params = model.init(np.random.default_rng(0))
+    x = np.array([[0, 1], [1, 2], [3, 4]])
+
+    def found(model: Model, params: Any) -> list[Any]:
+        loss = ops.cross_entropy(model.forward(params, x).logits, x)
+        wanted = [value for value in params.values() if value.requires_grad]
+        return [value.data for value in (loss, *grad(loss, wanted))]
+
+    expected = found(model, params)  # now the cells hold compiled programs as well
+    got = found(*again((model, params)))
+    assert len(got) == len(expected) > 5
+    for one, two in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+    report = gradnorm(model, params, x, x)
+    assert again(report) == report

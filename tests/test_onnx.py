@@ -431,6 +431,27 @@ def test_parameters_in_every_role() -> None:
     assert {node.doc_string.split(":")[0] for node in body.node if node.op_type == "MatMul"} == {"test_onnx.py"}
 
 
+def test_the_output_need_not_be_the_first_state() -> None:
+    class Read(Cell):
+        name = "read"
+        summary = citation = equation = "h' = tanh(x + h); y' = 2 * h'"
+        output = "y"
+
+        def state(self) -> dict[str, State]:
+            return {"h": State((H,)), "y": State((H,))}
+
+        def params(self) -> dict[str, Param]:
+            return {}
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            h = ops.tanh(x + s.h)
+            return {"h": h, "y": 2 * h}
+
+    model = Model(ModelConfig(cell="read", hidden=H, layers=2, embed=str(H)), 5, (Read(H, H), Read(H, H)))
+    params = drawn(model)
+    assert onnx_difference(to_onnx(model, params), model, params, np.random.default_rng(1)) < TOLERANCE
+
+
 def test_names_that_are_used_twice() -> None:
     class Twice(Cell):
         name = "twice"

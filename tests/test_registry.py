@@ -47,8 +47,8 @@ from tinygrad_rnn.plugins import (
 from tinygrad_rnn.registry import CellEntry
 
 BUILT_IN = (
-    "esn fastgrnn forget_update gru irnn janet lstm lstm_peephole mgu mingru minimalrnn minlstm mut1 mut2 mut3 rnn "
-    "scrn ugrnn"
+    "clockwork esn fastgrnn forget_update gru irnn janet lstm lstm_peephole mgu mingru minimalrnn minlstm mut1 mut2 "
+    "mut3 rnn scrn ugrnn"
 ).split()
 
 # A complete cell; NAME and VALUE are replaced.
@@ -305,7 +305,7 @@ def test_a_function_that_breaks_its_contract(value: Any, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
-    [("lsmt", "did you mean lstm"), ("mutt3", "did you mean mut3"), ("transformer", "known: esn, .*gru, ")],
+    [("lsmt", "did you mean lstm"), ("mutt3", "did you mean mut3"), ("transformer", "known: clockwork, esn, .*gru, ")],
 )
 def test_an_unknown_name_suggests_the_nearest(name: str, suggestion: str) -> None:
     with pytest.raises(InputError, match=f"no cell '{name}'.*{suggestion}"):
@@ -508,9 +508,11 @@ def entry_of(**changes: Any) -> CellEntry:
         ({"state": lambda self: {"h": State((self.H,), "zero")}}, r"state h: expected a number as start, got 'zero'"),
         (
             {"params": lambda self: {"W": Param((2,), None, "bias")}},
-            r"W: expected the name of an initialiser, got None",
+            r"W: expected the name of an initialiser or a function of .*, got None",
         ),
         ({"params": lambda self: {"W": Param((2,), "zeros", "biass")}}, r"W: no role 'biass'; did you mean bias"),
+        ({"output": "H"}, r"expected the class attribute 'output' to name a state, one of h, got 'H'; did you mean h"),
+        ({"output": 3}, r"cell mine: expected the class attribute 'output' to name a state, one of h, got 3"),
     ],
 )
 def test_a_declaration_that_makes_no_sense(changes: dict[str, Any], message: str) -> None:

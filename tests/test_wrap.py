@@ -277,9 +277,31 @@ def test_an_output_of_another_shape_cannot_be_joined() -> None:
         def state(self) -> dict[str, State]:
             return {"h": State((2, self.H))}
 
-    with pytest.raises(InputError, match=r"--wrap residual: expected a cell whose first state, .* H=4 units, got h of"):
+    with pytest.raises(
+        InputError, match=r"--wrap residual: expected a cell whose output has H=4 units, got h of shape"
+    ):
         wrap_cell(Wide, ["residual"])(I, H)
     wrap_cell(Wide, ["zoneout:0.1"])(I, H)
+
+
+def test_a_declared_output_is_what_is_joined_and_read() -> None:
+    class Read(Slip):
+        output = "y"
+
+        def state(self) -> dict[str, State]:
+            return {"h": State((1,)), "y": State((self.H,))}
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            y = x @ p.W
+            return {"h": s.h + ops.sum(y, 1, keepdims=True), "y": y}
+
+    xs = np.random.default_rng(0).normal(size=(3, 2, H))
+    p = {"W": np.eye(H), "U": np.eye(H)}
+    for wraps, expected in ((["zoneout:0"], xs), (["residual"], 2 * xs), (["residual", "zoneout:0"], 2 * xs)):
+        cell = wrap_cell(Read, wraps)(H, H)
+        for run in (unroll, scan):
+            np.testing.assert_allclose(run(cell, p, xs).outputs.data, expected, rtol=1e-15)
+    assert "out' = y' + x" in wrap_cell(Read, ["residual"]).equation
 
 
 class Slip(Cell):

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from tinygrad_rnn.cell import Noise as Noise
     from tinygrad_rnn.cell import Param as Param
     from tinygrad_rnn.cell import State as State
+    from tinygrad_rnn.cell import Timestep as Timestep
     from tinygrad_rnn.cell import bias as bias
     from tinygrad_rnn.cell import buffer as buffer
     from tinygrad_rnn.cell import draw_noise as draw_noise
     from tinygrad_rnn.cell import init_cell as init_cell
     from tinygrad_rnn.cell import input_matrix as input_matrix
+    from tinygrad_rnn.cell import output_of as output_of
     from tinygrad_rnn.cell import recurrent_matrix as recurrent_matrix
     from tinygrad_rnn.cell import specification as specification
     from tinygrad_rnn.checkpoint import load as load_checkpoint
@@ -208,7 +210,10 @@ _PUBLIC = {
     "autodiff": "gradcheck hvp jacobian jvp recompute vjp",
     "backend": "Device from_host select:select_device to_host",
     "bench": "BENCH_SHAPES TrainedStep bench:bench_cell training_step",
-    "cell": "Cell Noise Param State bias buffer draw_noise init_cell input_matrix recurrent_matrix specification",
+    "cell": (
+        "Cell Noise Param State Timestep bias buffer draw_noise init_cell input_matrix output_of recurrent_matrix "
+        "specification"
+    ),
     "checkpoint": "load:load_checkpoint save:save_checkpoint",
     "compile.show": "GraphPart GraphValue StepGraph step_code step_graph step_graph_dot step_graph_text",
     "config": (
@@ -261,6 +266,7 @@ _SOURCES = {
 
 
 if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name
+    __all__ = sorted([*_SOURCES, "ops"])  # else `import *` brings what was imported here
 
     def __getattr__(name: str) -> Any:
         if name == "ops":

@@ -38,7 +38,7 @@ def vjp(f: Function, *xs: Any) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]
         y = f(*inputs)
 
     def pullback(g: Any, *, create_graph: bool = False) -> tuple[Tensor, ...]:
-        return tuple(grad(y, inputs, g, create_graph=create_graph))
+        return tuple(grad(y, inputs, g, create_graph=create_graph, unused="zeros"))
 
     return y, pullback
 
@@ -83,7 +83,9 @@ def jvp(f: Function, xs: Sequence[Any], vs: Sequence[Any], *, create_graph: bool
         return y, Tensor(np.zeros_like(y.data))
     pulled = pullback(u, create_graph=True)
     total = _inner(pulled, vs)
-    return y, Tensor(np.zeros_like(y.data)) if total is None else grad(total, u, create_graph=create_graph)
+    if total is None:
+        return y, Tensor(np.zeros_like(y.data))
+    return y, grad(total, u, create_graph=create_graph, unused="zeros")
 
 
 def jacobian(f: Function, x: Any, *, create_graph: bool = False) -> Tensor:
@@ -114,11 +116,11 @@ def hvp(f: Function, xs: Sequence[Any], vs: Sequence[Any], *, create_graph: bool
     vs = _directions("hvp", xs, vs)
     with engine.recording():
         inputs = [_fresh(x) for x in xs]
-        first = grad(f(*inputs), inputs, create_graph=True)
+        first = grad(f(*inputs), inputs, create_graph=True, unused="zeros")
     total = _inner(first, vs)
     if total is None:
         return tuple(Tensor(np.zeros_like(x.data)) for x in inputs)
-    return tuple(grad(total, inputs, create_graph=create_graph))
+    return tuple(grad(total, inputs, create_graph=create_graph, unused="zeros"))
 
 
 # ------------------------------------------------------------------------------------ recompute
@@ -146,7 +148,7 @@ def _recompute_back(g: Any, _y: Any, needed: Sequence[bool], *xs: Any, function:
                     f"recompute: expected a function of its arguments alone, got one that uses another "
                     f"tensor with requires_grad, of shape {node.shape}; pass it as an argument"
                 )
-    found = iter(grad(y, wanted, g, create_graph=higher))
+    found = iter(grad(y, wanted, g, create_graph=higher, unused="zeros"))
     results = [next(found) if need else None for need in needed]
     return [None if r is None else r if higher else r.data for r in results]
 
@@ -256,7 +258,7 @@ def _check(
                 out = flat(*fresh)
             if out.node is None:
                 return tuple(Tensor(np.zeros_like(x.data)) for x in fresh)
-            return tuple(grad(out, fresh, u, create_graph=True))
+            return tuple(grad(out, fresh, u, create_graph=True, unused="zeros"))
 
         # differences of a computed gradient are noisier than those of f
         _check(first, xs, rng, order - 1, rtol * 10, atol * 10, step, f"the gradient of {name}")

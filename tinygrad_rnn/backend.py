@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.errors import DeviceError
+from tinygrad_rnn.errors import DeviceError, DtypeError
 
 Array = Any  # numpy.ndarray, cupy.ndarray, or a guard array
 
@@ -75,10 +75,25 @@ def namespace(array: Array) -> Any:
 
 def is_array(value: object) -> bool:
     """Whether `value` is an array of some backend (not a Python or NumPy scalar, not a list)."""
+    kind = type(value)  # what has strides lies in memory; a tensor has an array, and is none
     if isinstance(value, np.ndarray):
         return True
-    overrides = getattr(value, "__array_ufunc__", None)  # None says "not me": a tensor is no array
-    return overrides is not None and hasattr(value, "dtype") and not isinstance(value, np.generic)
+    return hasattr(kind, "__array_ufunc__") and hasattr(kind, "strides") and not isinstance(value, np.generic)
+
+
+def plain(array: Array, name: str) -> Array:
+    """`array`, where it is of a subclass of numpy.ndarray (a memmap, a matrix) seen as one of numpy.ndarray itself.
+
+    Raises DtypeError, for the op `name`, for a masked array: nothing here reads its mask.
+    """
+    if type(array) is np.ndarray or not isinstance(array, np.ndarray):
+        return array
+    if isinstance(array, np.ma.MaskedArray):
+        raise DtypeError(
+            f"{name}: expected an array without a mask, got a masked array; give array.filled(0.0), and array.mask "
+            "where one is asked for, as in ops.where"
+        )
+    return np.asarray(array)
 
 
 def check_device(name: str, x: Any, index: Array) -> None:
@@ -127,6 +142,7 @@ def _add_rows(buffer: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], values: 
     """Add ``values[k]`` to ``buffer[rows[k]]``: sorted runs are summed at once (np.add.at goes element by element)."""
     if rows.size == 0:
         return
+    rows = rows.astype(np.intp, copy=False)  # len(buffer) may not fit a narrow type
     rows = np.where(rows < 0, rows + len(buffer), rows)
     order = np.argsort(rows, kind="stable")
     ranked = rows[order]

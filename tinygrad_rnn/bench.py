@@ -61,7 +61,7 @@ def training_step(
     def step() -> TrainedStep:
         forward = model.forward(params, x, rng=np.random.default_rng(seed), executor=executor)
         loss = cross_entropy(forward.logits, y)
-        found = grad(loss, [params[name] for name in trained])
+        found = grad(loss, [params[name] for name in trained], unused="zeros")
         return TrainedStep(forward, loss, dict(zip(trained, found, strict=True)))
 
     return step

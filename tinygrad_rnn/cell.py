@@ -6,31 +6,50 @@ and tests are done by the library for every cell alike, from what is declared he
 
 from __future__ import annotations
 
+import functools
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any, ClassVar, Literal, final, get_args
 
 import numpy as np
 
 from tinygrad_rnn import backend
-from tinygrad_rnn.errors import InputError, NonFiniteError, PluginError, ShapeError, nearest, one_line
-from tinygrad_rnn.nn import initialise, mirrored, parse_initialiser
+from tinygrad_rnn.errors import GradientError, InputError, NonFiniteError, PluginError, ShapeError, nearest, one_line
+from tinygrad_rnn.nn import held, initialise, parse_initialiser
 from tinygrad_rnn.options import parse_options
 from tinygrad_rnn.plugins import CELLS, author_line, check_class
 from tinygrad_rnn.tensor import Tensor
 
 Role = Literal["input", "recurrent", "bias", "buffer"]
+Array = np.ndarray[Any, Any]
+Init = str | Callable[..., Array]
 
 
 @dataclass(frozen=True)
 class Param:
-    """One array of a cell: shape, initialiser (see nn.py) and role. A buffer is saved but not trained."""
+    """One array of a cell: shape, initialiser and role. A buffer is saved but not trained.
+
+    The initialiser is the name of one in nn.py, or a function of the cell's own: ``init(rng, shape, arrays)`` returns
+    a float64 array of that shape, drawn from `rng` (a numpy.random.Generator) alone; ``arrays["nu"]`` is what was drawn
+    for the parameter nu, to be read. Its arguments are keywords, in functools.partial.
+    """
 
     shape: tuple[int, ...]
-    init: str
+    init: Init
     role: Role
+
+    @property
+    def init_name(self) -> str:
+        """The initialiser as text: ``orthogonal:0.9``; of a function its name and arguments, ``ring(radius=0.9)``."""
+        if isinstance(self.init, str):
+            return self.init
+        function, arguments = _taken_apart(self.init)
+        told = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        return f"{function.__name__}({told})" if told else str(function.__name__)
 
 
 @dataclass(frozen=True)
@@ -60,12 +79,24 @@ class State:
     start: float = 0.0
 
 
-def input_matrix(I: int, H: int, init: str = "uniform") -> Param:
+@dataclass(frozen=True)
+class Timestep(State):
+    """How many steps a row has made, (B, 1): 0 in its first one. A step reads it like a state and does not return it.
+
+    The library counts: on from window to window, not where a mask is False, from 0 again where the states start again.
+    Exact up to 2**24 in float32 and 2**53 in float64; beyond that `unroll` and `scan` raise InputError.
+    """
+
+    shape: tuple[int, ...] = field(default=(1,), init=False)
+    start: float = field(default=0.0, init=False)
+
+
+def input_matrix(I: int, H: int, init: Init = "uniform") -> Param:
     """A matrix (I, H) that multiplies the input from the right: x @ W."""
     return Param((I, H), init, "input")
 
 
-def recurrent_matrix(H: int, init: str = "uniform") -> Param:
+def recurrent_matrix(H: int, init: Init = "uniform") -> Param:
     """A matrix (H, H) that multiplies a state from the right: h @ W."""
     return Param((H, H), init, "recurrent")
 
@@ -75,7 +106,7 @@ def bias(H: int, value: float = 0.0) -> Param:
     return Param((H,), f"constant:{float(value)!r}" if value else "zeros", "bias")
 
 
-def buffer(shape: tuple[int, ...], init: str) -> Param:
+def buffer(shape: tuple[int, ...], init: Init) -> Param:
     """An array that is fixed after initialisation: saved with the model, never trained."""
     return Param(shape, init, "buffer")
 
@@ -92,6 +123,8 @@ class Cell(ABC):
     citation: ClassVar[str]
     equation: ClassVar[str]
     deviations: ClassVar[str] = ""
+    output: ClassVar[str] = ""
+    """The state that is the output, what the next layer reads; the first one where this is left empty."""
 
     @dataclass(frozen=True)
     class Options:
@@ -119,7 +152,7 @@ class Cell(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, State]:
-        """The carried values in order. The first one is the output."""
+        """The carried values in order. One of them is the output: the first, or the one that `output` names."""
 
     @abstractmethod
     def params(self) -> dict[str, Param]:
@@ -181,25 +214,28 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
                 )
     if not states:
         raise PluginError(f"cell {cell.name}: expected at least one state, got none")
+    output = cell.output or next(iter(states))
+    if output not in states:
+        raise PluginError(
+            f"cell {cell.name}: expected the class attribute 'output' to name a state, one of {', '.join(states)}, got "
+            f"{output!r}{nearest(str(output), states)}"
+        )
+    if isinstance(states[output], Timestep):
+        raise PluginError(
+            f"cell {cell.name}: expected the output as the first state, or named in the class attribute 'output', got "
+            f"the timestep {output}"
+        )
     for name, spec in states.items():
         if not isinstance(spec.start, int | float | np.number):
             raise PluginError(f"cell {cell.name}, state {name}: expected a number as start, got {spec.start!r}")
     for name, spec in params.items():
-        if not isinstance(spec.init, str):
-            raise PluginError(
-                f"cell {cell.name}, parameter {name}: expected the name of an initialiser, got {spec.init!r}"
-            )
+        if not isinstance(spec.init, str) and (wanted := _unrecordable(spec.init)):
+            raise PluginError(f"cell {cell.name}, parameter {name}: expected {wanted}, got {spec.init!r}")
         if spec.role not in get_args(Role):
             raise PluginError(
                 f"cell {cell.name}, parameter {name}: no role {spec.role!r}{nearest(str(spec.role), get_args(Role))}"
             )
-        of = mirrored(spec.init)
-        if of is not None:
-            if of not in params or params[of].shape != spec.shape or mirrored(params[of].init) is not None:
-                raise PluginError(
-                    f"cell {cell.name}, parameter {name}: expected minus:NAME of a drawn parameter of shape "
-                    f"{spec.shape}, got {spec.init!r}"
-                )
+        if not isinstance(spec.init, str):
             continue
         try:
             parse_initialiser(spec.init)
@@ -211,6 +247,12 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
             f"{sorted(set(states) & set(params))} twice"
         )
     return states, params
+
+
+def output_of(cell: Cell) -> str:
+    """The name of the state that is the output. Raises what `specification` raises."""
+    states, _ = specification(cell)
+    return cell.output or next(iter(states))
 
 
 def noise_of(cell: Cell) -> dict[str, Noise]:
@@ -283,48 +325,162 @@ def _by_author(cell: Cell, what: str, method: Callable[..., Any], *args: Any) ->
         text = hint[2:] or one_line(error)
         raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {text}") from error
     except (Exception, SystemExit) as error:  # sys.exit() in a step is no end of the program
-        text = one_line(error)
-        if "does not support ufuncs" in text:  # NumPy's words for np.tanh(tensor)
-            text = "expected functions of tinygrad_rnn.ops, got one of NumPy's; a gradient flows through ops alone"
+        text = str(error) if isinstance(error, GradientError) else one_line(error)
         raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {text}") from error
 
 
 def init_cell(cell: Cell, rng: np.random.Generator, dtype: Any = np.float64, xp: Any = np) -> dict[str, Tensor]:
     """New parameters of one bare cell, by name, drawn from `rng`: what `unroll` takes. Buffers need no gradient."""
-    return init_params(specification(cell)[1], rng, dtype, xp)
+    return init_params(specification(cell)[1], rng, dtype, xp, cell.name)
 
 
 def init_params(
-    specs: Mapping[str, Param], rng: np.random.Generator, dtype: Any = np.float64, xp: Any = np
+    specs: Mapping[str, Param], rng: np.random.Generator, dtype: Any = np.float64, xp: Any = np, cell: str = ""
 ) -> dict[str, Tensor]:
-    """Tensors for declared parameters, in the order of `specs`, on the device whose module is `xp`.
+    """Tensors for declared parameters on the device whose module is `xp`; `cell` is told in errors.
 
-    ``minus:b_f`` for layers.1.b_i means layers.1.b_f. Raises InputError, with the parameter's name, where an
-    initialiser cannot fill a shape.
+    They are drawn in the order of `specs`, but a function that reads another array after that one: at layers.1.b_i,
+    ``arrays["b_f"]`` is layers.1.b_f. Raises InputError, with the parameter's name, where an initialiser cannot fill a
+    shape; PluginError where a function does not keep to its contract (see `Param`), or two of them read each other.
     """
-    drawn = {}
-    for name, spec in specs.items():
-        if mirrored(spec.init) is None:
+    read = any(not isinstance(spec.init, str) for spec in specs.values())
+    wide: dict[str, Array] = {}  # in float64, what functions read
+    tensors: dict[str, Tensor] = {}
+    waiting = dict(specs)
+    while waiting:
+        before, needs = len(waiting), dict[str, str]()
+        for name, spec in list(waiting.items()):
+            chance = rng.bit_generator.state
             try:
-                drawn[name] = initialise(spec.init, spec.shape, rng, dtype)
+                if isinstance(spec.init, str):
+                    values = initialise(spec.init, spec.shape, rng)
+                else:
+                    values = _by_function(spec, rng, _Drawn(name, specs, wide), f"cell {cell}, parameter {name}")
+                narrow = held(values, spec.init_name, dtype)
+            except _NotYet as missing:
+                rng.bit_generator.state = chance
+                needs[name] = missing.args[0]
+                continue
             except InputError as error:
                 raise InputError(f"parameter {name}: {error}") from error
-    tensors = {}
-    for name, spec in specs.items():
-        of = mirrored(spec.init)
-        values = drawn[name] if of is None else -drawn[name[: name.rfind(".") + 1] + of]
-        tensors[name] = Tensor(backend.from_host(values, xp), requires_grad=spec.role != "buffer")
-    return tensors
+            if read:
+                wide[name] = values
+            tensors[name] = Tensor(backend.from_host(narrow, xp), requires_grad=spec.role != "buffer")
+            del waiting[name]
+        if len(needs) == before:
+            circle = "; ".join(f"{name} reads {of}" for name, of in needs.items())
+            raise PluginError(f"cell {cell}: expected initialisers that do not wait for each other, got: {circle}")
+    return {name: tensors[name] for name in specs}
+
+
+class _NotYet(Exception):
+    """An initialiser reads an array, named here, that has not been drawn."""
+
+
+class _Drawn(Mapping[str, Array]):
+    """The arrays of the cell that `reader` belongs to, by their names there, as far as they have been drawn."""
+
+    def __init__(self, reader: str, specs: Mapping[str, Param], wide: Mapping[str, Array]) -> None:
+        self.prefix = reader[: reader.rfind(".") + 1]
+        self.names = [name[len(self.prefix) :] for name in specs if name.startswith(self.prefix)]
+        self.wide = wide
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self.names:
+            raise InputError(f"no array {name!r}{nearest(str(name), self.names)}")
+        if self.prefix + name not in self.wide:
+            raise _NotYet(self.prefix + name)
+        view = self.wide[self.prefix + name].view()
+        view.flags.writeable = False
+        return view
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _by_function(spec: Param, rng: np.random.Generator, arrays: Mapping[str, Array], what: str) -> Array:
+    """What a cell's own initialiser draws. Raises PluginError, with `what` and its file and line, for anything else."""
+    init: Any = spec.init
+    code = _taken_apart(init)[0].__code__
+
+    def fault(text: str, error: Exception | None = None) -> PluginError:
+        passed = traceback.extract_tb(error.__traceback__ if error else None)
+        lines = [frame.lineno for frame in passed if frame.filename == code.co_filename]
+        place = f"{Path(code.co_filename).name}:{lines[-1] if lines else code.co_firstlineno}"
+        return PluginError(f"{what}, initialiser {spec.init_name} ({place}): {text}")
+
+    try:
+        values: Any = init(rng, spec.shape, arrays)
+    except _NotYet:
+        raise
+    except InputError as error:
+        raise fault(str(error), error) from error
+    except (Exception, SystemExit) as error:
+        raise fault(one_line(error), error if isinstance(error, Exception) else None) from error
+    if not isinstance(values, np.ndarray) or values.shape != spec.shape or values.dtype != np.float64:
+        got = f"{values.shape} {values.dtype}" if isinstance(values, np.ndarray) else repr(values)
+        raise fault(f"expected an array of shape {spec.shape} in float64, got {got}")
+    if not np.all(np.isfinite(values)):
+        index = ", ".join(str(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise fault(f"expected finite numbers, got {values[~np.isfinite(values)][0]} at [{index}]")
+    return values.copy()
+
+
+def _taken_apart(init: Any) -> tuple[Any, dict[str, Any]]:
+    """The function behind an initialiser, and its arguments by name."""
+    return (init.func, init.keywords) if isinstance(init, functools.partial) else (init, {})
+
+
+def _unrecordable(init: Any) -> str:
+    """What should stand there, where an initialiser cannot be written down as a name and arguments; else ''."""
+    function, arguments = _taken_apart(init)
+    if not isinstance(function, FunctionType):
+        return "the name of an initialiser or a function of (rng, shape, arrays)"
+    if function.__name__ == "<lambda>" or function.__closure__ or getattr(init, "args", ()):
+        return (
+            "a function with a name, and with its arguments as keywords of functools.partial, so that both are recorded"
+        )
+    plain = (bool, int, float, str, type(None))
+    for value in arguments.values():
+        if not all(isinstance(part, plain) for part in (value if isinstance(value, tuple) else (value,))):
+            return "numbers, text, or tuples of these as arguments of an initialiser"
+    return ""
+
+
+def timesteps(states: Mapping[str, State]) -> list[str]:
+    """Those of the declared `states` that the library counts."""
+    return [name for name, spec in states.items() if isinstance(spec, Timestep)]
+
+
+def last_timestep(dtype: Any) -> int:
+    """The largest whole number up to which `dtype` counts without leaving one out."""
+    return int(2 ** (np.finfo(dtype).nmant + 1))
+
+
+def counted(cell: Cell, new: Any, state: Mapping[str, Any], shapes: Mapping[str, State]) -> Any:
+    """What a step returned, and every timestep one further. Raises PluginError where the step returned one itself."""
+    for name in timesteps(shapes) if isinstance(new, dict) else ():
+        if name in new:
+            raise PluginError(
+                f"cell {cell.name}, state {name}: expected the library alone to count timesteps, got it from step"
+            )
+        new = {**new, name: state[name] + 1.0}
+    return new
 
 
 def take_step(
     cell: Cell, p: SimpleNamespace, x: Any, state: Mapping[str, Any], shapes: Mapping[str, State]
 ) -> dict[str, Any]:
     """`cell.step`, with what it returns held against what it declared. Raises PluginError, which names the cell."""
-    new: Any = _by_author(cell, "step", cell.step, p, x, SimpleNamespace(**state))
+    new = counted(cell, _by_author(cell, "step", cell.step, p, x, SimpleNamespace(**state)), state, shapes)
     if not isinstance(new, dict) or new.keys() != shapes.keys():
-        got = list(new) if isinstance(new, dict) else type(new).__name__
-        raise PluginError(f"cell {cell.name}: expected step to return a dict with the states {list(shapes)}, got {got}")
+        steps = timesteps(shapes)
+        got = [name for name in new if name not in steps] if isinstance(new, dict) else type(new).__name__
+        own = [name for name in shapes if name not in steps]
+        raise PluginError(f"cell {cell.name}: expected step to return a dict with the states {own}, got {got}")
     for name, old in state.items():
         if isinstance(x, Tensor) and isinstance(new[name], np.ndarray) and new[name] is not old:
             raise PluginError(

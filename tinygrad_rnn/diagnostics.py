@@ -466,7 +466,7 @@ def _norms(
                         joint.add(key)
     flat = [value for values in targets.values() for value in values if value.requires_grad]
     inputs = [forward.inputs] if "inputs" in wrt else []
-    found = grad(loss, [*flat, *inputs, *trained.values()])
+    found = grad(loss, [*flat, *inputs, *trained.values()], unused="zeros")
     with no_grad():
         gradients = iter(found[: len(flat)])
         norms = {}

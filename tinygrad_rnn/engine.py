@@ -35,8 +35,10 @@ from tinygrad_rnn.errors import (
 )
 
 Version = list[int]  # one mutable count, shared by every tensor that shares the memory
-Guards = tuple[tuple[int, Version, int], ...]
+Guards = tuple[tuple[int, Any, Any], ...]  # see Node
+HELD = 1 << 16  # bytes up to which an array that a gradient reads is copied
 COUNTER = itertools.count()  # next() is one step for all threads
+REFUSALS = (ValueError, TypeError, IndexError, AttributeError)  # by which NumPy says that it cannot
 NO_STATIC: dict[str, Any] = {}  # shared by every node without configuration; never written
 
 
@@ -64,14 +66,17 @@ class Node:
     """One recorded value: the op that made it, from what, and what its vjps will read.
 
     `saved` is (output, *inputs) with None for whatever no vjp reads; `guards` are (position in saved, version, count
-    when saved) of what can be written in place; `rare` holds what few nodes have: the gradient that `backward` left
-    here (``grad``) and whether it was asked for (``keep``), or the place of an anomaly() (``place``).
+    when saved) of what can be written in place, and (position, array, sample when saved) of large arrays of the caller;
+    `rare` holds what few nodes have: the gradient that `backward` left here (``grad``) and whether it was asked for
+    (``keep``), the place of an anomaly() (``place``), the tensors that are its items (``parts``), or those of its
+    outputs whose gradient was asked for (``kept parts``).
 
-    `number` counts all nodes: a node's is above its parents', so that sorting by it is a topological sort, and the
-    walk back meets what was computed last first, when its arrays are still in the cache.
+    `number` counts the nodes that ops make: a node's is above its parents', so that sorting by it is a topological
+    sort, and the walk back meets what was computed last first, when its arrays are still in the cache. A leaf has no
+    parents and number 0, in every process: it may come from another one, which counts for itself.
     """
 
-    __slots__ = ("dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
+    __slots__ = ("__weakref__", "dtype", "guards", "number", "op", "parents", "rare", "saved", "shape", "static")
 
     def __init__(
         self,
@@ -91,6 +96,15 @@ class Node:
         self.dtype: Any = data.dtype
         self.number = next(COUNTER)
         self.rare: dict[str, Any] | None = None
+
+    def __reduce__(self) -> Any:
+        """A leaf copies and pickles. The output of an op does not: its graph is made of one run's arrays."""
+        if self.op is not None:
+            raise GradientError(
+                f"copy, pickle: expected a tensor that no op made, got the output of {self.op.__name__}, whose graph "
+                "cannot be copied; take its .detach()"
+            )
+        return _leaf_again, (self.shape, self.dtype, (self.rare or {}).get("grad"))
 
 
 class Variable(Operand):
@@ -123,7 +137,16 @@ def wrap(cls: type[V], data: Array, node: Node | None = None, version: Version |
 
 def leaf(data: Array) -> Node:
     """A node that no op made: a parameter or an input whose gradient is wanted."""
-    return Node(None, (), (), NO_STATIC, None, data)
+    node = Node(None, (), (), NO_STATIC, None, data)
+    node.number = 0
+    return node
+
+
+def _leaf_again(shape: tuple[int, ...], dtype: Any, grad: Any) -> Node:
+    """A leaf's node as it was copied or pickled."""
+    node = leaf(np.broadcast_to(np.empty((), dtype), shape))
+    node.rare = None if grad is None else {"grad": grad}
+    return node
 
 
 class Op:
@@ -191,7 +214,8 @@ class Op:
 
         ``rule(gs, record, needed, wanted, *inputs, **static) -> (gradients of the inputs, {key: total gradient})``:
         `gs` are the gradients that reached the outputs from outside, by key; the totals, of the keys in `wanted`, also
-        count what reached an output inside the op, as a state does through the next timestep.
+        count what reached an output inside the op, as a state does through the next timestep. What no gradient reaches
+        is None among the former and not among the latter.
         """
         self.many = rule
         self.differentiable = True
@@ -210,6 +234,10 @@ class Op:
             self._keep[wanted] = kept
         return kept
 
+    def differentiates(self, count: int) -> tuple[bool, ...]:
+        """Which of `count` inputs have a gradient."""
+        return tuple([rule is not None for rule in self._vjps]) or (self.differentiable,) * count
+
     def __call__(self, *args: Any, **static: Any) -> Any:
         if not static:
             if len(args) == 1:
@@ -226,7 +254,14 @@ class Op:
                 chosen = arg
                 if not isinstance(arg, Variable):
                     break
-        return self.value(*args, **static) if chosen is None else chosen.apply(self, args, static)
+        if chosen is not None:
+            return chosen.apply(self, args, static)
+        try:
+            return self.value(*args, **static)
+        except TinygradRNNError:
+            raise
+        except REFUSALS as error:
+            raise _explain(self, args, error) from error
 
 
 def _reads(rule: Callable[..., Any] | None, count: int) -> tuple[bool, ...]:
@@ -260,7 +295,7 @@ def record_one(op: Op, a: Any) -> Any:
     x, parent = a.data, a.node
     try:
         y = op.value(x)
-    except (ValueError, TypeError):
+    except REFUSALS:
         return record(op, (a,), NO_STATIC)  # runs it once more and explains
     if y.dtype is not x.dtype or type(y) is not type(x):
         return record(op, (a,), NO_STATIC)
@@ -305,7 +340,7 @@ def record_two(op: Op, a: Any, b: Any) -> Any:
         return op.general((a, b), NO_STATIC)
     try:
         y = op.value(x, z)
-    except (ValueError, TypeError):
+    except REFUSALS:
         return record(op, (a, b), NO_STATIC)
     if y.dtype is not dtype or type(y) is not kind:
         return record(op, (a, b), NO_STATIC)
@@ -330,7 +365,7 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
     """Run `op` on tensors and arrays, and put it on the tape when a gradient may be asked for."""
     arrays = []
     parents: list[Node | None] = []
-    wanted = versioned = False
+    wanted = versioned = foreign = False
     for arg in args:
         if isinstance(arg, Variable):
             cls = type(arg)
@@ -341,14 +376,21 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
             if arg.version is not None:
                 versioned = True
         else:
-            # a NumPy scalar is as weak as a Python one: it never widens a tensor
-            arrays.append(arg.item() if isinstance(arg, np.generic) else arg)
+            kind = type(arg)
+            if kind is np.ndarray:
+                foreign = True
+            elif kind is not float and kind is not int:
+                if isinstance(arg, np.generic):
+                    arg = arg.item()  # as weak as a Python number: it never widens a tensor
+                else:
+                    arg, foreign = backend.plain(arg, op.__name__), True
+            arrays.append(arg)
             parents.append(None)
     try:
         y = op.value(*arrays, **static)
     except TinygradRNNError:
         raise
-    except (ValueError, TypeError, IndexError) as error:
+    except REFUSALS as error:
         raise _explain(op, arrays, error) from error
     dtype = y.dtype
     for array in arrays:
@@ -370,6 +412,8 @@ def record(op: Op, args: tuple[Any, ...], static: dict[str, Any]) -> Any:
     kept = op.keeps(tuple([node is not None for node in parents]))
     saved = tuple([array if keep else None for array, keep in zip([y, *arrays], kept, strict=True)])
     guards = _guards(args, kept) if versioned else None
+    if foreign:
+        saved, guards = _held(args, saved, guards)
     out.node = node = Node(op, tuple(parents), saved, static, guards, y)
     if mode.anomaly is not None:
         node.rare = {"place": dict(mode.anomaly)}
@@ -383,6 +427,40 @@ def _guards(args: tuple[Any, ...], kept: tuple[bool, ...]) -> Guards | None:
         if keep and isinstance(arg, Variable) and arg.version is not None
     ]
     return tuple(guards) or None
+
+
+def _held(
+    args: tuple[Any, ...], saved: tuple[Any, ...], guards: Guards | None
+) -> tuple[tuple[Any, ...], Guards | None]:
+    """`saved` and `guards` with the caller's own arrays in safety, see `hold`."""
+    kept = list(saved)
+    for i, arg in enumerate(args, 1):
+        if kept[i] is None or isinstance(arg, Variable):
+            continue
+        if type(arg) is np.ndarray and arg.nbytes <= HELD:  # the usual case
+            kept[i] = arg.copy()
+        elif backend.is_array(kept[i]):
+            kept[i], sample = hold(kept[i])
+            if sample is not None:
+                guards = (*(guards or ()), (i, kept[i], sample))
+    return tuple(kept), guards
+
+
+def hold(array: Array) -> tuple[Array, bytes | None]:
+    """An array of the caller for a gradient to read later, when it may have been written: a copy, or a sample of it.
+
+    A copy of a small array costs less than the op that reads it, and of any on a device. Of a large one a sample is
+    compared before it is read: it notices what fills, scales or shuffles the array, and may miss a few elements.
+    """
+    if not isinstance(array, np.ndarray) or array.nbytes <= HELD:
+        return array.copy(), None
+    return array, _sample(array)
+
+
+def _sample(array: np.ndarray[Any, Any]) -> bytes:
+    """About 500 elements, spread over all axes."""
+    count = int(512 ** (1 / array.ndim))
+    return array[tuple([slice(None, None, max(1, n // count)) for n in array.shape])].tobytes()
 
 
 def _check_dtypes(op: Op, arrays: Sequence[Any], result: Any) -> None:
@@ -558,7 +636,10 @@ def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher
             saved = _as_tensors(node, cls) if higher else node.saved
             keys = {part.static["key"] for part in wanted}
             pulled, totals = op.many(g, saved[0], needed, keys, *saved[1:], **node.static)
-            found.update((part, totals[part.static["key"]]) for part in wanted)
+            for part in wanted:  # several may share memory, also with the gradient of an input
+                total = totals.get(part.static["key"])
+                if total is not None:
+                    found[part] = total if higher else total.copy()
             if not higher:  # memory that such an op makes is nobody else's
                 for maker, gx in zip(parents, pulled, strict=True):
                     if maker is not None and gx is not None and grads.get(maker) is None:
@@ -623,7 +704,7 @@ def _pull(node: Node, g: Any, useful: dict[Node, Any], cls: type[Variable], high
 
 def _as_tensors(node: Node, cls: type[Variable]) -> tuple[Any, ...]:
     """What `node` saved, with its place on the tape."""
-    versions = {i: version for i, version, _ in node.guards or ()}
+    versions = {i: version for i, version, _ in node.guards or () if type(version) is list}
     owners = (None if node.op is not None and node.op.many else node, *node.parents)
     return tuple(
         [
@@ -669,12 +750,19 @@ def _check_gradient(node: Node, i: int, g: Any) -> None:
 
 
 def _check_unchanged(op: Op, guards: Guards) -> None:
-    for _, version, seen in guards:
-        if version[0] != seen:
-            raise InPlaceError(
-                f"{op.__name__}: an input was changed in place {version[0] - seen} time(s) after the op "
-                "saved it for its gradient; change a copy, or take the gradient first"
-            )
+    for _, watched, seen in guards:
+        if type(watched) is not list:
+            if _sample(watched) == seen:
+                continue
+            times = ""
+        elif watched[0] == seen:
+            continue
+        else:
+            times = f" {watched[0] - seen} time(s)"
+        raise InPlaceError(
+            f"{op.__name__}: an input was changed in place{times} after the op saved it for its gradient; change a "
+            "copy, or take the gradient first"
+        )
 
 
 # --------------------------------------------------------------------------------- global modes

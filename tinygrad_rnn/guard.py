@@ -17,22 +17,42 @@ UFUNCS = frozenset(
     {
         "absolute",
         "add",
+        "arccos",
+        "arccosh",
+        "arcsin",
+        "arcsinh",
+        "arctan",
+        "arctan2",
+        "arctanh",
+        "ceil",
         "cos",
+        "cosh",
         "divide",
         "equal",
         "exp",
+        "exp2",
+        "expm1",
+        "floor",
+        "floor_divide",
+        "frexp",
         "greater",
         "greater_equal",
         "invert",
         "isfinite",
+        "isinf",
         "isnan",
+        "ldexp",
         "less",
         "less_equal",
         "log",
+        "log10",
         "log1p",
+        "log2",
         "logaddexp",
         "logical_and",
         "logical_not",
+        "logical_or",
+        "logical_xor",
         "matmul",
         "maximum",
         "minimum",
@@ -41,12 +61,16 @@ UFUNCS = frozenset(
         "not_equal",
         "power",
         "remainder",
+        "rint",
         "sign",
         "sin",
+        "sinh",
         "sqrt",
         "square",
         "subtract",
+        "tan",
         "tanh",
+        "trunc",
     }
 )
 FUNCTIONS = frozenset(
@@ -54,6 +78,7 @@ FUNCTIONS = frozenset(
         "all",
         "any",
         "argmax",
+        "argmin",
         "argsort",
         "broadcast_to",
         "clip",
@@ -66,9 +91,12 @@ FUNCTIONS = frozenset(
         "min",
         "ones_like",
         "pad",
+        "sort",
         "stack",
         "sum",
         "take_along_axis",
+        "tril",
+        "triu",
         "where",
         "zeros_like",
     }
@@ -135,6 +163,8 @@ class Array:
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
         if ufunc.__name__ not in UFUNCS or method not in METHODS:
             return NotImplemented
+        if any(hasattr(x, "__array_ufunc__") and not isinstance(x, (Array, np.ndarray, np.generic)) for x in inputs):
+            return NotImplemented  # the turn of another class
         if method == "at":
             target, index, *values = inputs
             ufunc.at(_inside(target), _index(index), *[_inside(value) for value in values], **options)
@@ -191,10 +221,10 @@ class Array:
 
 def _operator(name: str, ufunc: np.ufunc, *, reflected: bool) -> None:
     def forward(self: Array, other: Any) -> Any:
-        return ufunc(self, other) if isinstance(other, (Array, np.ndarray, *SCALARS)) else NotImplemented
+        return NotImplemented if getattr(other, "__array_ufunc__", other) is None else ufunc(self, other)
 
     def backward(self: Array, other: Any) -> Any:
-        return ufunc(other, self) if isinstance(other, (Array, np.ndarray, *SCALARS)) else NotImplemented
+        return NotImplemented if getattr(other, "__array_ufunc__", other) is None else ufunc(other, self)
 
     def in_place(self: Array, other: Any) -> Any:
         return ufunc(self, other, out=self)
@@ -212,6 +242,7 @@ _BINARY: dict[str, Any] = {
     "truediv": np.true_divide,
     "pow": np.power,
     "mod": np.remainder,
+    "floordiv": np.floor_divide,
 }
 _ONE_SIDED: dict[str, Any] = {
     "matmul": np.matmul,
@@ -240,6 +271,8 @@ def _inside(value: Any) -> Any:
 
 
 def _outside(value: Any) -> Any:
+    if isinstance(value, tuple):  # of a function with two results
+        return tuple([_outside(part) for part in value])
     return Array(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
 
 

@@ -14,14 +14,24 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, engine, nn, ops
-from tinygrad_rnn.cell import Cell, Param, bias, draw_noise, init_params, specification
+from tinygrad_rnn.cell import (
+    Cell,
+    Param,
+    bias,
+    draw_noise,
+    init_params,
+    last_timestep,
+    output_of,
+    specification,
+    timesteps,
+)
 from tinygrad_rnn.compile import program as compiler
 from tinygrad_rnn.compile.ends import affine, lookup
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.ops.index import checked_ids
 from tinygrad_rnn.registry import CellEntry
-from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, scan, start_state
+from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, plain, scan, start_state
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.wrap import wrap_cell
 
@@ -69,7 +79,7 @@ class Model:
 
     def init(self, rng: np.random.Generator, dtype: Any = np.float32, xp: Any = np) -> Params:
         """New parameters drawn from `rng`, on the device whose module is `xp`. Buffers do not require a gradient."""
-        return init_params(self.params(), rng, dtype, xp)
+        return init_params(self.params(), rng, dtype, xp, self.cells[0].name)
 
     def start(self, B: int, params: Mapping[str, Tensor]) -> State:
         """The state before the first symbol, for B streams, as arrays like the parameters."""
@@ -91,9 +101,10 @@ class Model:
         `mask` (T, B): rows keep their state where it is False. `rng` turns dropout and the cells' noise on.
         `trace_inputs` puts `inputs` on the tape even when they are one-hot, so that a gradient can be asked for.
         `executor` is that of `scan`.
-        Raises InputError for a missing parameter, ShapeError for sizes or symbols that do not fit, DtypeError for
-        symbols that are not integers.
+        Raises InputError for a missing parameter or what is no array, ShapeError for sizes or symbols that do not fit,
+        DtypeError for symbols that are not integers.
         """
+        x = plain("model", "symbols", x)
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
         B = x.shape[1]
@@ -114,7 +125,10 @@ class Model:
             if i and rng is not None:
                 h = nn.dropout(h, self.config.dropout, rng)
             own = layer_params(params, i)
-            noise = None if rng is None else draw_noise(cell, len(x), B, rng, h.dtype, namespace)
+            noise: Any = None
+            if rng is not None:  # as tensors, which nobody has to copy
+                drawn = draw_noise(cell, len(x), B, rng, h.dtype, namespace)
+                noise = {name: Tensor(value) for name, value in drawn.items()}
             layers.append(scan(cell, own, h, start, mask=mask, noise=noise, layer=i, executor=executor))
             h = layers[-1].outputs
         if rng is not None:
@@ -130,7 +144,10 @@ class Model:
         if self.config.embed == "onehot":
             return _one_hot(x, self.V, params["readout.W"])
         table = params["embed.W"]
-        return lookup(table, ids=checked_ids(table, x), shape=tuple(table.shape))
+        ids = checked_ids(table, x)
+        if ids is x and engine.MODE.recording and isinstance(table, Tensor) and table.node is not None:
+            ids = x.copy()  # the gradient reads them: the caller may fill the array with the next batch before that
+        return lookup(table, ids=ids, shape=tuple(table.shape))
 
     def _read_out(self, params: Mapping[str, Any], h: Any) -> Any:
         """The logits (T, B, V) of the last layer's outputs (T, B, H)."""
@@ -154,6 +171,10 @@ class Stepper:
         self.state = model.start(B, params)
         self.arrays = {name: value.data for name, value in params.items()}
         self.programs: list[Any] | None = None  # of each layer
+        clocks = any(timesteps(specification(cell)[0]) for cell in model.cells)
+        self.left = (
+            last_timestep(params["readout.W"].dtype) if clocks else math.inf
+        )  # steps that `forward` need not see
         self._every: Any = None  # what the first layer may see, (V, 1, I)
 
     def __call__(self, x: Any) -> Any:
@@ -162,12 +183,13 @@ class Stepper:
         Raises what `Model.forward` raises.
         """
         watched = engine.MODE.anomaly is not None or engine.MODE.listener is not None
-        if self.programs is None or watched or tuple(x.shape) != (1, self.B):
+        self.left -= len(x)
+        if self.programs is None or watched or self.left < 0 or tuple(x.shape) != (1, self.B):
             return self._forward(x)
         h = self.model._embed(self.arrays, x)
         for i, program in enumerate(self.programs):
             self.state[i] = states = program(h, self.state[i], None if i or self._every is None else x[0])
-            h = next(iter(states.values()))[None]
+            h = states[output_of(self.model.cells[i])][None]
         return self.model._read_out(self.arrays, h)[-1]
 
     def _forward(self, x: Any) -> Any:
@@ -219,8 +241,11 @@ def host_params(model: Model, params: Mapping[str, Any], what: str) -> dict[str,
 def _override(spec: Param, config: ModelConfig) -> Param:
     """The initialiser that the configuration asks for.
 
-    A bias that the cell does not start at zero keeps its own, and so does a vector that a matrix's cannot fill.
+    A bias that the cell does not start at zero keeps its own, and so do a vector that a matrix's cannot fill and what
+    a function of the cell's draws: that is part of the cell.
     """
+    if not isinstance(spec.init, str):
+        return spec
     if spec.role in ("input", "recurrent") and config.init != "cell" and nn.fills(config.init, spec.shape):
         return Param(spec.shape, config.init, spec.role)
     if spec.role == "bias" and spec.init == "zeros" and config.init_bias != "cell":
@@ -275,10 +300,10 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
         cls(first if i == 0 else config.hidden, config.hidden, config.cell_options) for i in range(config.layers)
     )
     for cell in cells:
-        states, _ = specification(cell)
-        output = next(iter(states.values()))
-        if output.shape != (config.hidden,):
+        output = output_of(cell)
+        shape = specification(cell)[0][output].shape
+        if shape != (config.hidden,):
             raise InputError(
-                f"cell {cell.name}: expected its first state to have shape ({config.hidden},), got {output.shape}"
+                f"cell {cell.name}: expected its output, the state {output}, of shape ({config.hidden},), got {shape}"
             )
     return Model(config, V, cells)

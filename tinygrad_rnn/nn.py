@@ -1,7 +1,7 @@
 """What models are made of besides cells: initialisers by name, and dropout.
 
 An initialiser is written ``name``, ``name:number`` or ``name:number,number``: ``glorot``, ``orthogonal:0.9``,
-``sparse:15,0.95``. One more belongs to a cell: ``minus:b_f`` is the negative of its parameter b_f, whatever was drawn.
+``sparse:15,0.95``. A cell may have one of its own, a function: see `cell.Param`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _reservoir(
 def _chrono(shape: Shape, rng: np.random.Generator, T: float) -> np.ndarray[Any, Any]:
     """log U(1, T - 1): the bias of a gate that keeps, for memories of up to T steps.
 
-    Source: Tallec & Ollivier 2018, arXiv 1804.11188; b_i of an LSTM is then ``minus:b_f``.
+    Source: Tallec & Ollivier 2018, arXiv 1804.11188; b_i of an LSTM is then -b_f.
     """
     return np.log(rng.uniform(1.0, T - 1.0, shape))
 
@@ -183,12 +183,6 @@ def fills(text: str, shape: Shape) -> bool:
     return len(shape) == 2 or parse_initialiser(text)[0] not in MATRICES
 
 
-def mirrored(text: str) -> str | None:
-    """The parameter whose negative ``minus:NAME`` asks for; None for every other initialiser."""
-    name, _, of = text.partition(":")
-    return of if name == "minus" else None
-
-
 def initialise(text: str, shape: Shape, rng: np.random.Generator, dtype: Any = np.float64) -> np.ndarray[Any, Any]:
     """A new array of `shape` by the initialiser `text`, drawn in float64 on the host, then cast to `dtype`.
 
@@ -202,12 +196,19 @@ def initialise(text: str, shape: Shape, rng: np.random.Generator, dtype: Any = n
         raise InputError(f"initialiser {name}: expected a square matrix, got shape {shape}; use it as recurrent_init")
     with np.errstate(over="ignore"):
         try:
-            values = np.asarray(INITIALISERS[name](shape, rng, *numbers), dtype, order="C")
+            values = INITIALISERS[name](shape, rng, *numbers)
         except OverflowError:  # of a range of random numbers
             values = np.full(shape, np.inf)
+    return held(values, text, dtype)
+
+
+def held(values: np.ndarray[Any, Any], init: str, dtype: Any) -> np.ndarray[Any, Any]:
+    """A copy of `values` in `dtype`. Raises InputError, with the initialiser's name, where that cannot hold them."""
+    with np.errstate(over="ignore"):
+        values = np.array(values, dtype, order="C")
     if not np.all(np.isfinite(values)):
         raise InputError(
-            f"initialiser {text!r}: expected numbers that {np.dtype(dtype).name} can hold, got larger ones"
+            f"initialiser {init!r}: expected numbers that {np.dtype(dtype).name} can hold, got larger ones"
         )
     return values
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import backend, engine
-from tinygrad_rnn.cell import Cell, specification
+from tinygrad_rnn.cell import Cell, output_of, specification
 from tinygrad_rnn.checkpoint import to_json, write_new_file
 from tinygrad_rnn.compile.trace import Step, Symbol, Untraceable, ancestors, depends, same, trace_step
 from tinygrad_rnn.data import Vocabulary
@@ -303,8 +303,9 @@ def _looped(main: Writer, cell: Cell, k: int, xs: str, dtype: Any) -> str:
         body.values[s] = last.name = last.output[0] = body.name(new.get(s) or _label(s))
     body.where = ""
     ends = [body.values[s] for s in step.new.values()]
-    ends.append(body.node("Identity", ends[0]))
-    shapes = [s.shape for s in (*step.new.values(), next(iter(step.new.values())))]
+    output = step.new[output_of(cell)]
+    ends.append(body.node("Identity", body.values[output]))
+    shapes = [s.shape for s in (*step.new.values(), output)]
     outputs = [body.described(name, dtype, ("B", *size[1:])) for name, size in zip(ends, shapes, strict=True)]
     graph = main.onnx.helper.make_graph(body.nodes, f"{own}step", inputs, outputs)
     found = main.name(f"{own}outputs")

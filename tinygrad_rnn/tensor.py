@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self, overload
 
 import numpy as np
 
-from tinygrad_rnn import backend, engine, ops
+from tinygrad_rnn import backend, dispatch, engine, ops
 from tinygrad_rnn.engine import Operand, Variable, record_two, wrap
 from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, ShapeError
 from tinygrad_rnn.ops.reduce import Axis
@@ -18,7 +19,23 @@ class Algebra(Operand):
 
     __slots__ = ()
 
-    __array_ufunc__ = None  # so that ndarray * Tensor comes to Tensor.__rmul__, with CuPy too
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """What NumPy asks for ``np.tanh(x)``, and NumPy and CuPy for ``array * x``."""
+        return self._for_numpy(ufunc if method == "__call__" else getattr(ufunc, method), inputs, options)
+
+    def __array_function__(self, function: Any, types: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """What NumPy asks for ``np.concatenate([x, h], -1)``."""
+        return self._for_numpy(function, args, options)
+
+    def _for_numpy(self, function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        try:
+            return dispatch.answer(function, args, options)
+        except dispatch.NoOp as missing:
+            return self.without_op(function, args, options, missing)
+
+    def without_op(self, function: Any, args: tuple[Any, ...], options: dict[str, Any], missing: dispatch.NoOp) -> Any:
+        """The answer to one of NumPy's functions that no op stands for."""
+        raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,6 +85,36 @@ class Algebra(Operand):
 
     def __rpow__(self, other: Any) -> Self:
         return record_two(ops.pow, other, self)  # type: ignore[no-any-return]
+
+    def __mod__(self, other: Any) -> Self:
+        return ops.remainder(self, other)  # type: ignore[no-any-return]
+
+    def __rmod__(self, other: Any) -> Self:
+        return ops.remainder(other, self)  # type: ignore[no-any-return]
+
+    def __floordiv__(self, other: Any) -> Self:
+        return ops.floor_divide(self, other)  # type: ignore[no-any-return]
+
+    def __rfloordiv__(self, other: Any) -> Self:
+        return ops.floor_divide(other, self)  # type: ignore[no-any-return]
+
+    def __and__(self, other: Any) -> Self:
+        return _logical(ops.logical_and, self, other)  # type: ignore[no-any-return]
+
+    __rand__ = __and__
+
+    def __or__(self, other: Any) -> Self:
+        return _logical(ops.logical_or, self, other)  # type: ignore[no-any-return]
+
+    __ror__ = __or__
+
+    def __xor__(self, other: Any) -> Self:
+        return _logical(ops.logical_xor, self, other)  # type: ignore[no-any-return]
+
+    __rxor__ = __xor__
+
+    def __invert__(self) -> Self:
+        return _logical(ops.logical_not, self)  # type: ignore[no-any-return]
 
     def __matmul__(self, other: Any) -> Self:
         return ops.matmul(self, other)  # type: ignore[no-any-return]
@@ -140,6 +187,36 @@ class Algebra(Operand):
     def norm(self, axis: Axis = None, keepdims: bool = False) -> Self:
         return ops.norm(self, axis, keepdims)  # type: ignore[no-any-return]
 
+    def var(self, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -> Self:
+        return ops.var(self, axis, keepdims, ddof=ddof)  # type: ignore[no-any-return]
+
+    def std(self, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -> Self:
+        return ops.std(self, axis, keepdims, ddof=ddof)  # type: ignore[no-any-return]
+
+    def prod(self, axis: Axis = None, keepdims: bool = False) -> Self:
+        return ops.prod(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Self:
+        return ops.argmax(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def argmin(self, axis: int | None = None, keepdims: bool = False) -> Self:
+        return ops.argmin(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def cumsum(self, axis: int | None = None) -> Self:
+        return ops.cumsum(self, axis)  # type: ignore[no-any-return]
+
+    def clip(self, low: Any = None, high: Any = None) -> Self:
+        return ops.clip(self, low, high)  # type: ignore[no-any-return]
+
+    def ravel(self) -> Self:
+        return ops.ravel(self)  # type: ignore[no-any-return]
+
+    def flatten(self) -> Self:
+        return ops.ravel(self)  # type: ignore[no-any-return]
+
+    def squeeze(self, axis: Axis = None) -> Self:
+        return ops.squeeze(self, axis)  # type: ignore[no-any-return]
+
     def reshape(self, *shape: Any) -> Self:
         """The sizes given one by one or as a sequence."""
         return ops.reshape(self, shape[0] if len(shape) == 1 else shape)  # type: ignore[no-any-return]
@@ -153,13 +230,25 @@ class Algebra(Operand):
         return ops.swapaxes(self, a, b)  # type: ignore[no-any-return]
 
 
+def _logical(op: Any, *masks: Any) -> Any:
+    """`op` of masks, for the operators that mean something else for numbers."""
+    for mask in masks:
+        kind = np.dtype(getattr(mask, "dtype", type(mask) if isinstance(mask, bool | int | float) else object))
+        if kind.kind != "b":
+            told = kind if kind.kind != "O" else type(mask).__name__
+            raise DtypeError(f"{op.__name__}: expected boolean masks around &, |, ^ and ~, got {told}; compare first")
+    return op(*masks)
+
+
 class Tensor(Algebra, Variable):
     """An array (`data`, a plain numpy.ndarray or cupy.ndarray) that remembers how it was computed.
 
     ``Tensor(value, requires_grad=True)`` is a leaf: `grad` and `backward` find its gradient. `value` is not copied when
-    it is an array or a tensor of the right dtype: a write into one is seen by both. Python numbers and lists become
-    what NumPy makes of them, float64 or int64, unless `dtype` is given.
-    Raises DtypeError for what is not numeric and for a leaf that is not floating, ShapeError for a ragged list.
+    it is an array or a tensor of the right dtype: a write into one is seen by both. The tape notices what is written
+    through a tensor; after writing into the array between a forward pass and its gradient, call `mark_changed`. Python
+    numbers and lists become what NumPy makes of them, float64 or int64, unless `dtype` is given.
+    Raises DtypeError for what is not numeric, for a masked array and for a leaf that is not floating, ShapeError for a
+    ragged list, GradientError for a tensor whose gradient would be lost.
     """
 
     __slots__ = ()
@@ -167,8 +256,9 @@ class Tensor(Algebra, Variable):
     def __init__(self, value: Any, requires_grad: bool = False, dtype: Any = None) -> None:
         version: engine.Version | None = None
         if isinstance(value, Tensor):
+            value.no_loss("Tensor", "use it as it is, or take its .detach()")
             value, version = value.data, value.version
-        data = value if backend.is_array(value) else _from_python(value)
+        data = backend.plain(value, "Tensor") if backend.is_array(value) else _from_python(value)
         if dtype is not None:
             data = data.astype(dtype, copy=False)
         if data.dtype.kind not in "fiub":
@@ -242,6 +332,12 @@ class Tensor(Algebra, Variable):
         """The parts along the first axis."""
         return (self[i] for i in range(len(self)))
 
+    def __getitem__(self, index: Any) -> Tensor:
+        node = self.node
+        if node is not None and node.rare is not None and "parts" in node.rare:
+            return _of_parts(self, index)
+        return ops.getitem(self, index)  # type: ignore[no-any-return]
+
     def __bool__(self) -> bool:
         return bool(self.data)
 
@@ -259,16 +355,48 @@ class Tensor(Algebra, Variable):
             raise ShapeError(f"item: expected one element, got shape {self.shape}")
         return self.data.item()
 
+    def no_loss(self, call: str, use: str) -> None:
+        """Raise GradientError where `call` would cut this tensor off from the tape without a word; `use` says what to
+        write instead."""
+        if self.node is not None and engine.MODE.recording:
+            got = f"the output of {self.node.op.__name__}" if self.node.op is not None else "a leaf with requires_grad"
+            raise GradientError(f"{call}: expected a constant, since the gradient would be lost, got {got}; {use}")
+
     def numpy(self) -> np.ndarray[Any, Any]:
-        """The values as a NumPy array, copied from the device where needed."""
+        """The values as a NumPy array, copied from the device where needed.
+
+        Raises GradientError for a tensor that requires a gradient, outside no_grad(): take .detach() first, or .data.
+        """
+        self.no_loss("numpy", "take .detach().numpy() to cut it off on purpose")
         return backend.to_host(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        use = "use functions of tinygrad_rnn.ops, ops.stack for a list, or take .detach() to cut it off on purpose"
+        self.no_loss("np.asarray", use)
         if not isinstance(self.data, np.ndarray):
             raise DtypeError("np.asarray: expected a tensor on the cpu; copy it with .numpy()")
         return np.array(self.data, dtype=dtype, copy=copy)
 
+    def without_op(self, function: Any, args: tuple[Any, ...], options: dict[str, Any], missing: dispatch.NoOp) -> Any:
+        """NumPy's own result for constants, and where there is no gradient to lose.
+
+        Raises GradientError where there is one, InPlaceError where NumPy would write into a tensor.
+        """
+        name, written = function.__name__, options.get("out", args[0] if function.__name__ in dispatch.WRITERS else ())
+        if any(True for _ in _tensors(written)):
+            raise InPlaceError(
+                f"{dispatch.told(function)}: expected an array to write into, got a tensor; use x[...] ="
+            )
+        if name not in dispatch.NO_GRADIENT and engine.MODE.recording:
+            if any(x.node is not None for x in _tensors([*args, *options.values()])):
+                raise GradientError(
+                    f"{dispatch.told(function)}: {missing.why}, and NumPy would lose the gradient; {missing.use}, or "
+                    "take .detach() to cut it off on purpose"
+                )
+        return function(*_as_arrays(args), **_as_arrays(options))
+
     def __dlpack__(self, **options: Any) -> Any:
+        self.no_loss("dlpack", "take its .detach()")
         return self.data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
@@ -279,11 +407,14 @@ class Tensor(Algebra, Variable):
         return wrap(Tensor, self.data, None, self.version)
 
     def copy(self) -> Tensor:
-        """A constant with memory of its own."""
+        """A constant with memory of its own. Raises GradientError as `numpy` does."""
+        self.no_loss("copy", "take .detach().copy(), which may be written")
         return Tensor(self.data.copy())
 
     def to(self, device: backend.Device) -> Tensor:
-        """A leaf with the same values on `device`; the gradient does not follow."""
+        """A constant or a leaf, again as such on `device`. Raises GradientError for the output of an op."""
+        if not self.is_leaf:
+            self.no_loss("to", "take .detach().to(...), or move the leaves that it is computed from")
         moved = backend.from_host(backend.to_host(self.data), device.xp)
         return Tensor(moved, requires_grad=self.requires_grad)
 
@@ -301,10 +432,10 @@ class Tensor(Algebra, Variable):
         targets = {node for node in reached if node.op is None or (node.rare and node.rare.get("keep"))}
         for node in reached:  # an output of a node with several may be kept although nothing was computed from it
             if node.op is not None and node.op.many is not None and node.rare:
-                targets |= node.rare["kept parts"]
-        found = engine.flow(root, _seed(self, g, create_graph), targets, Tensor, higher=create_graph)
-        for node, value in found.items():
-            value = value if create_graph else wrap(Tensor, value)
+                targets.update(node.rare["kept parts"])
+        seed = _seed(self, g, create_graph)
+        found = engine.flow(root, seed, targets, Tensor, higher=create_graph)
+        for node, value in zip(found, _own(list(found.values()), seed), strict=True):
             old = (node.rare or {}).get("grad")
             node.rare = {**(node.rare or {}), "grad": value if old is None else old + value}
 
@@ -314,7 +445,9 @@ class Tensor(Algebra, Variable):
         node.rare = {**(node.rare or {}), "keep": True}
         if node.op is not None and node.op.part:
             whole: Any = node.parents[0]
-            whole.rare = {"kept parts": {node, *(whole.rare or {}).get("kept parts", ())}}
+            if whole.rare is None:
+                whole.rare = {"kept parts": weakref.WeakSet()}  # weak: they hold the whole, and a cycle would keep both
+            whole.rare["kept parts"].add(node)
         return self
 
     # ----------------------------------------------------------------------------- in-place writes
@@ -332,10 +465,13 @@ class Tensor(Algebra, Variable):
             made = self.node.op.__name__ if self.node is not None and self.node.op is not None else "an op"
             raise InPlaceError(
                 f"assign: expected a tensor that no op made, got the output of {made}; use where, "
-                "concatenate or scatter, or change a .copy()"
+                "concatenate or scatter, or change a .detach().copy()"
             )
+        if isinstance(value, Tensor):
+            value.no_loss("assign", "use ops.where, concatenate or scatter, or write its .detach()")
+            value = value.data
         try:
-            self.data[index] = value.data if isinstance(value, Tensor) else value
+            self.data[index] = value
         except (ValueError, IndexError) as error:
             raise ShapeError(f"assign: got a tensor of shape {self.shape}: {error}") from error
         self.version[0] += 1
@@ -346,12 +482,58 @@ class Tensor(Algebra, Variable):
             self.version[0] += 1
 
 
+def made_of(whole: Any, parts: Sequence[Tensor], steps: range) -> Any:
+    """`whole`, whose items along the first axis are the tensors of `parts` at `steps`: ``whole[i]`` is that tensor.
+
+    So a gradient can be asked for ``whole[i]``; of any other tensor that is a new one, from which nothing was computed.
+    """
+    if isinstance(whole, Tensor) and whole.node is not None:  # not so where parameters and inputs are plain arrays
+        whole.node.rare = {**(whole.node.rare or {}), "parts": (parts, steps)}
+    return whole
+
+
+def _of_parts(whole: Tensor, index: Any) -> Tensor:
+    """``whole[index]`` for what `made_of` returned, or a slice of it."""
+    node: Any = whole.node
+    parts, steps = node.rare["parts"]
+    first, *rest = index if isinstance(index, tuple) and index else (index,)
+    if isinstance(first, int | np.integer) and not isinstance(first, bool) and -len(steps) <= first < len(steps):
+        found: Tensor = parts[steps[first]]
+        return found[tuple(rest)] if rest else found
+    made: Tensor = ops.getitem(whole, index)
+    return made_of(made, parts, steps[first]) if isinstance(first, slice) and not rest else made
+
+
 def _from_python(value: Any) -> np.ndarray[Any, Any]:
     """Numbers, or lists of them, as an array."""
     try:
         return np.asarray(value)
+    except GradientError as error:
+        raise GradientError(
+            "Tensor: expected numbers, got tensors whose gradient would be lost; use ops.stack, or take their .detach()"
+        ) from error
     except ValueError as error:
         raise ShapeError(f"Tensor: expected lists of equal lengths, got others: {error}") from error
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in the arguments of a function."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _as_arrays(value: Any) -> Any:
+    """The arguments of a function with arrays in the place of tensors."""
+    if isinstance(value, Tensor):
+        return value.data
+    if isinstance(value, list | tuple):
+        return type(value)([_as_arrays(part) for part in value])
+    if isinstance(value, dict):
+        return {key: _as_arrays(part) for key, part in value.items()}
+    return value
 
 
 def _root(y: Any) -> engine.Node:
@@ -375,12 +557,36 @@ def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
         g = np.ones_like(y.data)
     if isinstance(g, list | tuple):
         g = _from_python(g)
+    elif backend.is_array(g):
+        g = backend.plain(g, "grad")
     data = g.data if isinstance(g, Tensor) else g if backend.is_array(g) else np.full_like(y.data, g)
     if data.shape != y.shape or data.dtype != y.dtype:
         raise ShapeError(f"grad: expected a gradient of shape {y.shape} {y.dtype}, got {data.shape} {data.dtype}")
     if create_graph:
         return g if isinstance(g, Tensor) else wrap(Tensor, data)
     return data
+
+
+def _own(gradients: list[Any], seed: Any) -> list[Any]:
+    """`gradients` as tensors, each with memory of its own: what is clipped or written in place is no other's.
+
+    Arrays come from the walk with memory of their own, and one of them twice where a target is there twice. Tensors of
+    a graph share theirs where a rule passes a gradient on; their copies are recorded.
+    """
+    taken = {id(seed), id(seed.data) if isinstance(seed, Tensor) else 0}
+    owned = []
+    for value in gradients:
+        if isinstance(value, Tensor):
+            data = value.data
+            if getattr(data, "base", None) is not None or {id(value), id(data)} & taken:
+                with engine.recording():
+                    value = value * 1.0
+            taken |= {id(value), id(data)}
+        elif value is not None:
+            value = wrap(Tensor, value.copy() if id(value) in taken else value)
+            taken.add(id(value.data))
+        owned.append(value)
+    return owned
 
 
 @overload
@@ -399,14 +605,15 @@ def grad(
     g: Any = None,
     *,
     create_graph: bool = False,
-    unused: Literal["zeros", "error"] = "zeros",
+    unused: Literal["zeros", "error"] = "error",
 ) -> Any:
     """The gradient of `y` with respect to any tensors below it: leaves, states, gates.
 
     `g` (shape of y) is what flows into `y`: needed unless y has one element. With `create_graph` the result is itself
-    on the tape, so that it can be differentiated again. A tensor that y does not depend on gets zeros, or with
-    ``unused="error"`` a GradientError. Returns one tensor, or a list as long as `wrt`.
-    Raises GradientError when y or a target has no place on the tape.
+    on the tape, so that it can be differentiated again; without it the result is a constant, whatever `g` is. Returns
+    one tensor, or a list as long as `wrt`, each with memory of its own.
+    Raises GradientError when y or a target has no place on the tape, and when y was not computed from a target, which
+    gets zeros with ``unused="zeros"``. A fresh slice or a copy of what y was computed from is another tensor.
     """
     single = isinstance(wrt, Tensor)
     targets: list[Tensor] = [wrt] if isinstance(wrt, Tensor) else list(wrt)
@@ -419,18 +626,18 @@ def grad(
                 f"grad: expected targets with requires_grad=True, got a constant at position {i} of "
                 f"shape {target.shape}"
             )
-    found = engine.flow(
-        root, _seed(y, g, create_graph), {t.node for t in targets if t.node is not None}, Tensor, higher=create_graph
-    )
-    results = []
-    for i, target in enumerate(targets):
-        value = found.get(target.node) if target.node is not None else None
-        if value is None:
-            if unused == "error":
-                raise GradientError(
-                    f"grad: expected y to depend on every target, got one it does not depend on at "
-                    f"position {i}; unused='zeros' gives zeros"
-                )
-            value = np.zeros_like(target.data)
-        results.append(value if isinstance(value, Tensor) else wrap(Tensor, value))
+    seed = _seed(y, g, create_graph)
+    nodes = [target.node for target in targets if target.node is not None]
+    found = engine.flow(root, seed, set(nodes), Tensor, higher=create_graph)
+    for i, (target, node) in enumerate(zip(targets, nodes, strict=True)):
+        if node not in found and unused == "error":
+            raise GradientError(
+                f"grad: the target at position {i}, shape {target.shape}, appears not to have been used in the graph "
+                "of y (a fresh slice is another tensor than the one used); unused='zeros' gives zeros"
+            )
+    results = _own([found.get(node) for node in nodes], seed)
+    results = [
+        wrap(Tensor, np.zeros_like(target.data)) if value is None else value
+        for target, value in zip(targets, results, strict=True)
+    ]
     return results[0] if single else results

@@ -6,16 +6,28 @@ diagnosed as one. The first wrapper is the innermost.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import math
-from abc import abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from tinygrad_rnn import ops
-from tinygrad_rnn.cell import Cell, Noise, Param, State, bias, input_matrix, noise_of, specification
+from tinygrad_rnn.cell import (
+    Cell,
+    Noise,
+    Param,
+    State,
+    Timestep,
+    bias,
+    input_matrix,
+    noise_of,
+    output_of,
+    specification,
+)
 from tinygrad_rnn.errors import InputError, nearest
 from tinygrad_rnn.ops.linear import Factor
 
@@ -82,6 +94,11 @@ class Wrapper(Cell):
     def around(self, step: Callable[..., Any], p: Any, x: Any, s: Any, lib: Any) -> dict[str, Any]:
         """The wrapped step from the cell's own; `lib` has the functions: `ops`, or NumPy for the reference."""
 
+    def own_states(self) -> dict[str, State]:
+        """The states that the cell's step returns: not the timesteps, which the library counts."""
+        states = specification(self.inner)[0]
+        return {name: spec for name, spec in states.items() if not isinstance(spec, Timestep)}
+
     def matrices(self, *roles: str) -> dict[str, Param]:
         """The cell's matrices in these roles, by name."""
         params = specification(self.inner)[1]
@@ -102,18 +119,18 @@ class Zoneout(Wrapper):
     source = "zoneout: D. Krueger et al., Zoneout: regularizing RNNs by randomly preserving hidden activations, 2016"
 
     def check_numbers(self) -> None:
-        states = specification(self.inner)[0]
+        states = self.own_states()
         if len(self.numbers) not in (1, len(states)) or not all(0.0 <= rate < 1.0 for rate in self.numbers):
             wanted = "one rate in [0, 1), as in zoneout:0.1"
             wanted += f", or one for each of {', '.join(states)}" if len(states) > 1 else ""
             raise InputError(f"--wrap zoneout: expected {wanted}, got {self._numbers() or 'none'}")
 
     def rule(self) -> str:
-        lines = (f"{name}' = k * {name}' + (1 - k) * {name}" for name in specification(self.inner)[0])
+        lines = (f"{name}' = k * {name}' + (1 - k) * {name}" for name in self.own_states())
         return f"{'; '.join(lines)}    k is 0 with probability {self._numbers()}, else 1; its mean outside training"
 
     def noise(self) -> dict[str, Noise]:
-        states = specification(self.inner)[0]
+        states = self.own_states()
         rates = self.numbers * len(states) if len(self.numbers) == 1 else self.numbers
         own = {
             _free(f"k_{name}", self.inner): Noise(spec.shape, 1.0 - rate)
@@ -201,11 +218,11 @@ class Connection(Wrapper):
 
     def check(self) -> None:
         super().check()
-        name, first = next(iter(specification(self.inner)[0].items()))
-        if first.shape != (self.H,):
+        name = output_of(self.inner)
+        shape = specification(self.inner)[0][name].shape
+        if shape != (self.H,):
             raise InputError(
-                f"--wrap {self.word}: expected a cell whose first state, its output, has H={self.H} units, got {name} "
-                f"of shape {first.shape}"
+                f"--wrap {self.word}: expected a cell whose output has H={self.H} units, got {name} of shape {shape}"
             )
 
     @property
@@ -230,7 +247,7 @@ class Connection(Wrapper):
     def around(self, step: Callable[..., Any], p: Any, x: Any, s: Any, lib: Any) -> dict[str, Any]:
         new = step(p, x, s)
         past = x if self.I == self.H else x @ getattr(p, self.skip)
-        return {self.out: self.joined(p, x, past, next(iter(new.values())), lib), **new}
+        return {self.out: self.joined(p, x, past, new[output_of(self.inner)], lib), **new}
 
     @abstractmethod
     def joined(self, p: Any, x: Any, past: Any, h: Any, lib: Any) -> Any:
@@ -243,7 +260,7 @@ class Residual(Connection):
     source = "residual: K. He et al., Deep residual learning for image recognition, arXiv 1512.03385, 2015"
 
     def rule(self) -> str:
-        return f"{self.out}' = {next(iter(specification(self.inner)[0]))}' + {self.past()}    {PAST}"
+        return f"{self.out}' = {output_of(self.inner)}' + {self.past()}    {PAST}"
 
     def joined(self, p: Any, x: Any, past: Any, h: Any, lib: Any) -> Any:
         return h + past
@@ -260,7 +277,7 @@ class Highway(Connection):
 
     def rule(self) -> str:
         W, b = _free("W_t", self.inner), _free("b_t", self.inner)
-        new = f"{self.out}' = t * {next(iter(specification(self.inner)[0]))}' + (1 - t) * ({self.past()})"
+        new = f"{self.out}' = t * {output_of(self.inner)}' + (1 - t) * ({self.past()})"
         return f"t = sigmoid(x {W} + {b}); {new}    {PAST}"
 
     def params(self) -> dict[str, Param]:
@@ -329,12 +346,33 @@ def wrap_cell(cls: type[Cell], wraps: Iterable[str]) -> type[Cell]:
             "citation": f"{cls.citation}; {kind.source}",
             "deviations": cls.deviations,
             "equation": cls.equation,
+            "output": "" if issubclass(kind, Connection) else cls.output,
             "Options": cls.Options,
         }
-        wrapped: Any = type(cls.__name__, (kind,), facts)
+        wrapped: Any = _Made(cls.__name__, (kind,), facts)
         wrapped.equation = f"{cls.equation}\n{_rule(wrapped)}"
         cls = wrapped
     return cls
+
+
+def unwrap_cell(cls: type[Cell]) -> tuple[type[Cell], list[str]]:
+    """The class inside all wrappers, and what `wrap_cell` needs to make `cls` of it again."""
+    wraps: list[str] = []
+    while issubclass(cls, Wrapper):
+        wraps.insert(0, cls.name.removeprefix(f"{cls.of.name}+"))
+        cls = cls.of
+    return cls, wraps
+
+
+class _Made(ABCMeta):
+    """Final. The kind of class that `wrap_cell` makes: nobody can import it, so pickle makes it again."""
+
+
+def _how_made(cls: Any) -> Any:
+    return wrap_cell, unwrap_cell(cls)
+
+
+copyreg.pickle(_Made, _how_made)
 
 
 def _rule(cls: Any) -> str:

@@ -98,11 +98,18 @@ def describe(entry: tr.CellEntry) -> dict[str, Any]:
             for option in dataclasses.fields(cls.Options)
         ],
         "params": [
-            {"name": key, "shape": _letters(param.shape, cell), "init": param.init, "role": param.role}
+            {"name": key, "shape": _letters(param.shape, cell), "init": param.init_name, "role": param.role}
             for key, param in params.items()
         ],
+        "output": tr.output_of(cell),
         "states": [
-            {"name": key, "shape": _letters(state.shape, cell), "start": state.start} for key, state in states.items()
+            {
+                "name": key,
+                "shape": _letters(state.shape, cell),
+                "start": state.start,
+                "timestep": isinstance(state, tr.Timestep),
+            }
+            for key, state in states.items()
         ],
     }
 
@@ -122,6 +129,10 @@ def _letter(size: int, cell: Cell) -> str:
     for letter, value in (("H", cell.H), ("I", cell.I)):
         if size and size % value == 0:
             return letter if size == value else f"{size // value}{letter}"
+    for parts in range(2, 17):  # the units are shared out
+        count = round(size * parts / cell.H)
+        if count and abs(size - count * cell.H / parts) < 1:
+            return f"{count if count > 1 else ''}H/{parts}"
     return str(size)
 
 
@@ -166,10 +177,13 @@ def _print(facts: dict[str, Any]) -> None:
         ["name", "shape", "role", "initialiser"],
         [[param["name"], _shape(param["shape"]), param["role"], param["init"]] for param in facts["params"]],
     )
-    heading("States (the first one is the output)")
+    heading(f"States (the output is {facts['output']})")
     table(
         ["name", "shape", "start"],
-        [[state["name"], _shape(state["shape"]), spell(state["start"])] for state in facts["states"]],
+        [
+            [state["name"], _shape(state["shape"]), spell(state["start"]) + ", counts the steps" * state["timestep"]]
+            for state in facts["states"]
+        ],
     )
     identity = facts["identity"]
     emit(f"\n{identity['distribution']} {identity['version']}, source sha256 {identity['source_sha256'][:16]}")

@@ -52,7 +52,7 @@ def examine(path: Path) -> dict[str, Any]:
                 "name": name,
                 "shape": list(spec.shape),
                 "role": spec.role,
-                "init": spec.init,
+                "init": spec.init_name,
                 "count": math.prod(spec.shape),
             }
             for name, spec in model.params().items()

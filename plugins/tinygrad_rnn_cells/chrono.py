@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
 from tinygrad_rnn import Param
 
 HELP = "memories of up to this many steps: {keeps} starts at log U(1, T - 1){rest} (Tallec & Ollivier 2018); 0: off"
+Array = np.ndarray[Any, Any]
+
+
+def negative(rng: np.random.Generator, shape: tuple[int, ...], arrays: Mapping[str, Array], *, of: str) -> Array:
+    """The negative of what was drawn for the parameter `of`."""
+    return -arrays[of]
 
 
 def chrono(H: int, T: float, keeps: str, writes: str | None = None) -> dict[str, Param]:
@@ -12,4 +24,4 @@ def chrono(H: int, T: float, keeps: str, writes: str | None = None) -> dict[str,
     if not T:
         return {}
     specs = {keeps: Param((H,), f"chrono:{T!r}", "bias")}
-    return specs | ({writes: Param((H,), f"minus:{keeps}", "bias")} if writes else {})
+    return specs | ({writes: Param((H,), functools.partial(negative, of=keeps), "bias")} if writes else {})

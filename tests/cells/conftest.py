@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinygrad_rnn import Cell, available_cells, load_cell, specification
+from tinygrad_rnn import Cell, available_cells, init_cell, load_cell, specification
 from tinygrad_rnn import guard as guard_arrays
+from tinygrad_rnn.cell import timesteps
+from tinygrad_rnn.testing.equation import written_out
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
-FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+FUNCTIONS: dict[str, Callable[..., Array]] = {
     "tanh": np.tanh,
+    "where": np.where,
+    "concat": lambda parts: np.concatenate(parts, axis=-1),
     "sigmoid": lambda a: 1.0 / (1.0 + np.exp(-a)),
     "relu": lambda a: np.maximum(a, 0.0),
     "identity": lambda a: a,
@@ -34,7 +38,7 @@ def by_equation(cell: Cell, params: Mapping[str, Array], x: Array, state: Mappin
     options = vars(cell.options)
     names = {**FUNCTIONS, **params, **options, **state, "x": x, "f": FUNCTIONS.get(options.get("activation", ""))}
     lines: dict[str, str] = {}
-    for line in re.sub(r"\n +", " ", cell.equation).splitlines():  # an indented line goes on with the one above
+    for line in written_out(cell).splitlines():
         formula, _, condition = re.sub(r" {2,}", "\t", line.strip()).partition("\t")
         option, *values = condition.split() or [""]
         name, _, right = formula.partition(" = ")
@@ -84,7 +88,35 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fastgrnn": ("fastgrnn", {}),
     "esn": ("esn", {}),
     "esn-leak": ("esn", {"leak": 1.0}),
+    "clockwork": ("clockwork", {}),
+    "clockwork-periods": ("clockwork", {"periods": "1,3"}),
 }
+
+
+def clockwork(cell: Cell, p: Arrays, x: Array, s: Arrays) -> Arrays:
+    """Koutnik et al. 2014, equation 1, in columns as they print it: one matrix of blocks, zero below the diagonal.
+
+    Its block row i, and what comes in for module i, counts where t mod T_i is 0; elsewhere y_i stays what it was.
+    """
+    periods = [int(text) for text in cell.options.periods.split(",")]
+    modules = np.array_split(np.arange(cell.H), len(periods))
+    W_H = np.zeros((cell.H, cell.H))
+    for i, units in enumerate(modules):
+        for later in modules[i:]:
+            if len(units):
+                W_H[np.ix_(units, later)] = p[f"W_h{i}"].T[:, later - units[0]]
+    y = np.empty_like(s["h"])
+    for row, old in enumerate(s["h"]):
+        y[row] = old
+        for units, T in zip(modules, periods, strict=True):
+            if s["t"][row, 0] % T == 0:
+                y[row, units] = np.tanh(W_H[units] @ old + p["W_xh"].T[units] @ x[row] + p["b_h"][units])
+    return {"h": y, "t": s["t"] + 1}
+
+
+STRUCTURE = ("period",)  # buffers that are not any numbers
+# The bare formulas of cells that bring none of their own.
+FORMULAS: dict[str, Callable[[Cell, Arrays, Array, Arrays], Arrays]] = {"clockwork": clockwork}
 BUILT_IN = [row.name for row in available_cells(third_party=False)]
 
 
@@ -97,12 +129,21 @@ class Case:
     state: Arrays
     xs: Array
 
+    def leaves(self) -> Arrays:
+        """What has a gradient, by name: ``xs``, states and parameters, but nothing that a clock compares."""
+        arrays = {"xs": self.xs, **self.state, **self.params}
+        clocks = timesteps(specification(self.cell)[0])
+        return {name: array for name, array in arrays.items() if name not in (*clocks, *STRUCTURE)}
+
     def reference(self) -> list[Arrays]:
         """The states after every step, by the cell's reference."""
         found: list[Arrays] = []
         for x in self.xs:
             state = found[-1] if found else self.state
-            new = self.cell.reference(SimpleNamespace(**self.params), x, SimpleNamespace(**state))
+            if self.cell.name in FORMULAS:
+                new = FORMULAS[self.cell.name](self.cell, self.params, x, state)
+            else:
+                new = self.cell.reference(SimpleNamespace(**self.params), x, SimpleNamespace(**state))
             assert new is not None
             found.append(new)
         return found
@@ -126,11 +167,17 @@ def make_case() -> Callable[..., Case]:
         name, options = VARIANTS[variant]
         cell = load_cell(name).cls(I, H, options)
         states, params = specification(cell)
+        arrays = {key: rng.normal(size=spec.shape) * 0.7 for key, spec in params.items()}
+        own = init_cell(cell, np.random.default_rng(0))
+        arrays.update({key: own[key].data for key, spec in params.items() if key in STRUCTURE})
+        start = {key: rng.uniform(-0.9, 0.9, (B, *spec.shape)) for key, spec in states.items()}
+        xs = rng.normal(size=(T, B, I))
+        start.update({key: rng.integers(0, 7, (B, 1)) for key in timesteps(states)})
         return Case(
             cell,
-            {key: (rng.normal(size=spec.shape) * 0.7).astype(dtype) for key, spec in params.items()},
-            {key: rng.uniform(-0.9, 0.9, (B, *spec.shape)).astype(dtype) for key, spec in states.items()},
-            rng.normal(size=(T, B, I)).astype(dtype),
+            {key: value.astype(dtype) for key, value in arrays.items()},
+            {key: value.astype(dtype) for key, value in start.items()},
+            xs.astype(dtype),
         )
 
     return make

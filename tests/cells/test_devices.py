@@ -23,7 +23,7 @@ def run(case: Any, put: Callable[[Any], Any], *, watched: bool) -> list[Any]:
     mask = put(np.array([[True, True], [True, True], [True, False]]))
     with anomaly() if watched else contextlib.nullcontext():
         done = unroll(case.cell, params, xs, state, mask=mask)
-        found = grad(ops.sum(done.outputs * done.outputs), [xs, *params.values(), *state.values()])
+        found = grad(ops.sum(done.outputs * done.outputs), [xs, *params.values(), *state.values()], unused="zeros")
     return [value.data for value in (done.outputs, *done.state.values(), *found)]
 
 

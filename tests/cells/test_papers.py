@@ -13,7 +13,6 @@ import pytest
 from tinygrad_rnn import (
     InputError,
     ModelConfig,
-    PluginError,
     Tensor,
     build_model,
     check_cell,
@@ -26,7 +25,6 @@ from tinygrad_rnn import (
     specification,
     unroll,
 )
-from tinygrad_rnn.cell import Cell, Param, State
 
 Array = np.ndarray[Any, Any]
 Make = Callable[..., Any]
@@ -391,38 +389,6 @@ def test_chrono_of_the_others_is_on_the_gate_that_keeps() -> None:
         kept = biases.pop(bias)
         assert 0.0 <= kept.min() and np.log(10.0) < kept.max() <= np.log(19.0)
         assert not any(value.any() for value in biases.values())
-
-
-class Mirrored(Cell):
-    """A cell whose initialisers a test writes."""
-
-    name = "mirrored"
-    summary = citation = equation = "written for a test"
-    inits = ("uniform", "minus:b_f")
-
-    def state(self) -> dict[str, State]:
-        return {"h": State((self.H,))}
-
-    def params(self) -> dict[str, Param]:
-        b_f, b_i = self.inits
-        return {"b_i": Param((self.H,), b_i, "bias"), "b_f": Param((self.H,), b_f, "bias")}
-
-    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
-        return {"h": ops.tanh(s.h + p.b_f + p.b_i)}
-
-
-def test_a_mirrored_start_value_needs_a_drawn_one() -> None:
-    params = init_cell(Mirrored(2, 3), np.random.default_rng(0))
-    assert list(params) == ["b_i", "b_f"]  # declared before what it mirrors
-    np.testing.assert_array_equal(params["b_i"].data, -params["b_f"].data)
-    for inits in (("uniform", "minus:b_g"), ("minus:b_i", "minus:b_f"), ("zeros", "minus:")):
-        cls = type("Mirrored", (Mirrored,), {"inits": inits})
-        with pytest.raises(
-            PluginError, match=r"parameter b_i: expected minus:NAME of a drawn parameter of shape \(3,\)"
-        ):
-            specification(cls(2, 3))
-    with pytest.raises(InputError, match="no initialiser 'minus'"):
-        build_model(ModelConfig(init_bias="minus:b_f"), 5, load_cell("lstm"))
 
 
 @pytest.mark.parametrize("init", ["orthogonal", "identity:0.5"])

@@ -11,7 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinygrad_rnn import Cell, InputError, Tensor, grad, gradcheck, listen, load_cell, ops, specification, unroll
+from tinygrad_rnn import (
+    Cell,
+    InputError,
+    Tensor,
+    grad,
+    gradcheck,
+    listen,
+    load_cell,
+    ops,
+    output_of,
+    specification,
+    unroll,
+)
+from tinygrad_rnn.testing.equation import written_out
 
 Array = np.ndarray[Any, Any]
 Make = Callable[..., Any]
@@ -24,7 +37,7 @@ def test_unroll_equals_the_bare_formula(variant: str, T: int, B: int, I: int, H:
     case = make_case(variant, T, B, I, H)
     done = unroll(case.cell, case.params, case.xs, case.state)
     states = case.reference()
-    output = next(iter(case.state))
+    output = output_of(case.cell)
     np.testing.assert_allclose(done.outputs.data, np.stack([s[output] for s in states]), rtol=1e-13, atol=1e-15)
     for name in case.state:
         np.testing.assert_allclose(done.state[name].data, states[-1][name], rtol=1e-13, atol=1e-15)
@@ -36,15 +49,15 @@ def test_unroll_equals_the_bare_formula(variant: str, T: int, B: int, I: int, H:
 def test_gradients_of_first_and_second_order(variant: str, I: int, H: int, make_case: Make) -> None:
     """With respect to the inputs, every start state and every parameter at once; the seed keeps relu off its kink."""
     case = make_case(variant, T=3, B=2, I=I, H=H, seed=3)
-    states, params = list(case.state), list(case.params)
+    leaves = case.leaves()
 
-    def f(xs: Tensor, *rest: Tensor) -> tuple[Any, ...]:
-        start = dict(zip(states, rest[: len(states)], strict=True))
-        own = dict(zip(params, rest[len(states) :], strict=True))
-        done = unroll(case.cell, own, xs, start)
+    def f(*values: Tensor) -> tuple[Any, ...]:
+        given = {"xs": case.xs, **case.state, **case.params, **dict(zip(leaves, values, strict=True))}
+        own, start = ({name: given[name] for name in arrays} for arrays in (case.params, case.state))
+        done = unroll(case.cell, own, given["xs"], start)
         return (done.outputs, *done.state.values())
 
-    gradcheck(f, case.xs, *case.state.values(), *case.params.values(), rng=np.random.default_rng(1), order=2)
+    gradcheck(f, *leaves.values(), rng=np.random.default_rng(1), order=2)
 
 
 def test_every_gradient_entry_by_differences(variant: str, make_case: Make) -> None:
@@ -52,14 +65,14 @@ def test_every_gradient_entry_by_differences(variant: str, make_case: Make) -> N
     case = make_case(variant, T=3, B=2, I=2, H=3, seed=4)
     weights = np.random.default_rng(5).normal(size=(3, 2, 3))
     arrays = {"xs": case.xs, **case.state, **case.params}
-    tensors = {name: Tensor(array, requires_grad=True) for name, array in arrays.items()}
+    tensors: dict[str, Any] = {**arrays, **{n: Tensor(a, requires_grad=True) for n, a in case.leaves().items()}}
 
     def loss(values: dict[str, Any]) -> Any:
         done = unroll(case.cell, {k: values[k] for k in case.params}, values["xs"], {k: values[k] for k in case.state})
         return ops.sum(done.outputs * weights)
 
-    found = grad(loss(tensors), list(tensors.values()))
-    for (name, array), g in zip(arrays.items(), found, strict=True):
+    found = grad(loss(tensors), [tensors[name] for name in case.leaves()])
+    for (name, array), g in zip(case.leaves().items(), found, strict=True):
         expected = np.empty_like(array)
         for index in np.ndindex(array.shape):
             moved = []
@@ -77,6 +90,9 @@ UNUSUAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "minimalrnn W_zu": ((3, 3), "recurrent"), "scrn W_xs": ((2, "S"), "input"), "scrn W_sh": (("S", 3), "recurrent"),
     "fastgrnn W": ((2, 3), "input"), "fastgrnn U": ((3, 3), "recurrent"),
     "fastgrnn zeta": ((1,), "bias"), "fastgrnn nu": ((1,), "bias"),
+    "clockwork period": ((3,), "buffer"), "clockwork W_h0": ((3, 1), "recurrent"),
+    "clockwork W_h1": ((2, 1), "recurrent"), "clockwork W_h2": ((1, 1), "recurrent"),
+    "clockwork-periods W_h0": ((3, 2), "recurrent"), "clockwork-periods W_h1": ((1, 1), "recurrent"),
     "esn W_in": ((2, 3), "buffer"), "esn W": ((3, 3), "buffer"), "esn b": ((3,), "buffer"),
 }  # fmt: skip
 USUAL = {
@@ -94,8 +110,9 @@ def test_declared_states_and_parameters(variant: str, make_case: Make) -> None:
     done = unroll(case.cell, case.params, case.xs)
     assert list(done.state) == list(states)
     slow = getattr(case.cell.options, "slow", 0)
+    special = {("scrn", "s"): slow, ("clockwork", "t"): 1}
     assert {name: spec.shape for name, spec in states.items()} == {
-        name: (slow if (case.cell.name, name) == ("scrn", "s") else 3,) for name in states
+        name: (special.get((case.cell.name, name), 3),) for name in states
     }
     for name, spec in params.items():
         keys = [f"{variant} {name}", f"{case.cell.name} {name}", name]
@@ -133,7 +150,7 @@ def test_dtype_is_kept(variant: str, dtype: Any, rtol: float, make_case: Make) -
     params = {name: Tensor(value, requires_grad=True) for name, value in case.params.items()}
     done = unroll(case.cell, params, case.xs)
     assert {value.dtype for value in (done.outputs, *done.state.values())} == {np.dtype(dtype)}
-    found = grad(ops.sum(done.outputs), list(params.values()))
+    found = grad(ops.sum(done.outputs), list(params.values()), unused="zeros")
     assert {g.dtype for g in found} == {np.dtype(dtype)}
     wide = {name: value.astype(np.float64) for name, value in case.params.items()}
     expected = unroll(case.cell, wide, case.xs.astype(np.float64))
@@ -159,7 +176,7 @@ def test_extreme_inputs_stay_finite(variant: str, make_case: Make) -> None:
     xs = Tensor(case.xs * 1e4, requires_grad=True)
     params = {name: Tensor(value, requires_grad=True) for name, value in case.params.items()}
     done = unroll(case.cell, params, xs, case.state)
-    found = grad(ops.sum(done.outputs), [xs, *params.values()])
+    found = grad(ops.sum(done.outputs), [xs, *params.values()], unused="zeros")
     for value in (done.outputs, *done.state.values(), *found):
         assert np.isfinite(value.data).all()
     if variant not in UNBOUNDED:
@@ -325,7 +342,7 @@ def test_every_parameter_is_in_the_equation(cell_name: str) -> None:
     options = {"form": "reset_after"} if cell_name == "gru" else {}
     cell = load_cell(cell_name).cls(2, 3, options)
     for name in specification(cell)[1]:
-        assert name in (cell.equation if name != "P" else cell.deviations), name
+        assert name in (written_out(cell) if name != "P" else cell.deviations), name
 
 
 def test_every_option_has_help(cell_name: str) -> None:

@@ -164,12 +164,12 @@ def outcome(
     twice: dict[str, Array] = {}
     # a loss that no leaf reaches has no gradient; the compiled run may not know that, and then gives zeros
     if targets and total.requires_grad:
-        found = grad(total, list(targets.values()), create_graph=second)
+        found = grad(total, list(targets.values()), create_graph=second, unused="zeros")
         first = {f"d {name}": value.data for name, value in zip(targets, found, strict=True)}
         if second:
             combined = sum((weighted(value, rng) for value in found), Tensor(np.zeros((), case.xs.dtype)))
             if combined.requires_grad:
-                again = grad(combined, list(leaves.values()))
+                again = grad(combined, list(leaves.values()), unused="zeros")
                 twice = {f"dd {name}": value.data for name, value in zip(leaves, again, strict=True)}
     return Outcome(done, values, first, twice)
 

@@ -33,6 +33,11 @@ class RandomCell:
     lines: tuple[str, ...]
     returned: dict[str, str]
     starts: dict[str, float] = field(default_factory=dict)
+    declared: str = ""
+
+    @property
+    def output(self) -> str:
+        return self.declared or next(iter(self.states))
 
     @property
     def source(self) -> str:
@@ -44,6 +49,7 @@ class RandomCell:
                 "class Nobody(Cell):",
                 "    name = 'nobody'",
                 "    summary = citation = equation = 'drawn at random'",
+                *([f"    output = {self.declared!r}"] if self.declared else []),
                 "    def state(self):",
                 f"        return {{{states}}}",
                 "    def params(self):",
@@ -431,6 +437,24 @@ class Author:
 
     # ---------------------------------------------------------------------------------- results
 
+    def read_out(self, new: Sequence[Value]) -> str:
+        """A state (B, H) that no step reads: a map of new states and of whatever else there is."""
+        fits = [value for value in [*new, *self.values] if len(value.shape) == 2 and value.shape[0] == "B"]
+        a, b = self.choose(fits[: 1 + len(new)]), self.choose(fits)
+        w, u = (self.param((v.shape[1], self.H), "recurrent").text for v in (a, b))
+        return str(
+            self.choose(
+                [
+                    f"{a.text} @ {w}",
+                    f"ops.tanh({a.text} @ {w} - {b.text} @ {u})",
+                    f"ops.sigmoid(x @ {self.param((self.I, self.H), 'input').text}) * ({a.text} @ {w})",
+                    f"ops.tanh({a.text}) @ {w} + ops.exp(-{b.text} * {b.text}) @ {u}",
+                    f"ops.tanh({a.text}) * {self.param((), 'bias').text} @ {w}",
+                    f"ops.sin({a.text} @ {w}) @ {self.param((self.H, self.H), 'recurrent').text}",
+                ]
+            )
+        )
+
     def fitted(self, value: Value, shape: tuple[int, ...]) -> str:
         """`value` as a new state of this shape: as it is, through a matrix, or as a number added to every element."""
         target = ("B", *shape)
@@ -519,4 +543,11 @@ def random_cells(draw: Callable[..., Any], longest: int = 12) -> RandomCell:
         if draw(st.booleans()):
             author.lines.append(f"new_{name} = {returned[name]}")
             returned[name] = f"new_{name}"
-    return RandomCell(I, H, states, author.params, tuple(author.lines), returned, starts)
+    new = [Value(returned[name], ("B", *shape), 2.0) for name, shape in states.items() if returned[name][:4] == "new_"]
+    for name in draw(st.sampled_from([[], [], ["y"], ["y", "z"]])):
+        states[name], starts[name] = (H,), 0.0
+        author.lines.append(f"{name} = {author.read_out(new)}")
+        returned[name] = name
+        new.append(Value(name, ("B", H), 2.0))
+    declared = draw(st.sampled_from(["", *states]))
+    return RandomCell(I, H, states, author.params, tuple(author.lines), returned, starts, declared)

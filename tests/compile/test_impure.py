@@ -84,7 +84,7 @@ class ReadsAnItem(Bare):
 
 class ReadsAsArray(Bare):
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
-        frozen = np.asarray(s.h)  # here
+        frozen = np.asarray(s.h.detach())  # here
         return {"h": ops.tanh(s.h @ p.U + x) * 0.5 + frozen * 0.1}
 
 
@@ -96,7 +96,7 @@ class ReadsData(Bare):
 
 class ReadsNumPy(Bare):
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
-        order = np.argsort(s.h.numpy().sum(axis=0))  # here
+        order = np.argsort(s.h.detach().numpy().sum(axis=0))  # here
         return {"h": ops.tanh(s.h[:, order] @ p.U + x)}
 
 
@@ -616,6 +616,32 @@ def test_ops_of_the_author(executor: str, loss: str) -> None:
     compare(executor, case_of(OwnOps, T=2), loss, second=True, bound=1e-10)
 
 
+# ------------------------------------------------------------------------------- NumPy's functions
+
+
+class SpeaksNumPy(Bare):
+    """For each of these there is an op."""
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        both = np.concatenate([x, np.clip(s.h, -0.8, 0.8)], axis=-1)
+        a = np.dot(both, np.vstack([p.U, np.transpose(p.U)])) + np.mean(s.h, axis=1, keepdims=True)
+        low, high = np.split(np.hstack([a, np.exp(-np.abs(a))]), 2, axis=-1)
+        return {"h": np.tanh(np.where(low > 0.0, low, np.float64(0.5) * high) + np.linalg.norm(x) / np.size(x))}
+
+
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_a_step_that_calls_numpy_trains_through_time(executor: str, loss: str) -> None:
+    assert compare(executor, case_of(SpeaksNumPy), loss).executor in (executor, "numpy")
+    compare(executor, case_of(SpeaksNumPy, T=2), loss, second=True, bound=1e-10)
+
+
+def test_the_reason_names_the_function_of_numpy(executor: str) -> None:
+    case = case_of(CallsNumPy)
+    with no_grad():
+        done = scan(case.cell, case.params, Tensor(case.xs), executor=executor)
+    assert re.search(r"the step calls np\.unwrap: there is no op for it \(test_impure\.py:\d+\)", done.reason)
+
+
 # ------------------------------------------------------------------------------- an author's slips
 
 
@@ -671,7 +697,7 @@ class MultipliesWrongShapes(Bare):
 
 class CallsNumPy(Bare):
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
-        return {"h": np.tanh(s.h @ p.U + x)}
+        return {"h": ops.tanh(np.unwrap(s.h @ p.U + x) * s.h)}
 
 
 class CallsNoOp(Bare):

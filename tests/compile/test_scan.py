@@ -8,6 +8,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -542,7 +543,7 @@ KEPT: dict[str, Callable[[Unrolled, list[Tensor]], Any]] = {
     "the last state": lambda done, found: done.state["c"],
     "a detached state": lambda done, found: done.states["c"][0].detach(),
     "a computed value": lambda done, found: done.outputs[2],
-    "np.asarray": lambda done, found: np.asarray(done.states["h"][1]),
+    "np.asarray": lambda done, found: np.asarray(done.states["h"][1].detach()),
     "a memoryview": lambda done, found: np.frombuffer(memoryview(done.states["h"][0].data)),
     "gradient of the inputs": lambda done, found: found[0],
     "gradient of a matrix": lambda done, found: found[1].data,
@@ -567,6 +568,47 @@ def test_what_is_kept_is_never_written_again(executor: str, what: str, taped: bo
     del done, found, every
     again(executor, case)
     np.testing.assert_array_equal(kept.data if isinstance(kept, Tensor) else kept, before)
+
+
+def test_gradients_of_states_and_inputs_share_no_memory(executor: str) -> None:
+    """Also where a state is the input, or another state, or itself one step later."""
+
+    class Aliases(type(cell_of("rnn"))):  # type: ignore[misc]
+        name = "aliases"
+
+        def state(self) -> dict[str, State]:
+            return {"h": State((self.H,)), "x": State((self.I,)), "again": State((self.H,)), "old": State((self.H,))}
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            h = super().step(p, x, s)["h"]
+            return {"h": h, "x": x, "again": h, "old": s.h}
+
+    case = make_case(Aliases(3, 4))
+    params, xs = tensors(case), Tensor(case.xs, requires_grad=True)
+    done = scan(case.cell, params, xs, case.state, executor=executor)
+    rows = [value for name in done.states for value in done.states[name]]
+    loss = sum((ops.sum(row * row) for row in rows), start=ops.sum(done.outputs))
+    wholes = [values.whole() for values in done.states.values()]  # type: ignore[attr-defined]
+    wanted = [xs, *params.values(), *rows, *rows[:2]]
+    for found in (grad(loss, wanted), grad(loss, [*wanted, *wholes], unused="zeros")):
+        for k, g in enumerate(found):
+            assert not any(np.shares_memory(g.data, other.data) for other in found[:k])
+
+
+def test_arrays_of_the_caller(executor: str, tmp_path: Path) -> None:
+    """A memmap is as good as an array; an array that is written before the gradient is taken changes no gradient."""
+    case = make_case(cell_of("lstm"))
+    given = np.memmap(tmp_path / "xs", np.float64, "w+", shape=case.xs.shape)
+    given[...] = case.xs
+    params, state = tensors(case), {name: array.copy() for name, array in (case.state or {}).items()}
+    done = scan(case.cell, params, given, state, executor=executor)
+    assert done.executor == executor
+    loss = ops.sum(done.outputs * done.outputs)
+    expected = [g.data for g in grad(loss, list(params.values()))]
+    for array in (given, *state.values()):
+        array.fill(0.5)
+    for got, before in zip(grad(loss, list(params.values())), expected, strict=True):
+        np.testing.assert_array_equal(got.data, before)
 
 
 def test_states_that_are_read_late(executor: str) -> None:
@@ -726,6 +768,86 @@ def test_a_dropped_result_is_freed_without_the_cycle_collector(executor: str) ->
     assert grown < 4 * one, f"20 dropped results left {grown} bytes, {grown / one:.1f} sequences of one state"
 
 
+def leftovers(run: Any) -> set[str]:
+    """The kinds of objects that only the cycle collector would free after `run`, twice called."""
+    run()
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        run()
+        gc.collect()
+        return {type(found).__name__ for found in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+RUNS: dict[str, Any] = {
+    "backward": lambda done, params: ops.sum(done.outputs).backward(),
+    "retain_grad": lambda done, params: (
+        [value.retain_grad() for value in (*done.outputs, done.state["c"], done.outputs)],
+        ops.sum(done.outputs * done.outputs[1] + done.state["c"]).backward(),
+    ),
+    "grad": lambda done, params: grad(
+        ops.sum(done.outputs[1:][0]), [*params.values(), *done.states["h"]], unused="zeros"
+    ),
+    "second order": lambda done, params: grad(
+        ops.sum(grad(ops.sum(done.outputs**2), done.outputs[0], create_graph=True)), list(params.values())
+    ),
+    "anomaly": lambda done, params: anomalous(lambda: grad(ops.sum(ops.sqrt(done.outputs * 0.0)), params["W_xi"])),
+}
+
+
+def anomalous(run: Callable[[], Any]) -> None:
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteError), anomaly():
+        run()
+
+
+@pytest.mark.parametrize("what", list(RUNS))
+@pytest.mark.parametrize("how", ["plain", "masked", "blocks", "unroll"])
+def test_no_run_leaves_a_cycle(executor: str, how: str, what: str) -> None:
+    case = make_case(cell_of("lstm"), masked=how == "masked")
+    way = {"blocks": {"recompute": 2}, "unroll": {"executor": "unroll"}}.get(how, {})
+
+    def run() -> None:
+        params = tensors(case)
+        done = scan(case.cell, params, case.xs, mask=case.mask, **{"executor": executor, **way})
+        RUNS[what](done, params)
+
+    assert not leftovers(run)
+
+
+def test_no_model_leaves_a_cycle() -> None:
+    config = ModelConfig(cell="gru", hidden=4, layers=2, embed="3", dropout=0.1)
+    model = build_model(config, 5, load_cell("gru"))
+
+    def run() -> None:
+        params = model.init(np.random.default_rng(0), np.float64)
+        out = model.forward(params, np.zeros((4, 2), int), rng=np.random.default_rng(0))
+        out.layers[0].outputs[1].retain_grad()
+        loss = ops.sum(out.logits)
+        grad(loss, list(params.values()), create_graph=True)
+        loss.backward()
+
+    assert not leftovers(run)
+
+
+def test_a_step_that_is_refused_leaves_no_array_in_a_cycle() -> None:
+    """The error knows the frames down to the one that has the arrays."""
+
+    class Looks(Longer):
+        name = "looks"
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            return super().step(p, x, s) if float(ops.sum(x)) else {}
+
+    def run() -> None:
+        case = make_case(Looks(3, 4))
+        assert "float()" in scan(case.cell, tensors(case), case.xs).reason
+
+    assert not leftovers(run) & {"Tensor", "Node", "frame", "traceback"}
+
+
 def test_threads(executor: str) -> None:
     """One cell, one shape, four threads with numbers of their own."""
     cell = cell_of("lstm", 6, 8)
@@ -773,6 +895,30 @@ def test_one_cell_in_many_shapes_and_dtypes(executor: str) -> None:
     for T, B, dtype in plans * 2:
         case = make_case(cell, T, B, seed=T)
         (compare_float32 if dtype == np.float32 else compare)(executor, case, "everything")
+
+
+class CountsRows(Longer):
+    """Final. Another step for large batches, and one that divides by their size."""
+
+    name = "counts-rows"
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        new = super().step(p, x, s)
+        if x.shape[0] > 8:
+            return {name: value * 0.5 for name, value in new.items()}
+        first = next(iter(new))
+        return {**new, first: new[first] + ops.mean(x) if x.shape[0] == 5 else new[first]}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("cls", [None, Chained, CountsRows])
+def test_one_cell_for_batches_of_many_sizes(executor: str, cls: Any, masked: bool) -> None:
+    """7 is the size that the program for all of them was traced with, and 4 and 3 are sizes of the cell."""
+    cell = cell_of("lstm") if cls is None else cls(3, 4)
+    for B in (2, 7, 3, 4, 5, 9, 14, 1):
+        case = make_case(cell, T=3, B=B, masked=masked)
+        compare(executor, case, "everything", second=True, bound=1e-9)
+        compare(executor, case, "last states", recompute=2)
 
 
 def test_cells_of_one_class_with_other_options(executor: str) -> None:
@@ -1097,16 +1243,16 @@ class AheadOfItsTime(Cell):
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         y = x @ p.W
         h = (y - ops.mean(y, axis=-1, keepdims=True)) * 2.0
-        return {"o": self.output(h, h + x @ p.P, s.o @ p.U), "h": h}
+        return {"o": self.out(h, h + x @ p.P, s.o @ p.U), "h": h}
 
-    def output(self, h: Any, ahead: Any, carried: Any) -> Any:
+    def out(self, h: Any, ahead: Any, carried: Any) -> Any:
         return ahead
 
 
 class AheadAndReadInTheLoop(AheadOfItsTime):
     """Final. The loop reads h as well, and then keeps a value for the gradient."""
 
-    def output(self, h: Any, ahead: Any, carried: Any) -> Any:
+    def out(self, h: Any, ahead: Any, carried: Any) -> Any:
         g = ops.tanh(h + carried)
         return g * g + ops.tanh(ahead)
 

@@ -61,12 +61,28 @@ def _binary(name: str, reference: Callable[..., Any], *lims: float, gradient: bo
     )
 
 
+def _reduced(name: str, axis: Any, shapes: Shapes = ((3, 4),), *, gradient: bool = True) -> Row:
+    ours, theirs = getattr(ops, name), getattr(np, name)
+    return Row(
+        name,
+        lambda x: ours(x, axis, keepdims=True),
+        lambda x: theirs(x, axis=axis, keepdims=True),
+        shapes,
+        gradient=gradient,
+        mark=f"axis {axis}",
+    )
+
+
 def _softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
     e = np.exp(x - x.max(axis, keepdims=True))
     return e / e.sum(axis, keepdims=True)
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.vectorize(math.erf, otypes="d")(x / math.sqrt(2)))
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -100,7 +116,25 @@ ROWS = [
     _unary("relu", lambda x: x * (x > 0)),
     _unary("softplus", lambda x: np.log1p(np.exp(x))),
     _unary("gelu", _gelu),
-    _unary("sign", np.sign, gradient=False),
+    Row("gelu", lambda x: ops.gelu(x, approximate="tanh"), _gelu_tanh, mark="tanh"),
+    *[
+        _unary(name, getattr(np, name))
+        for name in ("sign", "floor", "ceil", "trunc", "rint", "square", "exp2", "expm1")
+    ],
+    *[_unary(name, getattr(np, name), 0.3, 3.0) for name in ("log2", "log10")],
+    *[_unary(name, getattr(np, name), -0.9, 0.9) for name in ("tan", "arcsin", "arccos", "arctanh")],
+    *[_unary(name, getattr(np, name)) for name in ("sinh", "cosh", "arctan", "arcsinh")],
+    _unary("arccosh", np.arccosh, 1.2, 3.0),
+    _unary("erf", np.vectorize(math.erf, otypes="d")),
+    _unary("erfc", np.vectorize(math.erfc, otypes="d")),
+    Row("round", lambda x: ops.round(x, 1), lambda x: np.round(x, 1)),
+    Row("round", lambda x: ops.round(x * 20, -1), lambda x: np.round(x * 20, -1), mark="tens"),
+    *[_unary(name, getattr(np, name), gradient=False) for name in ("isnan", "isinf", "isfinite", "logical_not")],
+    *[_binary(name, getattr(np, name), gradient=False) for name in ("logical_and", "logical_or", "logical_xor")],
+    _binary("logaddexp", np.logaddexp),
+    _binary("arctan2", np.arctan2, 0.3, 2.0),
+    _binary("floor_divide", np.floor_divide, 0.3, 2.0),
+    _binary("remainder", np.remainder, 0.3, 2.0),
     _binary("add", np.add),
     _binary("sub", np.subtract),
     _binary("mul", np.multiply),
@@ -117,6 +151,8 @@ ROWS = [
     Row("pow", lambda x: ops.pow(x, -1.5), lambda x: x**-1.5, lims=(0.5, 2.0), mark="negative"),
     Row("pow", lambda x: ops.pow(2, x), lambda x: 2**x, mark="base"),
     Row("clip", lambda x: ops.clip(x, low=-1.0, high=1.0), lambda x: np.clip(x, -1, 1), elementwise=True),
+    Row("clip", ops.clip, np.clip, ((3, 4), (4,), (3, 1)), mark="arrays"),
+    Row("clip", lambda x, low: ops.clip(x, low, 1.0), lambda x, low: np.clip(x, low, 1), ((3, 4), (4,)), mark="array"),
     Row("where", lambda a, b, c: ops.where(c, a, b), lambda a, b, c: np.where(c, a, b), ((3, 4), (4,)), extra=(MASK,)),
     Row("astype", lambda x: ops.astype(x, x.dtype), lambda x: x, mark="same"),
     Row("matmul", ops.matmul, np.matmul, ((3, 4), (4, 2))),
@@ -127,10 +163,58 @@ ROWS = [
     Row("matmul", ops.matmul, np.matmul, ((2, 1, 3, 4), (5, 4, 2)), mark="batches"),
     Row("matmul", ops.matmul, np.matmul, ((4,), (2, 4, 3)), mark="vector-batch"),
     Row("outer", ops.outer, np.outer, ((3,), (4,))),
+    Row("outer", ops.outer, np.outer, ((2, 3), ()), mark="of anything"),
+    Row("dot", ops.dot, np.dot, ((4,), (4,))),
+    Row("dot", ops.dot, np.dot, ((2, 3), (4, 3, 2)), mark="matrices"),
+    Row("dot", lambda x: ops.dot(ops.sum(x), x), lambda x: np.dot(x.sum(), x), mark="scalar"),
+    Row("inner", ops.inner, np.inner, ((2, 3), (4, 3))),
+    Row("vdot", ops.vdot, np.vdot, ((2, 3), (3, 2))),
+    Row("kron", ops.kron, np.kron, ((2, 3), (2,))),
+    Row("tensordot", ops.tensordot, np.tensordot, ((2, 3, 4), (3, 4, 2))),
+    Row("tensordot", lambda a, b: ops.tensordot(a, b, 0), lambda a, b: np.tensordot(a, b, 0), ((2,), (3,)), mark="0"),
+    Row(
+        "tensordot",
+        lambda a, b: ops.tensordot(a, b, ((0, -1), (1, 0))),
+        lambda a, b: np.tensordot(a, b, ((0, -1), (1, 0))),
+        ((2, 3, 4), (4, 2)),
+        mark="pairs",
+    ),
+    *[
+        Row(
+            "einsum",
+            lambda *xs, text=text: ops.einsum(text, *xs),
+            lambda *xs, text=text: np.einsum(text, *xs),
+            shapes,
+            mark=text,
+        )
+        for text, shapes in {
+            "ij,jk": ((2, 3), (3, 4)),
+            "ii": ((3, 3),),
+            "ii->i": ((3, 3),),
+            "ijk->kj": ((2, 3, 4),),
+            "ij->": ((2, 3),),
+            "bij,bjk->ibk": ((2, 3, 4), (2, 4, 2)),
+            "i,j,k->kij": ((2,), (3,), (2,)),
+            "ij,j,i": ((2, 3), (3,), (2,)),
+            "iij,j->i": ((3, 3, 2), (2,)),
+            "...i,i...->...": ((2, 3), (3, 2)),
+            "...ij,...jk->...ik": ((2, 2, 3), (1, 3, 2)),
+            "ij,kl->il": ((2, 3), (2, 2)),
+            "ij,ij->j": ((2, 3), (1, 3)),
+        }.items()
+    ],
     Row("sum", lambda x: ops.sum(x), np.sum),
     Row("sum", lambda x: ops.sum(x, -1), lambda x: x.sum(-1), mark="axis"),
     Row("sum", lambda x: ops.sum(x, (0, 2), True), lambda x: x.sum((0, 2), keepdims=True), ((2, 3, 4),), mark="axes"),
     Row("mean", lambda x: ops.mean(x, 0), lambda x: x.mean(0)),
+    *[_reduced(name, (0, 2), ((2, 3, 4),)) for name in ("var", "std", "prod")],
+    Row("var", lambda x: ops.var(x, 1, ddof=1), lambda x: np.var(x, 1, ddof=1), mark="unbiased"),
+    Row("std", lambda x: ops.std(x, ddof=1), lambda x: np.std(x, ddof=1), mark="unbiased"),
+    Row("prod", lambda x: ops.prod(x, 1), lambda x: np.prod(x, 1), ((2, 7),), mark="odd"),
+    Row("cumprod", lambda x: ops.cumprod(x, 1), lambda x: np.cumprod(x, 1), ((2, 7),)),
+    Row("cumprod", ops.cumprod, np.cumprod, ((2, 3),), mark="flat"),
+    Row("trace", lambda x: ops.trace(x, 1, -1, 0), lambda x: np.trace(x, 1, -1, 0), ((3, 2, 4),)),
+    *[_reduced(name, axis, gradient=False) for name in ("argmax", "argmin") for axis in (None, 1)],
     Row("max", lambda x: ops.max(x, 1), lambda x: x.max(1)),
     Row("max", lambda x: ops.max(x, (0, 2), True), lambda x: x.max((0, 2), keepdims=True), ((2, 3, 4),), mark="axes"),
     Row("min", lambda x: ops.min(x), np.min),
@@ -139,6 +223,34 @@ ROWS = [
     Row("softmax", lambda x: ops.softmax(x, 0), lambda x: _softmax(x, 0)),
     Row("log_softmax", ops.log_softmax, lambda x: np.log(_softmax(x))),
     Row("cumsum", lambda x: ops.cumsum(x, 1), lambda x: np.cumsum(x, 1)),
+    Row("cumsum", ops.cumsum, np.cumsum, mark="flat"),
+    Row("sort", ops.sort, np.sort),
+    Row("sort", lambda x: ops.sort(x, 0), lambda x: np.sort(x, 0), ((3, 2, 2),), mark="axis"),
+    Row("sort", lambda x: ops.sort(x, None), lambda x: np.sort(x, None), mark="flat"),
+    Row("argsort", lambda x: ops.argsort(x, 0), lambda x: np.argsort(x, 0), gradient=False),
+    Row("argsort", lambda x: ops.argsort(x, None), lambda x: np.argsort(x, None), gradient=False, mark="flat"),
+    Row("ravel", ops.ravel, np.ravel),
+    Row("moveaxis", lambda x: ops.moveaxis(x, 0, -1), lambda x: np.moveaxis(x, 0, -1), ((2, 3, 4),)),
+    Row(
+        "moveaxis",
+        lambda x: ops.moveaxis(x, (0, 1), (-1, 0)),
+        lambda x: np.moveaxis(x, (0, 1), (-1, 0)),
+        ((2, 3, 4),),
+        mark="several",
+    ),
+    Row("roll", lambda x: ops.roll(x, 5), lambda x: np.roll(x, 5)),
+    Row("roll", lambda x: ops.roll(x, -1, 1), lambda x: np.roll(x, -1, 1), mark="axis"),
+    Row("roll", lambda x: ops.roll(x, (1, 2), (0, 1)), lambda x: np.roll(x, (1, 2), (0, 1)), mark="axes"),
+    Row("repeat", lambda x: ops.repeat(x, 2), lambda x: np.repeat(x, 2)),
+    Row("repeat", lambda x: ops.repeat(x, 3, 1), lambda x: np.repeat(x, 3, 1), mark="axis"),
+    Row("repeat", lambda x: ops.repeat(x, (2, 0, 1), 0), lambda x: np.repeat(x, (2, 0, 1), 0), mark="counts"),
+    Row("tile", lambda x: ops.tile(x, 2), lambda x: np.tile(x, 2)),
+    Row("tile", lambda x: ops.tile(x, (2, 1, 3)), lambda x: np.tile(x, (2, 1, 3)), mark="more axes"),
+    Row("diag", ops.diag, np.diag, ((3,),)),
+    Row("diag", lambda x: ops.diag(x, -1), lambda x: np.diag(x, -1), mark="of a matrix"),
+    Row("diagonal", lambda x: ops.diagonal(x, -1, 0, 2), lambda x: np.diagonal(x, -1, 0, 2), ((3, 2, 4),)),
+    Row("tril", ops.tril, np.tril),
+    Row("triu", lambda x: ops.triu(x, 1), lambda x: np.triu(x, 1), ((2, 3, 4),)),
     Row("reshape", lambda x: ops.reshape(x, (2, -1)), lambda x: x.reshape(2, 6)),
     Row("transpose", lambda x: ops.transpose(x, (2, 0, 1)), lambda x: x.transpose(2, 0, 1), ((2, 3, 4),)),
     Row("swapaxes", lambda x: ops.swapaxes(x, 0, -1), lambda x: x.swapaxes(0, -1), ((2, 3, 4),)),
@@ -151,6 +263,18 @@ ROWS = [
     Row("split", lambda x: ops.stack(ops.split(x, 2, 1)[::-1]), lambda x: np.stack(np.split(x, 2, 1)[::-1])),
     Row("split", lambda x: ops.split(x, (1, 3), 1)[1], lambda x: x[:, 1:], mark="sizes"),
     Row("flip", lambda x: ops.flip(x, 1), lambda x: x[:, ::-1]),
+    Row("flip", ops.flip, np.flip, mark="all"),
+    Row("expand_dims", lambda x: ops.expand_dims(x, (0, -1)), lambda x: np.expand_dims(x, (0, -1)), mark="several"),
+    Row("squeeze", lambda x: ops.squeeze(x, (0, 2)), lambda x: np.squeeze(x, (0, 2)), ((1, 3, 1, 1),), mark="several"),
+    Row(
+        "concatenate",
+        lambda a, b: ops.concatenate([a, b], None),
+        lambda a, b: np.concatenate([a, b], None),
+        ((2, 3), (4,)),
+        mark="flat",
+    ),
+    Row("pad", lambda x: ops.pad(x, 1), lambda x: np.pad(x, 1), mark="number"),
+    Row("pad", lambda x: ops.pad(x, (1, 2)), lambda x: np.pad(x, (1, 2)), mark="pair"),
     Row("pad", lambda x: ops.pad(x, ((1, 0), (0, 2))), lambda x: np.pad(x, ((1, 0), (0, 2)))),
     Row("getitem", lambda x: ops.getitem(x, (slice(None), slice(1, None, 2))), lambda x: x[:, 1::2]),
     Row("getitem", lambda x: ops.getitem(x, (1, None, ...)), lambda x: x[1, None, ...], mark="integer"),
@@ -204,7 +328,7 @@ def test_value_and_dtype(row: Row, dtype: str, place: Any, rng: np.random.Genera
     assert isinstance(got, Tensor)
     assert type(got.data) is type(place.put(inputs[0]))
     assert got.shape == expected.shape
-    assert got.dtype == (expected.dtype if expected.dtype.kind == "b" else dtype)
+    assert got.dtype == (expected.dtype if expected.dtype.kind in "bi" else dtype)
     np.testing.assert_allclose(place.get(got.data), expected, **TOLERANCE[dtype])
     plain = row.call(*[place.put(x) for x in inputs], *extra)  # the same function on arrays
     assert type(place.get(plain)) is not Tensor
@@ -280,11 +404,17 @@ def test_any_shape(row: Row, shape: tuple[int, ...], seed: int) -> None:
     np.testing.assert_allclose(y.data, row.reference(x), **TOLERANCE["float64"])
 
 
+# The primitive that meets the arrays of an op that is composed.
+COMPOSED = dict.fromkeys(("dot", "inner", "vdot", "tensordot", "einsum"), "matmul")
+COMPOSED |= {"outer": "mul", "kron": "mul", "clip": "where"}
+
+
 @rows(lambda row: row.gradient and len(row.shapes) > 1)
 def test_two_dtypes_are_an_error_that_names_the_op(row: Row, rng: np.random.Generator) -> None:
     first, *others = row.inputs(rng)
-    name = "mul" if row.name == "outer" else row.name
-    with pytest.raises(DtypeError, match=rf"^{name}: expected one floating dtype, got .*float32.*float64"):
+    name = COMPOSED.get(row.name, row.name)
+    both = "(float32.*float64|float64.*float32)"
+    with pytest.raises(DtypeError, match=rf"^{name}: expected one floating dtype, got .*{both}"):
         row.call(Tensor(first.astype("float32"), requires_grad=True), *[Tensor(x) for x in others], *row.extra)
 
 

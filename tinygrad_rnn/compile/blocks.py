@@ -22,7 +22,7 @@ BLOCK = 1 << 24  # bytes of kept values of one block
 
 def row_bytes(plan: Plan, dtype: Any) -> int:
     """What one row of one timestep keeps for the way back and adds there, in bytes."""
-    kept = {*plan.kept, *plan.before, *(sink.g for sinks in plan.sinks.values() for sink in sinks)}
+    kept = {*plan.kept, *plan.before, *plan.ahead, *(sink.g for sinks in plan.sinks.values() for sink in sinks)}
     return sum(math.prod(s.shape[1:]) for s in kept) * int(np.dtype(dtype).itemsize)
 
 

@@ -718,7 +718,7 @@ def losses(t: Typed) -> str:
 
     The table has the addresses of the logits (N, V), of the targets (64 bits), of the losses (N,), of their gradient
     (N,) and of the gradient of the logits, and V. The slope of a row is g (softmax - 1 at the target), and its softmax
-    e^(x - loss - x[target]).
+    e^(x - x[target] - loss).
     """
     v, bits = t.vector, 8 * t.dtype.itemsize
     lanes = ", ".join(f"i64 {i}" for i in range(t.lanes))
@@ -817,8 +817,8 @@ def losses(t: Typed) -> str:
     backward = [
         *head("slope"),
         f"  %loss = load {t.scalar}, ptr %la",
-        f"  %lse = fadd {t.scalar} %loss, %xt",
-        *splat("%lses", "%lse"),
+        *splat("%ls", "%loss"),
+        *splat("%xts", "%xt"),
         f"  %ga = getelementptr {t.scalar}, ptr %g, i64 %r",
         f"  %gr = load {t.scalar}, ptr %ga",
         *splat("%gs", "%gr"),
@@ -827,7 +827,8 @@ def losses(t: Typed) -> str:
             "a",
             "row",
             [
-                f"  %ad = fsub {v} %ax, %lses",
+                f"  %ab = fsub {v} %ax, %xts",  # first: beside large logits their sum with the loss is rounded
+                f"  %ad = fsub {v} %ab, %ls",
                 f"  %ae = call {v} @exp({v} %ad)",
                 f"  %ay = fmul {v} %ae, %gs",
                 f"  %aoa = getelementptr {t.scalar}, ptr %o, i64 %aj",

@@ -1,7 +1,8 @@
 """Where each value of a plan lives, and in which order blocks and products alternate.
 
-A `Section` is a part of a plan that runs on some rows: before the loop, one timestep forward, one timestep backward,
-and after the loop. Its elementwise nodes form blocks; the products between two blocks read what earlier blocks stored.
+A `Section` is a part of a plan that runs on some rows: of all timesteps before and behind the loop, ahead of and after
+the loop backward; of one timestep inside these. Its elementwise nodes form blocks; the products between two blocks read
+what earlier blocks stored.
 A value is stored where a product, another block or another section reads it; the rest lives in registers.
 
 Per row a value is `size` numbers, one after the other. Places:
@@ -70,6 +71,8 @@ class Layout:
     plan: Plan
     before: Section
     loop: Section
+    behind: Section
+    ahead: Section
     back: Section
     after: Section
     places: dict[Symbol, list[Place]]
@@ -156,6 +159,7 @@ def joined(s: Symbol) -> list[tuple[int, Symbol]] | None:
 
 
 REDUCTIONS = ("sum", "max", "sum_to")
+FORWARD = ("before", "loop", "behind")
 
 
 def is_reduction(s: Symbol) -> bool:
@@ -174,7 +178,7 @@ def check(plan: Plan) -> None:
         raise Unsupported("a state is passed on as it is, or is the input")
     if any(not size(s) for s in plan.step.states.values()):
         raise Unsupported("an empty state")
-    for s in [*plan.before, *plan.loop, *plan.back, *plan.after]:
+    for s in [*plan.forward, *plan.backward]:
         name = s.op.__name__ if s.op is not None else ""
         where = f" ({s.where})" if s.where else ""
         if s not in plan.rows:
@@ -228,8 +232,7 @@ class _Builder:
         self.arguments: dict[Symbol, list[Any]] = {}
         self.users: dict[Symbol, list[Symbol]] = {}
         self.once = set(plan.once)
-        every = [*plan.before, *plan.loop, *plan.back, *plan.after]
-        for s in every:
+        for s in [*plan.forward, *plan.backward]:
             for a in s.parents:
                 self.users.setdefault(self.root(a), []).append(s)
         self.outputs: set[Symbol] = {*plan.step.new.values(), *(s for s in plan.carried.values() if s is not None)}
@@ -283,10 +286,12 @@ class _Builder:
             self.places[plan.dx] = [Place("rows", "dx", size(plan.dx))]
         before = self.section("before", plan.before, self.rows)
         loop = self.section("loop", plan.loop, self.rows)
+        behind = self.section("behind", plan.behind, self.rows)
         forward = dict(self.places)
-        for s in {*plan.back, *plan.after} & {*plan.before, *plan.loop}:
+        for s in {*plan.backward} & {*plan.forward}:
             self.places.pop(s, None)  # computed again, and kept elsewhere if at all
-        back = self.section("back", [*plan.seeds.values(), *plan.back], self.back_rows)
+        ahead = self.section("ahead", [*plan.early_seeds, *plan.ahead], self.back_rows)
+        back = self.section("back", [*plan.loop_seeds, *plan.back], self.back_rows)
         after = self.section("after", plan.after, self.back_rows)
         sinks = [
             (weight, None if sink.a is None else self.place(sink.a), self.place(sink.g), size(sink.g))
@@ -297,6 +302,8 @@ class _Builder:
             plan,
             before,
             loop,
+            behind,
+            ahead,
             back,
             after,
             forward,
@@ -322,12 +329,12 @@ class _Builder:
     def section(self, name: str, nodes: list[Symbol], rows: dict[str, int]) -> Section:
         """Stages, blocks and places of `nodes`; `rows` is where buffers that outlive the section are noted."""
         inside = set(nodes)
-        forward = {*self.plan.before, *self.plan.loop}
-        again = {*self.plan.back, *self.plan.after} & forward  # computed once more where it is read
+        forward = {*self.plan.forward}
+        again = {*self.plan.backward} & forward  # computed once more where it is read
 
         def read_elsewhere(s: Symbol) -> bool:
             others = [u for u in self.users.get(s, []) if u not in inside]
-            return any(u in forward for u in others) if s in again and name in ("before", "loop") else bool(others)
+            return any(u in forward for u in others) if s in again and name in FORWARD else bool(others)
 
         lasting = {s for s in nodes if read_elsewhere(s) or s in self.plan.kept or s in self.operands}
         out = Section(name)
@@ -389,7 +396,7 @@ class _Builder:
                     and ahead not in inside
                     and ahead in self.places
                     and self.places[ahead][0].kind == "rows"
-                    and name in ("loop",)
+                    and name in ("loop", "behind")
                     and ahead not in self.plan.kept
                     and len(self.users[ahead]) == 1
                     and size(ahead) == size(s)

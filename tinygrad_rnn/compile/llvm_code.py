@@ -1,9 +1,8 @@
 """Machine code for a layout, as LLVM assembly: every instruction under a comment with the op and the author's line.
 
-Four functions, ``@before``, ``@loop``, ``@back`` and ``@after``, run a section on some rows of the batch (or of all
-T * B rows); ``@sinks`` sums up the gradients of the weights. All take a table of addresses, `args`, whose entries
-`Code.slots` names. Rows are independent, so that threads share the work by rows and the result does not depend on how
-many there are.
+Each section is a function that runs it on some rows of the batch (or of all T * B rows); ``@sinks`` sums up the
+gradients of the weights. All take a table of addresses, `args`, whose entries `Code.slots` names. Rows are independent,
+so that threads share the work by rows and the result does not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 from tinygrad_rnn.compile.kernels import Typed
 from tinygrad_rnn.compile.layout import (
+    FORWARD,
     Block,
     Layout,
     Place,
@@ -360,32 +360,30 @@ class _Writer:
         env[b] = found
         return found
 
-    def seed_pointers(self, s: Symbol, row: _Row, r: str) -> tuple[str, str]:
-        """Where the gradient of a new state comes from: the gradient from outside, and the carried one."""
+    def seed_pointers(self, s: Symbol, row: _Row, r: str) -> list[str]:
+        """Where the gradient of a new state comes from: from outside, and from the next timestep where it reads it."""
         key = ("seed", s.name, 0, 0)
         if key not in row.pointers:
             name = s.name[1:]
-            own = self.do(f"add i64 %b0, {r}")
+            own = self.do(f"add i64 %row0, {r}")
             own = self.do(f"mul i64 {own}, {self.slot(f'g row {name}')}")
-            step = self.do(f"mul i64 %t, {self.slot(f'g step {name}')}")
-            row.pointers[key] = self.at(self.pointer(f"g {name}"), self.do(f"add i64 {own}, {step}"))
-        carry = self.row_pointer(Place("carry", s.name[1:], size(s)), row, r)
-        return row.pointers[key], carry
+            row.pointers[key] = self.at(self.pointer(f"g {name}"), own)
+        if self.plan.carried[s.name[1:]] is None:
+            return [row.pointers[key]]
+        return [row.pointers[key], self.row_pointer(Place("carry", s.name[1:], size(s)), row, r)]
 
     def node(self, s: Symbol, row: _Row, env: dict[Symbol, str], r: str, j: str, mask: str | None) -> str | None:
         """Compute one vector of `s`; None for what is only another name."""
         t = self.t
         v = t.vector
         if s.op is None:
-            outside, carried = self.seed_pointers(s, row, r)
+            self.put(f"; {s.name}: from outside, and carried")
+            pointers = self.seed_pointers(s, row, r)
             if size(s) == 1:
-                pair = [
-                    self.splat(self.do(f"load {t.scalar}, ptr {p}, align {t.dtype.itemsize}"))
-                    for p in (outside, carried)
-                ]
+                terms = [self.splat(self.do(f"load {t.scalar}, ptr {p}, align {t.dtype.itemsize}")) for p in pointers]
             else:
-                pair = [self.load(self.at(p, j), mask) for p in (outside, carried)]
-            return self.do(f"fadd contract {v} {pair[0]}, {pair[1]} ; {s.name}: from outside, and carried")
+                terms = [self.load(self.at(p, j), mask) for p in pointers]
+            return terms[0] if len(terms) == 1 else self.do(f"fadd contract {v} {terms[0]}, {terms[1]}")
         name = s.op.__name__
         args = self.layout_args(s)
         x = [self.value(a, env, row, r, j, mask) for a in args]
@@ -538,7 +536,7 @@ class _Writer:
     def function(self, name: str, section: Section, *, over_time: int) -> str:
         """`over_time`: 1 forward and -1 backward along the sequence, 0 for rows in chunks."""
         self.lines, self.entry, self.loaded = [], [], {}
-        self.places = self.layout.places if name in ("before", "loop") else self.layout.back_places
+        self.places = self.layout.places if name in FORWARD else self.layout.back_places
         self.slot("scratch")
         if over_time:
             self.put("%rows = sub i64 %b1, %b0")
@@ -671,14 +669,22 @@ class _Writer:
             [
                 self.function("before", layout.before, over_time=0),
                 self.function("loop", layout.loop, over_time=1),
+                self.function("behind", layout.behind, over_time=0),
+                self.function("ahead", layout.ahead, over_time=0),
                 self.function("back", layout.back, over_time=-1),
                 self.function("after", layout.after, over_time=0),
                 self.sinks(),
                 self.transposed(),
-                self.whole("forward", [("before", "0", "%rows"), ("loop", "0", "%batch")]),
+                self.whole("forward", [("before", "0", "%rows"), ("loop", "0", "%batch"), ("behind", "0", "%rows")]),
                 self.whole(
                     "backward",
-                    [("transposed", "0", "0"), ("back", "0", "%batch"), ("after", "0", "%rows"), ("sinks", "0", "1")],
+                    [
+                        ("transposed", "0", "0"),
+                        ("ahead", "0", "%rows"),
+                        ("back", "0", "%batch"),
+                        ("after", "0", "%rows"),
+                        ("sinks", "0", "1"),
+                    ],
                 ),
             ]
         )

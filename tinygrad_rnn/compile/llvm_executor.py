@@ -16,17 +16,19 @@ import numpy as np
 from tinygrad_rnn.compile import machine
 from tinygrad_rnn.compile.layout import Layout, make_layout, size
 from tinygrad_rnn.compile.llvm_code import CHUNK, Code, generate, is_transposed
+from tinygrad_rnn.compile.recent import Recent
 from tinygrad_rnn.compile.schedule import Plan
 from tinygrad_rnn.compile.trace import Symbol, ancestors
-from tinygrad_rnn.compile.workspace import LINE, Pool
+from tinygrad_rnn.compile.workspace import LINE, Pool, rounded
 
 Array = np.ndarray[Any, Any]
 SPINS = 10_000  # looks at a mailbox before a thread sleeps, about 0.2 ms
 ALONE = 5_000_000  # nanoseconds without the other threads, after a run in which they were late
-SECTIONS = ("before", "loop", "back", "after", "sinks", "transposed", "forward", "backward")
+SECTIONS = ("before", "loop", "behind", "ahead", "back", "after", "sinks", "transposed", "forward", "backward")
 WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
 APART = 11 * LINE  # between arrays: what begins at the same place of a page gets in each other's way in the caches
 POOL = Pool()
+FRAMES = 64  # that a program keeps, one for each length and size of the batch
 
 
 @dataclass
@@ -56,7 +58,8 @@ class Frame:
         for name, shape in arrays.items():
             self.offsets[name] = end
             end += -(-math.prod(shape) * np.dtype(dtype).itemsize // LINE) * LINE + APART
-        self.bytes = max(end, LINE)
+        self.end = end
+        self.bytes = rounded(max(end, LINE))
         self.template = np.zeros(max(len(slots), 1), np.int64)
         self.inside = np.zeros(max(len(slots), 1), np.int64)
         for name, offset in self.offsets.items():
@@ -101,15 +104,17 @@ class LLVMProgram:
         self.layout: Layout = make_layout(plan)
         self.code: Code = generate(self.layout, machine.typed(self.dtype))
         self.functions = machine.compiled(self.code.text, self.dtype, SECTIONS)
+        self.code.text = ""  # half of what a program would keep
         self.step_work = sum(math.prod(w.shape) for w in plan.weights if len(w.shape) == 2) + 32 * sum(
-            size(s) for s in plan.loop
+            size(s) for s in [*plan.loop, *plan.behind]
         )
+        self.empty = {name for name in ("before", "behind", "ahead", "after") if not getattr(self.layout, name).blocks}
         self.late = _needed_late(self.layout)
         forward = set(ancestors(plan.step.new.values()))
         self.once = [s for s in plan.once if s in forward]
         self.once_back = [s for s in plan.once if s not in forward and not is_transposed(s)]
         self.discrete = any(w.dtype != self.dtype for w in plan.weights)
-        self.frames: dict[tuple[int, int], _Frames] = {}
+        self.frames: Recent[tuple[int, int], _Frames] = Recent(FRAMES)
         slots = self.code.slots
         self.x_slot = slots.get("x")
         self.given_slots = {key: slots[key] for key in plan.step.given if key in slots}
@@ -126,20 +131,20 @@ class LLVMProgram:
             room = max(B, CHUNK)
             scratch_size = self.code.scratch * room + LINE
             scratch = {"scratch": (threads_used() * scratch_size,)}
-            states = self.plan.step.states
+            states = {name: (B, *s.shape[1:]) for name, s in self.plan.step.states.items()}
             forward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.rows.items()}
             backward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.back_rows.items()}
-            backward.update({f"rows d {name}": (T, *s.shape) for name, s in states.items()})
+            backward.update({f"rows d {name}": (T, *shape) for name, shape in states.items()})
             if self.plan.dx is not None:
-                backward["rows dx"] = (T, *self.plan.step.x.shape)
-            carry = {f"carry {n}": s.shape for n, s in states.items()}
+                backward["rows dx"] = (T, B, *self.plan.step.x.shape[1:])
+            carry = {f"carry {name}": shape for name, shape in states.items()}
             zeros = {"zeros": (max(self.sizes.values()),)}
             turned = {
                 f"weight {s.name}": s.shape for s in self.plan.once if is_transposed(s) and f"weight {s.name}" in slots
             }
             found = _Frames(
                 Frame(slots, {**forward, **scratch}, self.dtype),
-                Frame(slots, {f"state {n}": (T + 1, *s.shape) for n, s in states.items()}, self.dtype),
+                Frame(slots, {f"state {name}": (T + 1, *shape) for name, shape in states.items()}, self.dtype),
                 Frame(slots, {**backward, **turned, **scratch, **carry, **zeros}, self.dtype),
             )
             for made in (found.rows, found.back):
@@ -147,9 +152,7 @@ class LLVMProgram:
                     if name in slots:
                         made.template[slots[name]] = number
                         found.ahead[slots[name]] = 0
-            if len(self.frames) > 64:
-                self.frames.clear()
-            self.frames[T, B] = found
+        self.frames.put((T, B), found)
         return found
 
     def forward(
@@ -175,6 +178,7 @@ class LLVMProgram:
         else:
             self.run("before", numbers, T * B)
             self.run("loop", numbers, B)
+            self.run("behind", numbers, T * B)
         return record
 
     def known(self, weights: Mapping[Symbol, Array]) -> dict[Symbol, Array]:
@@ -225,7 +229,7 @@ class LLVMProgram:
             if s in turned:
                 numbers[slot] = address(turned[s])
         carry = {name: frame.array(f"carry {name}", block, self.dtype) for name in self.sizes}
-        block[frame.offsets[f"carry {next(iter(carry))}"] :] = 0  # what is carried, and the zeros behind it
+        block[frame.offsets[f"carry {next(iter(carry))}"] : frame.end] = 0  # what is carried, and the zeros behind it
         slots = self.code.slots
         for name, held in carry.items():
             end = last.get(name)
@@ -237,9 +241,7 @@ class LLVMProgram:
             if g is None:
                 g = frame.array("zeros", block, self.dtype)
             else:
-                for key, stride in ((f"g row {name}", self.sizes[name]), (f"g step {name}", B * self.sizes[name])):
-                    if key in slots:
-                        numbers[slots[key]] = stride
+                numbers[slots[f"g row {name}"]] = self.sizes[name]
             numbers[slots[f"g {name}"]] = address(g)
         for w in wants:
             if w in self.grad_slots:
@@ -251,8 +253,9 @@ class LLVMProgram:
             self.functions["backward"](address(numbers), T * B, B, int(late))
         else:
             self.share("transposed", numbers, [(0, 0)])
+            self.run("ahead", numbers, T * B)
             self.run("back", numbers, B)
-            if self.layout.after.blocks and late:
+            if late:
                 self.run("after", numbers, T * B)
             if self.grad_slots:
                 self.share("sinks", numbers, [(k, threads_used()) for k in range(threads_used())])
@@ -262,7 +265,9 @@ class LLVMProgram:
     # -------------------------------------------------------------------------------------------- running
 
     def run(self, name: str, numbers: Array, rows: int) -> None:
-        """A section on all rows, cut into as many parts as there are threads."""
+        """A section on all rows, cut into as many parts as there are threads; nothing where it is empty."""
+        if name in self.empty:
+            return
         threads = min(threads_used(), rows)
         ends = [rows * k // threads for k in range(threads + 1)]
         self.share(name, numbers, [(ends[k], ends[k + 1]) for k in range(threads)])
@@ -322,8 +327,10 @@ class Stepping:
             if chosen is None:
                 program.run("before", self.numbers, self.B)
             program.run("loop", self.numbers, self.B)
+            program.run("behind", self.numbers, self.B)
         elif chosen is not None:
             program.functions["loop"](self.table, 0, self.B, 0)
+            program.functions["behind"](self.table, 0, self.B, 0)
         else:
             program.functions["forward"](self.table, self.B, self.B, 0)
         return self.after

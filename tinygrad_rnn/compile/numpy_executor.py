@@ -1,7 +1,7 @@
 """Runs a plan with NumPy alone: Python source made for one cell, whose ops write into memory that is used again.
 
-`NumPyProgram.source` is that source. `before` and `after` work on the rows of all timesteps at once (in pieces that fit
-a cache), `loop` and `back` on one timestep after another. Products are not merged: side by side, matrices save a tenth
+`NumPyProgram.source` is that source. `loop` and `back` work on one timestep after another, the other sections on the
+rows of all timesteps at once (in pieces that fit a cache). Products are not merged: side by side, matrices save a tenth
 of the product for 50 rows of 128, nothing for 64 of 512, and the elementwise ops on their columns take twice as long.
 
 sigmoid(x) is 1 / (1 + exp(-x)): a few ulp also where it is near zero, where 1/2 + tanh(x / 2) / 2 is not. NumPy's
@@ -28,7 +28,7 @@ from tinygrad_rnn.engine import Op
 Array = np.ndarray[Any, Any]
 Kind = tuple[tuple[int, ...], np.dtype[Any]]
 POOL = Pool()
-PIECE_BYTES = 1 << 21  # of the widest value: rows that `before` and `after` work on at a time
+PIECE_BYTES = 1 << 21  # of the widest value: rows that a section outside the loops works on at a time
 
 ONE: dict[Any, str] = {ops.neg: "negative", ops.abs: "absolute", ops.sign: "sign"} | {
     op: op.__name__ for op in (ops.exp, ops.log, ops.log1p, ops.sqrt, ops.sin, ops.cos, ops.tanh)
@@ -116,6 +116,7 @@ class NumPyProgram:
         with np.errstate(all="ignore"):
             self._run_wide(self.before, arrays, T * B)
             self._run_steps(self.loop, arrays, 1)
+            self._run_wide(self.behind, arrays, T * B)
         return record
 
     def stepper(self, B: int, weights: Mapping[Symbol, Array], inputs: Array | None = None) -> Callable[..., Any]:
@@ -166,6 +167,7 @@ class NumPyProgram:
             if w not in wants or not again:
                 arrays[f"sum {w.name}"][...] = 0.0
         with np.errstate(all="ignore"):
+            self._run_wide(self.ahead, arrays, T * B)
             self._run_steps(self.back, arrays, -1)
             self._run_wide(self.after if wants_x else self.after_weights, arrays, T * B)
             for w, sinks in plan.sinks.items():
@@ -220,25 +222,30 @@ class NumPyProgram:
         before, loop, back, after = self._sections()
         operands = {s for sinks in plan.sinks.values() for sink in sinks for s in (sink.g, sink.a) if s is not None}
         late = set(after)
-        reads = {name: self._reads(nodes) for name, nodes in (("loop", loop), ("back", back), ("after", after))}
+        lists = {"loop": loop, "behind": plan.behind, "ahead": plan.ahead, "back": back, "after": after}
+        reads = {name: self._reads(nodes) for name, nodes in lists.items()}
         # a value of the forward pass that is computed again is kept only for those that come before that
-        behind = (reads["back"] | reads["after"] | operands) - set(back) - late
+        kept = (reads["ahead"] | reads["back"] | reads["after"] | operands) - {*plan.ahead, *back, *late}
+        kept |= reads["behind"]
 
         self.places[step.x] = "x"
         self.places.update({s: key for key, s in step.given.items()})
         for name, s in step.states.items():
             self.places[s] = f"state {name}"
             self.places[step.new[name]] = f"next {name}"
-        self.before = self._section("before", before, reads["loop"] | behind, self.places, self.rows, True)
-        free = [s for s in before if s in self.places and s not in behind and s not in set(step.new.values())]
-        self.loop = self._section("loop", loop, behind, self.places, self.rows, False, free)
+        self.before = self._section("before", before, reads["loop"] | kept, self.places, self.rows, True)
+        free = [s for s in before if s in self.places and s not in kept and s not in set(step.new.values())]
+        self.loop = self._section("loop", loop, kept, self.places, self.rows, False, free)
+        self.behind = self._section("behind", plan.behind, kept, self.places, self.rows, True)
 
-        self.back_places.update({s: place for s, place in self.places.items() if s not in set(back) | late})
+        again = {*plan.ahead, *back, *late}
+        self.back_places.update({s: place for s, place in self.places.items() if s not in again})
         if plan.dx is not None:
             self.back_places[plan.dx] = "dx"
             self.back_rows["dx"] = (plan.dx.shape, plan.dx.dtype)
         self.dx_late = plan.dx in late
         lasting = reads["after"] | operands | set(plan.totals.values())
+        self.ahead = self._section("ahead", plan.ahead, lasting | reads["back"], self.back_places, self.back_rows, True)
         self.back = self._section("back", back, lasting, self.back_places, self.back_rows, False)
         outputs = operands | ({plan.dx} if plan.dx is not None else set())
         self.after = self._section("after", after, outputs, self.back_places, self.back_rows, True)
@@ -248,7 +255,7 @@ class NumPyProgram:
 
         stepped = {*self.loop.fixed.values(), *self.back.fixed.values()}
         self.copied = {s for s in plan.once if f"weight {s.name}" in stepped}
-        sections = (self.before, self.loop, self.back, self.after, self.after_weights)
+        sections = (self.before, self.loop, self.behind, self.ahead, self.back, self.after, self.after_weights)
         self.source = "\n\n".join([_function(section) for section in sections if section.lines])
         exec(compile(self.source, f"<numpy code of {id(self):x}>", "exec"), self.names)
         for section in sections:
@@ -267,8 +274,8 @@ class NumPyProgram:
         ahead = set(before)
         loop = _ordered([*plan.loop, *(s for s in plan.before if s not in ahead)])
 
-        forward = {*before, *loop}
-        again = {s for s in plan.back if s in forward and s.op in CHEAP and s in plan.rows}
+        forward = {*before, *loop, *plan.behind}
+        again = {s for s in [*plan.ahead, *plan.back] if s in forward and s.op in CHEAP and s in plan.rows}
         after = set(plan.after)
         operands = {s for sinks in plan.sinks.values() for sink in sinks for s in (sink.g, sink.a) if s is not None}
         waiting = [*operands, *(a for s in after for a in s.parents)]
@@ -334,7 +341,8 @@ class _Writer:
         self.rows = rows
         self.free = set(free)
         self.inside = set(nodes)
-        self.backward = section.name in ("back", "after", "after_weights")
+        self.backward = section.name not in ("before", "loop", "behind")
+        self.seeds = set({"back": self.plan.loop_seeds, "ahead": self.plan.early_seeds}.get(section.name, []))
         self.local: dict[Symbol, str] = {}  # value -> variable
         self.slot: dict[Symbol, str] = {}  # value -> variable of the memory that it owns, when that can be used again
         self.roots: dict[Symbol, set[Symbol]] = {}  # value -> those whose memory it may be a view of
@@ -346,8 +354,7 @@ class _Writer:
     def write(self) -> None:
         self._lifetimes()
         chained = self._chained() if self.section.wide else {}
-        if self.section.name == "back":
-            self._seeds()
+        self._arriving()
         for i, s in enumerate(self.nodes):
             self._node(i, s, chained)
             self._release(i, s)
@@ -513,19 +520,24 @@ class _Writer:
             return False
         return s.op is not ops.where or (k == 2 and sum(b is a for b in s.args) == 1)
 
-    def _seeds(self) -> None:
+    def _arriving(self) -> None:
         """The gradient that reaches each new state: from outside, and what was carried back."""
-        self.last.update({seed: self.last.get(seed, -1) for seed in self.plan.seeds.values()})
+        self.last.update({seed: self.last.get(seed, -1) for seed in self.seeds})
         for name, seed in self.plan.seeds.items():
+            if seed not in self.seeds:
+                continue
             g = self._variable(f"outside {name}", f"g_{name}", self.section.steps)
-            carry = self._variable(f"carry {name}", f"carry_{name}", self.section.fixed)
             if seed in self.lasting:
                 self.places[seed] = self._new_rows(seed)
                 out = self._variable(self.places[seed], seed.name, self.section.steps)
             else:
                 out = self.slot[seed] = self._scratch(self._kind(seed))
             self.local[seed] = out
-            self.section.lines.append(f"add({g}, {carry}, {out})  # the gradient that reaches {name}")
+            arriving = f"copyto({out}, {g})"
+            if self.plan.carried[name] is not None:
+                carry = self._variable(f"carry {name}", f"carry_{name}", self.section.fixed)
+                arriving = f"add({g}, {carry}, {out})"
+            self.section.lines.append(f"{arriving}  # the gradient that reaches {name}")
 
     def _node(self, i: int, s: Symbol, chained: Mapping[Symbol, Symbol]) -> None:
         assert s.op is not None

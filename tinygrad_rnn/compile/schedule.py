@@ -1,12 +1,14 @@
-"""When each part of a traced step is computed: before, inside or after the loop over time.
+"""When each part of a traced step is computed: before, inside or behind the loop over time.
 
 1. What needs parameters alone is left to the tape: it is computed once, and the loop sees it as a weight.
 2. Sums are taken apart: what does not depend on the carried state is added up `before` the loop, for all timesteps at
    once, and the products with the state are added to it, in place, inside.
-3. The backward graph comes from the same vjp rules. Inside its loop stays what the carried gradient needs; the gradient
+3. An output map, y = h @ C, that no later step reads, is computed `behind` the loop for all timesteps at once. Its
+   pullback runs `ahead` of the backward loop, which then adds it to the gradient from outside.
+4. The backward graph comes from the same vjp rules. Inside its loop stays what the carried gradient needs; the gradient
    of the input and everything else that has a row per timestep comes `after`, and the gradient of a weight is one
    product, or one sum, over all T * B rows.
-4. A value of the forward graph that the backward one reads is kept for all timesteps, unless it is cheap to compute
+5. A value of the forward graph that the backward one reads is kept for all timesteps, unless it is cheap to compute
    again from what is kept anyway.
 """
 
@@ -59,22 +61,25 @@ class Plan:
     """Everything that is computed for a cell, and when. Symbols are in the order in which they can be computed.
 
     `weights` maps a leaf of the loop to the symbol it stands for in the step as it was traced, whose value the tape
-    computes from the parameters. `seeds` are the gradients that reach the new states from outside and from the next
-    timestep, `totals` what that makes with the paths inside the step, `carried` what goes on to the step before.
-    `rows` are the values with a row for every row of the batch, `reach` the leaves that a gradient of a state reaches,
-    `origins` the values of which a new state is a copy. `stepwise` are gradients of weights that are no sink: they are
-    added up in the loop.
+    computes from the parameters, by way of `derived`. `seeds` are the gradients that reach the new states from outside
+    and from the next timestep, `totals` what that makes with the paths inside the step, `carried` what goes on to the
+    step before. `rows` are the values with a row for every row of the batch, `reach` the leaves that a gradient of a
+    state reaches, `origins` the values of which a new state is a copy, `flows` and `ways` what `program.flow` and
+    `way_back` found. `stepwise` are gradients of weights that are no sink: they are added up in the loop.
     """
 
     step: Step
     traced: Step
     weights: dict[Symbol, Symbol]
+    derived: list[Symbol] = field(default_factory=list)
     once: list[Symbol] = field(default_factory=list)
     before: list[Symbol] = field(default_factory=list)
     loop: list[Symbol] = field(default_factory=list)
+    behind: list[Symbol] = field(default_factory=list)
     seeds: dict[str, Symbol] = field(default_factory=dict)
     totals: dict[str, Symbol] = field(default_factory=dict)
     kept: set[Symbol] = field(default_factory=set)
+    ahead: list[Symbol] = field(default_factory=list)
     back: list[Symbol] = field(default_factory=list)
     after: list[Symbol] = field(default_factory=list)
     carried: dict[str, Symbol | None] = field(default_factory=dict)
@@ -84,6 +89,30 @@ class Plan:
     rows: set[Symbol] = field(default_factory=set)
     reach: dict[str, set[Symbol]] = field(default_factory=dict)
     origins: dict[str, Symbol] = field(default_factory=dict)
+    flows: dict[frozenset[str], Any] = field(default_factory=dict)
+    ways: dict[tuple[frozenset[str], int], Any] = field(default_factory=dict)
+
+    @property
+    def forward(self) -> list[Symbol]:
+        """What the way forward computes."""
+        return [*self.before, *self.loop, *self.behind]
+
+    @property
+    def backward(self) -> list[Symbol]:
+        """What the way back computes, with the values of the way forward that it computes again."""
+        return [*self.ahead, *self.back, *self.after]
+
+    @property
+    def early_seeds(self) -> list[Symbol]:
+        """The gradients that reach states computed `behind` the loop: from outside alone, for all timesteps at once."""
+        behind = set(self.behind)
+        return [seed for name, seed in self.seeds.items() if self.step.new[name] in behind]
+
+    @property
+    def loop_seeds(self) -> list[Symbol]:
+        """The gradients that reach the other new states: from outside, and from the next timestep."""
+        early = set(self.early_seeds)
+        return [seed for seed in self.seeds.values() if seed not in early]
 
 
 def make_plan(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool = False) -> Plan:
@@ -91,6 +120,7 @@ def make_plan(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool = False)
     traced = trace_step(cell, B, dtype, masked, noisy)
     step, weights, origins = _regrouped(traced)
     plan = Plan(step, traced, weights, origins=origins)
+    plan.derived = ancestors(source for source in weights.values() if source.kind != "param")
     leaves = step.leaves
     order = [s for s in ancestors(step.new.values()) if s.op is not None]
     plan.once = [s for s in order if _once(s, weights)]
@@ -105,7 +135,10 @@ def make_plan(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool = False)
             ready.add(s)
     plan.before = _worth_hoisting(early)
     hoisted = set(plan.before)
-    plan.loop = [s for s in order if s not in hoisted]
+    inside = [s for s in order if s not in hoisted]
+    behind = _read_out(step, inside, plan.rows, {*leaves, *weights, *plan.once})
+    plan.loop = [s for s in inside if s not in behind]
+    plan.behind = [s for s in inside if s in behind]
     _derive(plan)
     return plan
 
@@ -290,6 +323,44 @@ def _worth_hoisting(early: list[Symbol]) -> list[Symbol]:
     return [s for s in early if s in worth]
 
 
+def _read_out(step: Step, inside: list[Symbol], rows: set[Symbol], ready: set[Symbol]) -> set[Symbol]:
+    """Those of `inside` that no later step reads, around a product: with what it alone reads, and what reads it.
+
+    Elementwise work without a product stays: in the loop it costs no trip to memory.
+    """
+    users: dict[Symbol, list[Symbol]] = {}
+    for s in inside:
+        for a in s.parents:
+            users.setdefault(a, []).append(s)
+    carried = set(ancestors(value for name, value in step.new.items() if step.states[name] in users))
+    free: set[Symbol] = set()  # what could be computed when the loop has ended
+    for s in reversed(inside):
+        if s not in carried and s in rows and all(a in rows or a in ready for a in s.parents):
+            if free.issuperset(users.get(s, ())):
+                free.add(s)
+    found = depends(inside, {s for s in free if s.op is MATMUL})
+    for s in reversed(inside):
+        if s in free and s in users and found.issuperset(users[s]):
+            found.add(s)
+    return found
+
+
+def _pulled_out(plan: Plan, looped: list[Symbol]) -> set[Symbol]:
+    """Those of `looped` that depend on no gradient of the loop's, up to and from a product with an early seed."""
+    in_loop = depends(looped, set(plan.loop_seeds))
+    known = {*plan.step.leaves, *plan.weights, *plan.once, *plan.early_seeds, *plan.forward}
+    free: list[Symbol] = []
+    for s in looped:
+        if s not in in_loop and s in plan.rows and known.issuperset(s.parents):
+            free.append(s)
+            known.add(s)
+    of_seed = depends(free, set(plan.early_seeds))
+    products = {s for s in free if s in of_seed and s.op is MATMUL}
+    found = depends(free, products)
+    wanted = set(ancestors(found))
+    return {s for s in free if s in wanted}
+
+
 # --------------------------------------------------------------------------------------------- backward
 
 
@@ -343,7 +414,15 @@ def _derive(plan: Plan) -> None:
         (needed if plan.dx in known else inside).append(plan.dx)
     looped = {s for s in ancestors(inside) if s in is_new}
     late = {s for s in ancestors(needed) if s in is_new}
-    plan.back = [s for s in new if s in looped]
+    ahead = _pulled_out(plan, [s for s in new if s in looped])
+    plan.ahead = [s for s in new if s in ahead]
+    plan.back = [s for s in new if s in looped - ahead]
+    for name, gradient in plan.carried.items():
+        if gradient in ahead:  # known at every timestep, but the step before is to read it: a copy
+            plan.carried[name] = copy = graph.apply(ops.mul, (gradient, 1.0), {})
+            plan.back.append(copy)
+            plan.rows.add(copy)
+            is_new.add(copy)
     plan.after = [s for s in new if s in late - looped]
     _keep(plan, is_new, needed)
 
@@ -369,9 +448,9 @@ def _as_sink(s: Symbol, rows: set[Symbol]) -> Sink | None:
 def _keep(plan: Plan, is_new: set[Symbol], operands: Iterable[Symbol]) -> None:
     """Decide which forward values are kept for all timesteps; the cheap ones join the backward lists instead."""
     done = {*is_new, *plan.once, *plan.step.new.values()}  # a new state is kept anyway
-    read = {a for s in [*plan.back, *plan.after] for a in s.parents if a not in done and a.op is not None}
+    read = {a for s in plan.backward for a in s.parents if a not in done and a.op is not None}
     read |= {s for s in operands if s not in done and s.op is not None}
-    in_memory = {a for s in plan.loop + plan.before if s.op is MATMUL for a in s.args[:1] if a.op is not None}
+    in_memory = {a for s in plan.forward if s.op is MATMUL for a in s.args[:1] if a.op is not None}
     plan.kept = {s for s in read if s.op not in CHEAP or s in in_memory or s.op is total}
 
     def available(s: Any) -> bool:
@@ -386,9 +465,11 @@ def _keep(plan: Plan, is_new: set[Symbol], operands: Iterable[Symbol]) -> None:
         else:
             plan.kept.add(s)
     again -= plan.kept
-    loop_reads = {a for s in plan.back for a in s.parents} | {a for s in plan.back for a in ancestors([s])}
-    plan.back = sorted({*plan.back, *(again & loop_reads)}, key=lambda s: s.number)
-    plan.after = sorted({*plan.after, *(again - loop_reads)}, key=lambda s: s.number)
+    for section in (plan.ahead, plan.back):
+        reads = again & set(ancestors(section))
+        section[:] = sorted({*section, *reads}, key=lambda s: s.number)
+        again -= reads
+    plan.after = sorted({*plan.after, *again}, key=lambda s: s.number)
 
 
 def _recomputed(s: Symbol, kept: set[Symbol]) -> set[Symbol]:

@@ -383,7 +383,7 @@ def _traced(step: Step, folded: bool) -> list[GraphPart]:
     goals = {names(target): found[target] for target in targets if target in found}
     values = _lines(names, rows, order, {a for s in back for a in s.parents}, folded, {})
     _name_gradients(names, back, values)
-    arriving = _arriving(names, rows, seeds.values(), found, step)
+    arriving = _arriving(names, rows, seeds, found, step)
     gradient = _lines(names, rows, back, set(goals.values()), folded, {})
     same = [  # what one op hands on unchanged to several values has one name, and a line for each other one
         GraphValue(f"d_{name}", g.name, names(g), "same", (names(g),), _Writing(names, rows).shape(g), "")
@@ -407,12 +407,12 @@ def _rows(leaves: Iterable[Symbol | None], symbols: Iterable[Symbol]) -> set[Sym
 
 
 def _arriving(
-    names: _Names, rows: set[Symbol], seeds: Iterable[Symbol], found: Mapping[Symbol, Any], step: Step
+    names: _Names, rows: set[Symbol], seeds: Mapping[str, Symbol], found: Mapping[Symbol, Any], step: Step
 ) -> tuple[GraphValue, ...]:
     """A line for every gradient that reaches a state after the step: from the loss, and from the timestep behind."""
     writing = _Writing(names, rows)
     out = []
-    for name, seed in zip(step.new, seeds, strict=True):
+    for name, seed in seeds.items():
         carried = found.get(step.states[name])
         text = "from the loss" + (f" + d_{name} of timestep t+1" if carried is not None else "")
         out.append(GraphValue(names(seed), seed.name, text, "seed", (), writing.shape(seed), ""))
@@ -426,8 +426,7 @@ def _scheduled(plan: Plan, folded: bool) -> list[GraphPart]:
     for leaf, source in plan.weights.items():
         names.give(leaf, leaf.name if source.kind == "param" else source.graph.taps.get(source.number, leaf.name))
         names.give(leaf, leaf.name)
-    forward = [*plan.before, *plan.loop]
-    _name_forward(names, step, forward, plan.before)
+    _name_forward(names, step, plan.forward, plan.before)
     for s in plan.once:
         if s.number in s.graph.taps:
             names.give(s, s.graph.taps[s.number])
@@ -441,8 +440,9 @@ def _scheduled(plan: Plan, folded: bool) -> list[GraphPart]:
     for weight, gradient in plan.stepwise.items():
         names.give(gradient, f"d_{names(weight)}_t")
 
-    lists = {"before": plan.before, "loop": plan.loop, "back": plan.back, "after": plan.after}
-    again = (set(plan.back) | set(plan.after)) & set(forward)
+    forward = {"before": plan.before, "loop": plan.loop, "behind": plan.behind}
+    lists = {**forward, "ahead": plan.ahead, "back": plan.back, "after": plan.after}
+    again = set(plan.backward) & set(plan.forward)
     ends = {*step.new.values(), *plan.totals.values(), *plan.stepwise.values()}
     ends |= {s for s in (*plan.carried.values(), plan.dx) if s is not None}
     ends |= {s for sinks in plan.sinks.values() for sink in sinks for s in (sink.g, sink.a) if s is not None}
@@ -458,7 +458,7 @@ def _scheduled(plan: Plan, folded: bool) -> list[GraphPart]:
 
     def lines(key: str) -> tuple[GraphValue, ...]:
         own = lists[key]
-        if key in ("before", "loop"):
+        if key in forward:
             notes = dict.fromkeys(kept, "kept")
         else:
             notes = dict.fromkeys(again, "again")
@@ -468,17 +468,23 @@ def _scheduled(plan: Plan, folded: bool) -> list[GraphPart]:
     once = [s for s in plan.once if s in in_forward]
     once_back = [s for s in plan.once if s not in in_forward and (s.op is not TRANSPOSE or len(s.shape) != 2)]
     derived = (*_derived(plan, names, folded), *_lines(names, rows, once, {*once}, folded, {}))
-    before, loop = lines("before"), lines("loop")
-    _name_gradients(names, [*plan.back, *plan.after], [*before, *loop])
-    arriving = _arriving(names, rows, plan.seeds.values(), {step.states[n]: s for n, s in plan.carried.items()}, step)
+    before, loop, behind = (lines(key) for key in forward)
+    _name_gradients(names, plan.backward, [*before, *loop, *behind])
+    carried = {step.states[n]: s for n, s in plan.carried.items()}
+    early, late = (
+        _arriving(names, rows, {n: s for n, s in plan.seeds.items() if s in seeds}, carried, step)
+        for seeds in (set(plan.early_seeds), set(plan.loop_seeds))
+    )
     sunk, stepwise = _weight_gradients(plan, names)
     parts = [
         ("forward", "once", "from the parameters alone, once for all T", derived),
         ("forward", "before", "before the loop, for all T at once", before),
         ("forward", "loop", "inside the loop, at every timestep", loop),
+        ("forward", "behind", "behind the loop, for all T at once", behind),
         ("backward", "once_back", "gradient, from the parameters alone, once for all T",
          _lines(names, rows, once_back, set(once_back), folded, {})),
-        ("backward", "back", "gradient, inside the loop backwards", (*arriving, *lines("back"))),
+        ("backward", "ahead", "gradient, ahead of the loop backwards, for all T at once", (*early, *lines("ahead"))),
+        ("backward", "back", "gradient, inside the loop backwards", (*late, *lines("back"))),
         ("backward", "after", "gradient, after the loop, for all T at once", lines("after")),
         ("backward", "sinks", "gradients of the weights: one product, or one sum, over T*B rows each", sunk),
         ("backward", "stepwise", "gradients of the weights, added up at every timestep", stepwise),

@@ -1,4 +1,4 @@
-"""Elementwise ops with NumPy's broadcasting: arithmetic, powers, squashing functions, selection, comparison."""
+"""Elementwise ops with NumPy's broadcasting: arithmetic, powers, squashing functions, selection, comparison, logic."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.engine import primitive
+from tinygrad_rnn import engine
+from tinygrad_rnn.engine import Operand, Variable, primitive
+from tinygrad_rnn.errors import DtypeError, InputError
 
-# Without a gradient, and read by the rules of others.
+# Comparisons and logic: boolean, without a gradient, and read by the rules of others.
 
 
 @primitive(casts=True)
@@ -48,10 +50,138 @@ def less_equal(a: Any, b: Any) -> Any:
     return np.less_equal(a, b)
 
 
+@primitive(casts=True)
+def logical_and(a: Any, b: Any) -> Any:
+    """Whether a and b both hold, boolean; ``a & b`` for masks."""
+    return np.logical_and(a, b)
+
+
+@primitive(casts=True)
+def logical_or(a: Any, b: Any) -> Any:
+    """Whether a or b holds, boolean; ``a | b`` for masks."""
+    return np.logical_or(a, b)
+
+
+@primitive(casts=True)
+def logical_xor(a: Any, b: Any) -> Any:
+    """Whether just one of a and b holds, boolean; ``a ^ b`` for masks."""
+    return np.logical_xor(a, b)
+
+
+@primitive(casts=True)
+def logical_not(x: Any) -> Any:
+    """Whether x does not hold, boolean; ``~x`` for a mask."""
+    return np.logical_not(x)
+
+
+@primitive(casts=True)
+def isnan(x: Any) -> Any:
+    """Whether x is NaN, boolean."""
+    return np.isnan(x)
+
+
+@primitive(casts=True)
+def isinf(x: Any) -> Any:
+    """Whether x is an infinity, boolean."""
+    return np.isinf(x)
+
+
+@primitive(casts=True)
+def isfinite(x: Any) -> Any:
+    """Whether x is neither NaN nor an infinity, boolean."""
+    return np.isfinite(x)
+
+
+# Steps: functions that are constant wherever they have a derivative. Their gradient is 0, and stays on the tape: the
+# second derivative of relu is 0, and no error about a tensor that was not used.
+
+
+@primitive
+def _zero(x: Any) -> Any:
+    return np.zeros_like(x)
+
+
+def nought(x: Any) -> Any:
+    """The gradient of a step at `x`; None for what is traced, since compiled code has no second derivative to keep."""
+    return None if isinstance(x, Operand) and not isinstance(x, Variable) else _zero(x)
+
+
+_zero.vjp(lambda _g, _y, x: nought(x))
+
+
+@primitive(broadcasts=True, casts=True)
+def _tied(mask: Any, x: Any) -> Any:
+    return mask.astype(x.dtype)
+
+
+_tied.vjp(None, lambda _g, _y, _mask, x: nought(x))
+
+
+def tied(mask: Any, x: Any) -> Any:
+    """`mask`, computed from `x`, as a step of x where x is on the tape."""
+    return _tied(mask, x) if isinstance(x, Variable) and x.node is not None else mask
+
+
 @primitive
 def sign(x: Any) -> Any:
-    """-1, 0 or 1; no gradient flows through it."""
+    """-1, 0 or 1; its gradient is 0."""
     return np.sign(x)
+
+
+@primitive
+def floor(x: Any) -> Any:
+    """The largest whole number that is not above x; its gradient is 0."""
+    return np.floor(x)
+
+
+@primitive
+def ceil(x: Any) -> Any:
+    """The smallest whole number that is not below x; its gradient is 0."""
+    return np.ceil(x)
+
+
+@primitive
+def trunc(x: Any) -> Any:
+    """x without what follows the point; its gradient is 0."""
+    return np.trunc(x)
+
+
+@primitive
+def rint(x: Any) -> Any:
+    """The nearest whole number, the even one of two; its gradient is 0."""
+    return np.rint(x)
+
+
+for _step in (sign, floor, ceil, trunc, rint):
+    _step.vjp(lambda _g, _y, x: nought(x))
+
+
+def round(x: Any, decimals: int = 0) -> Any:
+    """x with `decimals` digits behind the point, as NumPy rounds; its gradient is 0."""
+    if isinstance(decimals, bool) or not isinstance(decimals, int | np.integer):
+        raise InputError(f"round: expected a whole number of decimals, got {decimals!r}")
+    if decimals == 0:
+        return rint(x)
+    scale = 10.0 ** int(decimals if decimals > 0 else -decimals)
+    return rint(x * scale) / scale if decimals > 0 else rint(x / scale) * scale
+
+
+@primitive(broadcasts=True)
+def floor_divide(a: Any, b: Any) -> Any:
+    """a // b: the largest whole number that is not above a / b; its gradient is 0."""
+    return np.floor_divide(a, b)
+
+
+floor_divide.vjp(lambda _g, _y, a, _b: nought(a), lambda _g, _y, _a, b: nought(b))
+
+
+@primitive(broadcasts=True)
+def remainder(a: Any, b: Any) -> Any:
+    """a % b: what is left of a after floor_divide(a, b) times b, with the sign of b."""
+    return np.remainder(a, b)
+
+
+remainder.vjp(lambda g, _y, _a, _b: g, lambda g, _y, a, b: -g * floor_divide(a, b))
 
 
 @primitive(broadcasts=True)
@@ -106,20 +236,23 @@ def pow(x: Any, p: Any) -> Any:
 
 
 def _lower(x: Any, p: Any) -> Any:
-    """p - 1, the power in the slope p x ** (p - 1); 1 where both are 0: that slope is 0, and 0 ** -1 is no number."""
+    """p - 1, the power in the slope p x ** (p - 1); 0 for p = 0 where x ** -1 is infinite: that slope is 0."""
     if not hasattr(p, "shape"):
-        return p - 1 if p else 1
-    return where(equal(p, 0) * equal(x, 0), 1.0, p - 1)
+        return p - 1 if p else 0
+    return where(equal(p, 0) * less(abs(x), 2.0 / float(np.finfo(x.dtype).max)), 0.0, p - 1)
 
 
-def _log_base(x: Any) -> Any:
-    """log(x), 0 where x is not positive; a Python number stays one, since an array of it would be float64."""
-    return log(where(greater(x, 0), x, 1.0)) if hasattr(x, "shape") else math.log(x) if x > 0 else 0.0
+def _slope_in_p(y: Any, x: Any) -> Any:
+    """y log(x), 0 where x is not positive; a Python number stays one, since an array of it would be float64."""
+    if not hasattr(x, "shape"):
+        return y * math.log(x) if x > 0 else where(False, y, 0.0)
+    positive = greater(x, 0)
+    return where(positive, y, 0.0) * log(where(positive, x, 1.0))
 
 
 pow.vjp(
     lambda g, _y, x, p: g * (p * pow(x, _lower(x, p))),
-    lambda g, y, x, _p: g * (y * _log_base(x)),
+    lambda g, y, x, _p: g * _slope_in_p(y, x),
 )
 
 
@@ -165,7 +298,22 @@ def abs(x: Any) -> Any:
     return np.abs(x)
 
 
-abs.vjp(lambda g, _y, x: g * sign(x))
+abs.vjp(lambda g, y, x: at_kink(g * sign(x), g, y, x))
+
+
+def at_kink(found: Any, g: Any, y: Any, x: Any) -> Any:
+    """`found`, the gradient g x / y of a distance y from 0; x times the limit of g / y where both are 0 on the tape.
+
+    No value tells that limit, but the tape that made g does: it is dg/dy. With it abs(x) ** 2 and norm(x) ** 2 have the
+    second derivative 2 at 0. Where only y is 0 there is a kink, and derivatives of all orders are 0 by convention.
+    """
+    if not isinstance(g, Variable) or not isinstance(y, Variable) or g.node is None or y.node is None:
+        return found
+    smooth = logical_and(equal(y, 0), equal(g, 0)).data
+    if not smooth.any():
+        return found
+    limit = engine.flow(g.node, np.ones_like(g.data), {y.node}, type(g), higher=False).get(y.node)
+    return found if limit is None else where(smooth, x * limit, found)
 
 
 @primitive
@@ -209,7 +357,7 @@ def relu(x: Any) -> Any:
     return np.maximum(x, 0)
 
 
-relu.vjp(lambda g, y, _x: g * greater(y, 0))
+relu.vjp(lambda g, y, _x: g * tied(greater(y, 0), y))
 
 
 @primitive
@@ -221,19 +369,14 @@ def softplus(x: Any) -> Any:
 softplus.vjp(lambda g, _y, x: g * sigmoid(x))
 
 
-def gelu(x: Any) -> Any:
-    """Gaussian error linear unit in its tanh form: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
-
-    Source: Hendrycks & Gimpel 2016, arXiv 1606.08415.
-    """
-    return x * 0.5 * (tanh((x + x * x * x * 0.044715) * math.sqrt(2.0 / math.pi)) + 1.0)
-
-
-@primitive
+@primitive(broadcasts=True)
 def _share(a: Any, b: Any) -> Any:
     """1 where a > b, 1/2 where a == b, else 0."""
     dtype = a.dtype if hasattr(a, "dtype") else b.dtype
     return (np.greater(a, b).astype(dtype) + np.greater_equal(a, b)) * 0.5
+
+
+_share.vjp(lambda _g, _y, a, _b: nought(a), lambda _g, _y, _a, b: nought(b))
 
 
 @primitive(broadcasts=True)
@@ -254,9 +397,19 @@ def minimum(a: Any, b: Any) -> Any:
 minimum.vjp(lambda g, _y, a, b: g * _share(b, a), lambda g, _y, a, b: g * _share(a, b))
 
 
-def clip(x: Any, low: float = -math.inf, high: float = math.inf) -> Any:
-    """x limited to [low, high], both numbers; no gradient where it was cut."""
-    return _clip(x, low=low, high=high)
+def clip(x: Any, low: Any = None, high: Any = None) -> Any:
+    """x limited to [low, high]; no gradient where it was cut. None is no limit.
+
+    A limit that is an array or a tensor gets the gradient where it cuts; where x equals it, x has all of it.
+    """
+    low, high = (value.item() if isinstance(value, np.generic) else value for value in (low, high))
+    for limit in (low, high):
+        if limit is not None and not isinstance(limit, int | float) and not hasattr(limit, "shape"):
+            raise DtypeError(f"clip: expected numbers or arrays as limits, got {type(limit).__name__}")
+    if not hasattr(low, "shape") and not hasattr(high, "shape"):
+        return _clip(x, low=-math.inf if low is None else low, high=math.inf if high is None else high)
+    x = x if low is None else where(less(x, low), low, x)
+    return x if high is None else where(greater(x, high), high, x)
 
 
 @primitive
@@ -264,7 +417,7 @@ def _clip(x: Any, *, low: float, high: float) -> Any:
     return np.clip(x, low, high)
 
 
-_clip.vjp(lambda g, _y, x, *, low, high: g * (greater_equal(x, low) * less_equal(x, high)))
+_clip.vjp(lambda g, _y, x, *, low, high: g * tied(greater_equal(x, low) * less_equal(x, high), x))
 
 
 @primitive(broadcasts=True)

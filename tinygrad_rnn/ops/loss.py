@@ -9,9 +9,10 @@ import numpy as np
 from tinygrad_rnn import backend
 from tinygrad_rnn.engine import Op, Variable, primitive
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
+from tinygrad_rnn.ops.arguments import shape_of
 from tinygrad_rnn.ops.elementwise import where
 from tinygrad_rnn.ops.index import frozen
-from tinygrad_rnn.ops.reduce import softmax, sum
+from tinygrad_rnn.ops.reduce import averaged, softmax, sum
 from tinygrad_rnn.ops.shape import expand_dims
 
 
@@ -29,9 +30,8 @@ _minus_target.vjp(lambda g, _y, _p, *, targets: g)
 
 @primitive
 def _cross_entropy(logits: Any, *, targets: Any) -> Any:
-    top = np.max(logits, axis=-1, keepdims=True)
-    total = np.log(np.sum(np.exp(logits - top), axis=-1)) + top[..., 0]
-    return total - np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    short = logits - np.max(logits, axis=-1, keepdims=True)
+    return np.log(np.sum(np.exp(short), axis=-1)) - np.take_along_axis(short, targets[..., None], axis=-1)[..., 0]
 
 
 _cross_entropy.vjp(
@@ -53,9 +53,10 @@ def cross_entropy(
     ``mean`` divides by the number of targets that count. `kernel` is the op that computes the losses, None for NumPy's.
     Raises ShapeError, DtypeError, InputError.
     """
-    targets = frozen(targets) if isinstance(targets, Variable) else targets
-    if not backend.is_array(targets):
+    shape_of(logits, "cross_entropy")
+    if not isinstance(targets, Variable) and not backend.is_array(targets):
         raise DtypeError(f"cross_entropy: expected an array of targets, got {type(targets).__name__}")
+    targets = frozen(backend.plain(targets, "cross_entropy"))
     backend.check_device("cross_entropy", logits.data if isinstance(logits, Variable) else logits, targets)
     if not logits.shape:
         raise ShapeError("cross_entropy: expected logits (..., V), got a scalar")
@@ -86,12 +87,11 @@ def cross_entropy(
         losses = where(mask, losses, 0.0)
     if reduction == "none":
         return losses
-    total = sum(losses)
     if reduction == "sum":
-        return total
+        return sum(losses)
     if reduction != "mean":
         raise InputError(f"cross_entropy: expected reduction mean, sum or none, got {reduction!r}")
     count = targets.size if mask is None else int(mask.sum())
     if count == 0:
         raise ShapeError("cross_entropy: expected at least one target that counts, got none")
-    return total * (1.0 / count)
+    return averaged(losses, count)

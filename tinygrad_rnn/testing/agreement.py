@@ -14,7 +14,7 @@ import numpy as np
 
 from tinygrad_rnn import backend, checkpoint, engine, guard
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import noise_of, specification
+from tinygrad_rnn.cell import counted, noise_of, specification, timesteps
 from tinygrad_rnn.compile.trace import same
 from tinygrad_rnn.sequence import Unrolled, start_state
 from tinygrad_rnn.tensor import Tensor
@@ -45,15 +45,17 @@ def rows(trial: Trial) -> str:
     names = [*case.state, "outputs"]
     expected = cell_values(case)
     others = [0, 2]
+    shapes = specification(case.cell)[0]
+    carried = [name for name in shapes if name not in timesteps(shapes)]
     for value in (10.0, -10.0, 0.0, 0.5):
         changed = trial.case()
         setting = [
             f"other.xs[:, {others}] = {value}",
-            *(f"other.state[{n!r}][{others}] *= {value}" for n in case.state),
+            *(f"other.state[{n!r}][{others}] *= {value}" for n in carried),
         ]
         changed.xs[:, others] = value
-        for array in changed.state.values():
-            array[others] *= value
+        for name in carried:
+            changed.state[name][others] *= value
         compare(
             {name: array[:, 1] for name, array in cell_values(changed).items() if array.ndim},
             {name: expected[name][:, 1] for name in names},
@@ -89,7 +91,7 @@ def rows(trial: Trial) -> str:
             "got = cell_values(other); expected = {k: v[:, [1]] for k, v in cell_values(case).items() if v.ndim}",
         ],
     )
-    begin = [f"case.state[{name!r}][1] = {float(spec.start)!r}" for name, spec in specification(case.cell)[0].items()]
+    begin = [f"case.state[{name!r}][1] = {float(spec.start)!r}" for name, spec in shapes.items()]
     fresh, alone = trial.case(), trial.case()
     for started in (fresh, alone):
         for name, array in start_state(case.cell, 3, case.xs).items():
@@ -129,6 +131,9 @@ def reference(trial: Trial) -> str:
     """The numbers are those of the same step in bare NumPy."""
     case = trial.case()
     cell: Any = case.cell
+    shapes, _ = specification(cell)
+    clocks = timesteps(shapes)
+    own = [name for name in shapes if name not in clocks]
     write = trial.reference or (lambda cell, p, x, s: cell.reference(p, x, s))
     means = {name: kind.mean for name, kind in noise_of(cell).items()}
     state: dict[str, Array] = case.state
@@ -146,9 +151,10 @@ def reference(trial: Trial) -> str:
                 "no reference: write reference(self, p, x, s), the same step in bare NumPy from the paper; it is the "
                 "strongest check"
             )
+        new = counted(cell, new, state, shapes)
         if not isinstance(new, Mapping) or set(new) != set(state):
             got = list(new) if isinstance(new, Mapping) else type(new).__name__
-            raise Failed(f"reference: expected a dict with the states {list(state)}, got {got}")
+            raise Failed(f"reference: expected a dict with the states {own}, got {got}")
         for name, value in new.items():
             if not isinstance(value, np.ndarray) or value.shape != state[name].shape:
                 got = f"{value.shape} array" if isinstance(value, np.ndarray) else type(value).__name__
@@ -162,7 +168,9 @@ def reference(trial: Trial) -> str:
             "from types import SimpleNamespace as names",
             "state, rows = case.state, []",
             "for x in case.xs:",
+            *(f"    {name} = state[{name!r}] + 1" for name in clocks),
             f"    state = case.cell.reference(names(**case.params, **{means!r}), x, names(**state))",
+            *(f"    state[{name!r}] = {name}" for name in clocks),
             "    rows.append(state)",
             "expected = {name: np.stack([row[name] for row in rows]) for name in case.state}",
         ]
@@ -195,7 +203,7 @@ def compiled(trial: Trial) -> str:
     # as in training: by the fastest, in float32
     default = _same_by(trial, None, 1, ROUNDED, dtype=np.float32 if trial.float32 else np.float64)
     if default.executor == "unroll":
-        raise Noted(f"slow: every step runs on the tape, because {default.reason}; the numbers are right")
+        raise Noted(f"slow: every step runs on the tape, because {default.reason}; it gives what unroll gives")
     if default.executor != COMPILED[0]:
         raise Noted(f"by {default.executor}: {default.reason}; the numbers are those of unroll, to the second order")
     return f"{' and '.join(ran)} give the numbers of unroll, masked too, to the second order"

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import engine, ops
+from tinygrad_rnn import ops
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import Cell, draw_noise, init_cell, specification
+from tinygrad_rnn.cell import Cell, draw_noise, init_cell, specification, timesteps
 from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.sequence import Unrolled, scan, unroll
 from tinygrad_rnn.tensor import Tensor, grad
@@ -53,8 +53,9 @@ def cell_case(
     """A new cell, named or given as a class, with numbers that a seed decides.
 
     Parameters are the initial ones with normal numbers (0.3) added, so that no bias is zero; buffers stay as they are.
-    The state is one that the cell reaches by itself, drawn in a little: states may have to be positive, say. With
-    `masked`, row 0 runs to the end, the last row not at all, rows between them for a part.
+    The state is one that the cell reaches by itself, drawn in a little: states may have to be positive, say. A timestep
+    is 0 in row 0, where every clock strikes, and any of 0 to 7 in the others. With `masked`, row 0 runs to the end, the
+    last row not at all, rows between them for a part.
     Raises what the cell and `unroll` raise.
     """
     cls = load_cell(cell).cls if isinstance(cell, str) else cell
@@ -69,10 +70,12 @@ def cell_case(
             if specs[name].role != "buffer"
         }
     )
-    with engine.no_grad():
-        # by a cell that is thrown away, on copies: what a step leaves behind or writes into is seen by nobody
-        reached = unroll(cls(I, H, options), tensors(params), Tensor(rng.normal(size=(3, B, I)))).state
+    # By a cell that is thrown away, on copies: what a step leaves behind or writes into is seen by nobody. On the tape:
+    # there a step is told which function loses the gradient.
+    reached = unroll(cls(I, H, options), tensors(params), Tensor(rng.normal(size=(3, B, I)), requires_grad=True)).state
     state = {name: 0.9 * value.data + rng.uniform(0.02, 0.05, value.data.shape) for name, value in reached.items()}
+    for name in timesteps(specification(made)[0]):
+        state[name] = np.minimum(np.arange(B)[:, None], 1.0) * rng.integers(0, 8, (B, 1))
     xs = rng.normal(size=(T, B, I))
     lengths = np.linspace(T, 0, B).astype(int) if B > 1 else np.array([max(1, T // 2)])
     return CellCase(
@@ -96,9 +99,10 @@ def cell_values(
     """What a run of `case` gives, by name; the arrays of `case` are copied first.
 
     A state's name: its value at every timestep, (T, B, *shape); ``outputs`` (T, B, H); ``loss``, a random function of
-    them, of second degree or with ``curved=False`` of first. With ``order=1`` also ``d NAME``, the gradient of the loss
-    for the input x, every start state and every parameter, and ``slope``, a random sum of these; with ``order=2``
-    ``dd NAME``, the gradient of the slope. `executor` is that of `scan`. `put` brings arrays elsewhere.
+    them, of second degree or with ``curved=False`` of first; not of a timestep, which is a constant. With ``order=1``
+    also ``d NAME``, the gradient of the loss for the input x, every start state and every parameter, and ``slope``, a
+    random sum of these; with ``order=2`` ``dd NAME``, the gradient of the slope. `executor` is that of `scan`. `put`
+    brings arrays elsewhere.
     """
     return run_case(case, executor, order, curved, put or np.array)[1]
 
@@ -110,7 +114,8 @@ def run_case(
     trained = {name for name, spec in specification(case.cell)[1].items() if spec.role != "buffer"}
     params = {name: Tensor(put(array), requires_grad=name in trained) for name, array in case.params.items()}
     xs = Tensor(put(case.xs), requires_grad=True)
-    state = {name: Tensor(put(array), requires_grad=True) for name, array in case.state.items()}
+    clocks = timesteps(specification(case.cell)[0])
+    state = {name: Tensor(put(array), requires_grad=name not in clocks) for name, array in case.state.items()}
     options: dict[str, Any] = {"mask": None if case.mask is None else put(case.mask)}
     if case.noise:
         options["noise"] = {name: put(array) for name, array in case.noise.items()}
@@ -122,16 +127,24 @@ def run_case(
     def weighted(value: Any) -> Any:
         return ops.sum(value * put(rng.normal(size=value.shape).astype(value.dtype)))
 
-    parts = [done.outputs, *done.state.values(), *(row[len(row) // 2] for row in done.states.values())]
+    carried = [name for name in state if name not in clocks]
+    parts = [done.outputs, *(done.state[name] for name in carried)]
+    parts += [done.states[name][len(xs) // 2] for name in carried]
     loss = sum((weighted(part * part if curved else part) for part in parts), start=0.0 * ops.sum(done.outputs))
     values["loss"] = loss.data
-    leaves = {"x": xs, **state, **{name: value for name, value in params.items() if name in trained}}
+    leaves = {
+        "x": xs,
+        **{name: state[name] for name in carried},
+        **{name: value for name, value in params.items() if name in trained},
+    }
     if order and loss.requires_grad:
-        first = dict(zip(leaves, grad(loss, list(leaves.values()), create_graph=order > 1), strict=True))
+        first = dict(
+            zip(leaves, grad(loss, list(leaves.values()), create_graph=order > 1, unused="zeros"), strict=True)
+        )
         values.update({f"d {name}": value.data for name, value in first.items()})
         slope: Any = sum((weighted(value) for value in first.values()), start=0.0 * weighted(loss))
         values["slope"] = slope.data
         if order > 1 and slope.requires_grad:
-            second = grad(slope, list(leaves.values()))
+            second = grad(slope, list(leaves.values()), unused="zeros")
             values.update({f"dd {name}": value.data for name, value in zip(leaves, second, strict=True)})
     return done, values

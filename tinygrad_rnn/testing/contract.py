@@ -11,11 +11,12 @@ import numpy as np
 
 from tinygrad_rnn import options
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import Cell, check_declaration, init_cell, noise_of, specification
-from tinygrad_rnn.compile.trace import same
+from tinygrad_rnn.cell import Cell, check_declaration, init_cell, noise_of, output_of, specification, timesteps
+from tinygrad_rnn.compile.trace import global_generators, same
 from tinygrad_rnn.errors import InputError
 from tinygrad_rnn.plugins import is_name
 from tinygrad_rnn.testing.cases import RESULTS, CellCase, cell_values
+from tinygrad_rnn.testing.equation import written_out
 from tinygrad_rnn.testing.trial import (
     ROUNDED,
     Failed,
@@ -46,11 +47,11 @@ def declaration(trial: Trial) -> str:
             fatal=True,
         )
     noise = noise_of(cell)
-    output, spec = next(iter(states.items()))
-    if spec.shape != (cell.H,):
+    output = output_of(cell)
+    if states[output].shape != (cell.H,):
         raise Failed(
-            f"state {output}: expected the first state, which is the output, of shape (H,) = ({cell.H},), got "
-            f"{spec.shape}; declare the output first",
+            f"state {output}: expected the output to have the shape (H,) = ({cell.H},), got {states[output].shape}; "
+            "declare the output first, or name it in the class attribute 'output'",
             fatal=True,
         )
     told = f"states {' '.join(states)}; parameters {' '.join(params) or 'none'}"
@@ -74,7 +75,7 @@ def documentation(trial: Trial) -> str:
             raise Failed(f"option {option.name}: expected a text as help, got {option.metadata['help']!r}")
         if option.name not in trial.options:
             options.check(types[option.name], getattr(cell.options, option.name), f"option {option.name}, its default")
-    for name in states:
+    for name in [name for name in states if name not in timesteps(states)]:
         # h' = ..., h_t = ..., h(t) = ..., also several on one line
         sign = r"(?:['′]|_\{?t\}?|\(t\)|\[t\]|_new)*"
         if not re.search(rf"(?<![\w]){re.escape(name)}{sign}\s*(?:,[^=\n]*)?=", cls.equation):
@@ -82,7 +83,7 @@ def documentation(trial: Trial) -> str:
     for field_name in ("summary", "citation", "equation", "deviations"):
         if getattr(cls, field_name).startswith("TODO"):  # as `cells new` leaves them
             raise Noted(f"{field_name}: still to be written, it begins with TODO")
-    absent = [name for name in params if not _mentions(f"{cls.equation}\n{cls.deviations}", name)]
+    absent = [name for name in params if not _mentions(f"{written_out(cell)}\n{cls.deviations}", name)]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise Noted(f"parameter {', '.join(absent[:3])}{more}: named neither in the equation nor in the deviations")
@@ -105,14 +106,17 @@ def seed(trial: Trial) -> str:
         "new = lambda seed: tr.init_cell(kind(*sizes), np.random.default_rng(seed))",
         "expected, got = ({k: v.data for k, v in new(0).items()} for _ in range(2))",
     ]
+    chance = global_generators()
     one, two, other = drawn(0), drawn(0), drawn(1)
+    if not same(chance, global_generators()):
+        raise Failed("an initialiser draws from the global random numbers (np.random, random); draw from rng", lines)
     if list(one) != list(two) or any(one[name].shape != two[name].shape for name in one):
         raise Failed("params() is not the same twice", lines, fatal=True)
     compare(two, one, 0.0, "initial parameters from the same seed", lines, fatal=True)
     check_finite(one, "initial parameters", [*lines[:-1], "got = {k: v.data for k, v in new(0).items()}"])
-    inits = {spec.init.partition(":")[0] for spec in specification(trial.cell())[1].values()}
+    texts = [spec.init for spec in specification(trial.cell())[1].values() if isinstance(spec.init, str)]
     if all(same(one[name], other[name]) for name in one):
-        if inits <= {"zeros", "constant", "identity"}:
+        if {text.partition(":")[0] for text in texts} <= {"zeros", "constant", "identity"}:
             return "the same seed gives the same parameters; nothing in them is random"
         raise Failed("initial parameters from two seeds are the same", [*lines, "print(new(0), new(1))"])
     return "the same seed gives the same parameters, another seed others"

@@ -9,14 +9,14 @@ import numpy as np
 
 from tinygrad_rnn.autodiff import gradcheck
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.cell import init_cell, noise_of, specification
-from tinygrad_rnn.compile.trace import same
+from tinygrad_rnn.cell import Cell, init_cell, noise_of, output_of, specification, timesteps
+from tinygrad_rnn.compile.trace import Untraceable, ancestors, same, trace_step
 from tinygrad_rnn.errors import GradientError, InputError
 from tinygrad_rnn.options import field_types
 from tinygrad_rnn.sequence import unroll
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.testing.cases import CellCase, cell_values, tensors
-from tinygrad_rnn.testing.trial import Failed, Noted, Trial, bracketed, reason
+from tinygrad_rnn.testing.trial import LONG, Failed, Noted, Trial, bracketed, reason
 from tinygrad_rnn.wrap import Wrapper
 
 
@@ -24,11 +24,15 @@ def gradients(trial: Trial) -> str:
     """First and second derivatives agree with differences, and everything is used."""
     kinks: list[str] = []
     case = trial.case(T=3, B=2)
-    leaves = ["x", *case.state, *_trained(case)]
+    leaves = ["x", *_carried(case), *_trained(case)]
     slopes = cell_values(trial.case(), order=1)
+    silent = []
     for name in leaves:
         if name not in case.state and not np.any(slopes.get(f"d {name}", 0.0)) and _unused(trial, name):
             what = "the input x" if name == "x" else f"parameter {name}"
+            if timesteps(specification(case.cell)[0]) and _reads(case.cell, name):
+                silent.append(f"{what} is used at none of the timesteps that were tried: its gradient is zero")
+                continue
             lines = [*trial.lines(), f"print(cell_values(case, order=1)['d {name}'])  # zeros"]
             raise Failed(f"{what} is never used: no number depends on it, and its gradient is zero", lines)
     wrong: dict[str | None, GradientError] = {}
@@ -45,11 +49,26 @@ def gradients(trial: Trial) -> str:
         first = cell_values(trial.case(T=3, B=2), order=1)
         which = next((key for key in wrong if key and not np.any(first.get(f"d {key}", 0.0))), next(iter(wrong)))
         raise _located(trial, which, wrong[which])
-    idle = _idle(trial, case)
+    idle = silent or _idle(trial, case)
     if idle:
         raise Noted(f"right, but {'; '.join(idle)}")
     count = f"{len(leaves)} of them, first and second order"
     return count + (f"; only at a second point, since the first is at a kink: {', '.join(kinks)}" if kinks else "")
+
+
+def _carried(case: CellCase) -> list[str]:
+    """The states that can have a gradient: timesteps are whole numbers."""
+    clocks = timesteps(specification(case.cell)[0])
+    return [name for name in case.state if name not in clocks]
+
+
+def _reads(cell: Cell, name: str) -> bool:
+    """Whether the step reads the input or parameter at all, if only at some timesteps."""
+    try:
+        step = trace_step(cell, 2, np.dtype(np.float64), False)
+    except Untraceable:
+        return True
+    return (step.x if name == "x" else step.params[name]) in ancestors(step.new.values())
 
 
 def _trained(case: CellCase) -> list[str]:
@@ -62,11 +81,15 @@ def _leaf(case: CellCase, name: str) -> Array:
 
 def _unused(trial: Trial, name: str) -> bool:
     """Whether neither the gradient for `name` nor any number shows that it exists, at two points."""
+    clocks = timesteps(specification(trial.cell())[0])
     for seed in (trial.seed, trial.seed + 1000):
-        case, other = trial.case(seed=seed), trial.case(seed=seed)
+        facts = {"seed": seed, "T": LONG if clocks else 4}
+        case, other = trial.case(**facts), trial.case(**facts)
         _leaf(other, name)[...] += np.random.default_rng(seed).normal(size=_leaf(other, name).shape)
         got, moved = cell_values(case, order=1), cell_values(other)
-        if np.any(got.get(f"d {name}", 0.0)) or any(not same(got[key], value) for key, value in moved.items()):
+        if np.any(got.get(f"d {name}", 0.0)):
+            return False
+        if any(not same(got[key], value) for key, value in moved.items() if key != name or name not in clocks):
             return False
     return True
 
@@ -78,15 +101,21 @@ def _idle(trial: Trial, case: CellCase) -> list[str]:
     if len(unread) == len(case.state):
         found.append("no state is ever read: what was before is forgotten at every step")
     elif not isinstance(case.cell, Wrapper):  # whose `out` is made for the next layer
-        output = next(iter(case.state))
+        output = output_of(case.cell)
         found += [f"state {name} is never read, by no step" for name in unread if name != output]
-    points = [cell_values(trial.case(seed=trial.seed + 1000 * i), order=1) for i in range(4)]
+    T = LONG if timesteps(specification(case.cell)[0]) else 4
+    points = [cell_values(trial.case(seed=trial.seed + 1000 * i, T=T), order=1) for i in range(4)]
     for name in _trained(case):
         zero = np.all([point[f"d {name}"] == 0.0 for point in points], axis=0)
         if np.any(zero):
             index = bracketed([int(i) for i in np.argwhere(zero)[0]])
             found.append(f"{name}[{index}] is never used, one of {np.count_nonzero(zero)} elements")
     return found + [f"option {name} changes nothing" for name in vars(case.cell.options) if _no_option(trial, name)]
+
+
+def _declared(cell: Cell) -> tuple[Any, ...]:
+    states, params = specification(cell)
+    return states, {name: (spec.shape, spec.init_name, spec.role) for name, spec in params.items()}, noise_of(cell)
 
 
 def _no_option(trial: Trial, name: str) -> bool:
@@ -106,7 +135,7 @@ def _no_option(trial: Trial, name: str) -> bool:
             one, two = (init_cell(cell, np.random.default_rng(0)) for cell in cells)
         except InputError:
             return False  # read it must have been
-        if specification(cells[0]) != specification(cells[1]) or noise_of(cells[0]) != noise_of(cells[1]):
+        if _declared(cells[0]) != _declared(cells[1]):
             return False
         if any(not same(one[key].data, two[key].data) for key in one):
             return False
@@ -120,7 +149,7 @@ def _no_option(trial: Trial, name: str) -> bool:
 def _wrong(trial: Trial, name: str | None, seed: int, order: int) -> GradientError | None:
     """What gradcheck has to say on the gradient for `name`, or on all at once (None), which sees mixed derivatives."""
     case = trial.case(T=3, B=2, seed=seed)
-    names = ["x", *case.state, *_trained(case)] if name is None else [name]
+    names = ["x", *_carried(case), *_trained(case)] if name is None else [name]
 
     def f(*values: Any) -> tuple[Any, ...]:
         given = dict(zip(names, values, strict=True))
@@ -136,12 +165,21 @@ def _wrong(trial: Trial, name: str | None, seed: int, order: int) -> GradientErr
     return None
 
 
+def _cause(trial: Trial) -> str:
+    """What the compiler found the step to do with values, which is where a gradient is usually lost; '' if nothing."""
+    try:
+        trace_step(trial.cell(), 2, np.float64, False)
+    except Untraceable as found:
+        return f": {found}"
+    return ""
+
+
 def _located(trial: Trial, name: str | None, error: GradientError) -> Failed:
     """The fault that gradcheck found, with the element where the gradient is most wrong, by differences."""
     facts = {"T": 3, "B": 2}
     step = 1e-6
     case = trial.case(**facts)
-    names = [name] if name is not None else ["x", *case.state, *_trained(case)]
+    names = [name] if name is not None else ["x", *_carried(case), *_trained(case)]
     for order, value, sign in ((1, "loss", "d"), (2, "slope", "dd")):
         try:
             values = cell_values(case, order=order)
@@ -171,7 +209,7 @@ def _located(trial: Trial, name: str | None, error: GradientError) -> Failed:
             owner = "" if key == "x" else "state " if key in case.state else "parameter "
             return Failed(
                 f"{kind} for {owner}{key}[{index}]: expected {expected!r} by differences, got {number!r}"
-                + ("; .data, .detach() and no_grad() cut a gradient off" if cut else ""),
+                + (f"; .data, .detach() and no_grad() cut a gradient off{_cause(trial)}" if cut else ""),
                 [
                     *trial.lines("case", "ahead", "behind", **facts),
                     f"ahead.{where}[{index}] += {step}; behind.{where}[{index}] -= {step}",

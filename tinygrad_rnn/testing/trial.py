@@ -18,13 +18,14 @@ from tinygrad_rnn.cell import Cell
 from tinygrad_rnn.errors import DeviceError, DtypeError, GradientError, InputError, PluginError, one_line
 from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.testing.cases import CellCase, cell_case
-from tinygrad_rnn.wrap import Wrapper
+from tinygrad_rnn.wrap import unwrap_cell
 
 Reference = Callable[[Any, Any, Any, Any], Mapping[str, Any] | None]
 EXACT = 1e-12  # of the largest element: the same operations on the same numbers, summed in another order
 CLOSE = 1e-9  # the same formula in other operations, several steps of it
 ROUNDED = 1e-3  # float32, several steps of it
 LARGE = 1e4
+LONG = 200  # timesteps
 
 
 class Failed(Exception):
@@ -91,11 +92,7 @@ class Trial:
         """The lines that import what a reproduction needs, and how it names the cell."""
         head = ["import numpy as np", "import tinygrad_rnn as tr"]
         head += ["from tinygrad_rnn.testing import cell_case, cell_values"]
-        wraps: list[str] = []
-        cls: type[Cell] = self.cls
-        while issubclass(cls, Wrapper):
-            wraps.insert(0, cls.name.removeprefix(f"{cls.of.name}+"))
-            cls = cls.of
+        cls, wraps = unwrap_cell(self.cls)
         module = sys.modules.get(cls.__module__)
         cell = repr(cls.name)
         try:

@@ -1,0 +1,56 @@
+"""What ops ask of their arguments: arrays, axes and whole numbers, and the one line that says what was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
+
+Axes = int | Sequence[int]
+
+
+def shape_of(x: Any, name: str) -> tuple[int, ...]:
+    """The shape of `x`. Raises DtypeError, for the op `name`, unless it is an array or a tensor."""
+    shape = getattr(x, "shape", None)
+    if not isinstance(shape, tuple):
+        raise DtypeError(f"{name}: expected an array or a tensor, got {type(x).__name__}; make one with Tensor(...)")
+    return shape
+
+
+def integers(values: Any, name: str, what: str) -> tuple[int, ...]:
+    """`values`, one integer or a sequence of them, as a tuple. Raises InputError, for `what` of the op `name`."""
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    parts = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else (values,)
+    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) for n in parts):
+        raise InputError(f"{name}: expected {what}, a whole number or a tuple of them, got {values!r}")
+    return tuple([int(n) for n in parts])
+
+
+def checked_axis(x: Any, axis: Any, name: str) -> int:
+    """`axis` counted from the front. Raises ShapeError, for the op `name`, unless it is one axis of `x`."""
+    rank = len(shape_of(x, name))
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or not -rank <= axis < rank:
+        raise ShapeError(f"{name}: expected an axis in [-{rank}, {rank}) for shape {tuple(x.shape)}, got {axis!r}")
+    return int(axis) % rank
+
+
+def checked_axes(x: Any, axis: Any, name: str, rank: int | None = None) -> tuple[int, ...]:
+    """One axis or several of `x` (of a result of `rank` axes), counted from the front, in the order given.
+
+    Raises ShapeError, for the op `name`, unless each is there, once.
+    """
+    shape = shape_of(x, name)
+    rank = len(shape) if rank is None else rank
+    try:
+        axes = integers(axis, name, "an axis")
+    except InputError:
+        axes = (rank,)  # which is none
+    if any(not -rank <= a < rank for a in axes):
+        raise ShapeError(f"{name}: expected axes in [-{rank}, {rank}) for shape {tuple(shape)}, got {axis!r}")
+    found = tuple([a % rank for a in axes])
+    if len(set(found)) < len(found):
+        raise ShapeError(f"{name}: expected each axis once, got {axis!r} for shape {tuple(shape)}")
+    return found
