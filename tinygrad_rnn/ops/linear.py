@@ -191,7 +191,7 @@ def einsum(subscripts: str, *operands: Any) -> Any:
         later = {*result, *(letter for _, others in terms[i:] for letter in others)}
         y, held = _multiplied(y, held, x, letters, later)
     y, held = _summed(y, held, {*result})
-    return transpose(y, [held.index(letter) for letter in result])
+    return _in_order(y, held, result)
 
 
 def _subscripts(text: Any, shapes: Sequence[tuple[int, ...]]) -> tuple[list[list[str]], list[str]]:
@@ -247,6 +247,10 @@ def _summed(x: Any, letters: list[str], kept: set[str]) -> tuple[Any, list[str]]
     return (sum(x, axes) if axes else x), [letter for letter in letters if letter in kept]
 
 
+def _in_order(x: Any, letters: list[str], wanted: list[str]) -> Any:
+    return x if letters == wanted else transpose(x, [letters.index(letter) for letter in wanted])
+
+
 def _multiplied(a: Any, p: list[str], b: Any, q: list[str], kept: set[str]) -> tuple[Any, list[str]]:
     """The product of `a` with letters `p` and `b` with letters `q`, summed over those in both that are not kept."""
     a, p = _summed(a, p, kept | {*q})
@@ -255,8 +259,8 @@ def _multiplied(a: Any, p: list[str], b: Any, q: list[str], kept: set[str]) -> t
     summed = [letter for letter in p if letter in q and letter not in kept]
     rows = [letter for letter in p if letter not in q]
     columns = [letter for letter in q if letter not in p]
-    a = transpose(a, [p.index(letter) for letter in [*batch, *rows, *summed]])
-    b = transpose(b, [q.index(letter) for letter in [*batch, *summed, *columns]])
+    a = _in_order(a, p, [*batch, *rows, *summed])
+    b = _in_order(b, q, [*batch, *summed, *columns])
     n, m, k = len(batch), len(batch) + len(rows), len(batch) + len(summed)
     shape = (*a.shape[:m], *b.shape[k:])
     flat = [math.prod(sizes) for sizes in (a.shape[n:m], a.shape[m:], b.shape[k:])]

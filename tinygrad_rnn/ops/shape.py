@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.engine import broadcast_to, primitive
+from tinygrad_rnn import engine
+from tinygrad_rnn.engine import primitive
 from tinygrad_rnn.errors import InputError, ShapeError
 from tinygrad_rnn.ops.arguments import Axes, checked_axes, checked_axis, integers, shape_of
 from tinygrad_rnn.ops.index import getitem, scatter
@@ -215,6 +216,12 @@ def roll(x: Any, shift: int | Sequence[int], axis: Axes | None = None) -> Any:
             cut = shape[a] - by % shape[a]
             x = concatenate([x[(*before, slice(cut, None))], x[(*before, slice(cut))]], a)
     return x
+
+
+def broadcast_to(x: Any, shape: int | Sequence[int]) -> Any:
+    """`x` repeated to `shape` by NumPy's broadcasting rules; a view."""
+    shape_of(x, "broadcast_to")
+    return engine.broadcast_to(x, integers(shape, "broadcast_to", "a shape"))
 
 
 def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any:
