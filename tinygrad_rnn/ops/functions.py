@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygrad_rnn.engine import primitive
 from tinygrad_rnn.errors import InputError
+from tinygrad_rnn.ops.arguments import shape_of, told
 from tinygrad_rnn.ops.elementwise import (
     abs,
     clip,
@@ -20,6 +21,7 @@ from tinygrad_rnn.ops.elementwise import (
     logical_and,
     logical_not,
     maximum,
+    mul,
     relu,
     sigmoid,
     sqrt,
@@ -30,7 +32,7 @@ from tinygrad_rnn.ops.elementwise import (
 
 def square(x: Any) -> Any:
     """x * x."""
-    return x * x
+    return mul(x, x)
 
 
 @primitive
@@ -238,14 +240,15 @@ erf.vjp(lambda g, _y, x: g * (exp(-square(clip(x, -ERFC_ZERO, ERFC_ZERO))) * (2.
 erfc.vjp(lambda g, _y, x: -g * (exp(-square(clip(x, -ERFC_ZERO, ERFC_ZERO))) * (2.0 / math.sqrt(math.pi))))
 
 
-def gelu(x: Any, approximate: str = "none") -> Any:
+def gelu(x: Any, approximate: Any = "none") -> Any:
     """Gaussian error linear unit: x times the probability that a standard normal number is below x.
 
     ``approximate="tanh"``: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), within 5e-4 of it and cheaper. The names are
     PyTorch's. Source: Hendrycks & Gimpel 2016, arXiv 1606.08415. Raises InputError for another name.
     """
-    if approximate not in ("none", "tanh"):
-        raise InputError(f"gelu: expected approximate 'none' (the exact form) or 'tanh', got {approximate!r}")
+    shape_of(x, "gelu")
+    if not isinstance(approximate, str) or approximate not in ("none", "tanh"):
+        raise InputError(f"gelu: expected approximate 'none' (the exact form) or 'tanh', got {told(approximate)}")
     z = clip(x, -ERFC_ZERO, ERFC_ZERO)  # beyond which the unit is relu, and powers may overflow
     if approximate == "tanh":
         unit = z * 0.5 * (tanh((z + z * z * z * 0.044715) * math.sqrt(2.0 / math.pi)) + 1.0)
