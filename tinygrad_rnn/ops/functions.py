@@ -216,6 +216,11 @@ def _tail(x: Any) -> Any:
     return np.exp(-short * short) * np.exp((short - x) * (short + x)) * rational
 
 
+def _near(x: Any) -> Any:
+    """erf(x) for x in [-1, 1]."""
+    return x * _polynomial(x * x, ERF_NEAR)
+
+
 @primitive
 def erf(x: Any) -> Any:
     """The error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x.
@@ -224,16 +229,16 @@ def erf(x: Any) -> Any:
     variable of Shepherd & Laframboise 1981, Chebyshev approximation of (1 + 2x) exp(x^2) erfc x, Math. Comp. 36.
     """
     a = np.minimum(np.abs(_wide(x)), ERFC_ZERO)
-    near = np.minimum(a, 1.0)
-    size = np.where(np.less(a, 1.0), near * _polynomial(near * near, ERF_NEAR), 1.0 - _tail(a))
+    size = np.where(np.less(a, 1.0), _near(np.minimum(a, 1.0)), 1.0 - _tail(a))
     return np.sign(x) * size.astype(x.dtype)
 
 
 @primitive
 def erfc(x: Any) -> Any:
     """1 - erf(x), with all digits where that is small: within 2e-15 in float64, relatively, down to 1e-307."""
-    tail = _tail(np.minimum(np.abs(_wide(x)), ERFC_ZERO))
-    return np.where(np.less(x, 0.0), 2.0 - tail, tail).astype(x.dtype)
+    a = np.minimum(np.abs(_wide(x)), ERFC_ZERO)
+    size = np.where(np.less(a, 0.5), 1.0 - _near(np.minimum(a, 0.5)), _tail(a))
+    return np.where(np.less(x, 0.0), 2.0 - size, size).astype(x.dtype)
 
 
 erf.vjp(lambda g, _y, x: g * (exp(-square(clip(x, -ERFC_ZERO, ERFC_ZERO))) * (2.0 / math.sqrt(math.pi))))
