@@ -57,6 +57,8 @@ def checked_axes(x: Any, axis: Any, name: str, rank: int | None = None) -> tuple
     """
     shape = shape_of(x, name)
     rank = len(shape) if rank is None else rank
+    if type(axis) is int and -rank <= axis < rank:  # as in a step
+        return (axis % rank,)
     try:
         axes = integers(axis, name, "an axis")
     except InputError:

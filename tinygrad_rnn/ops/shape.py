@@ -41,7 +41,9 @@ _reshape.vjp(lambda g, _y, _x, *, shape, source: _reshape(g, shape=source, sourc
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Any:
     """`x` with its axes in the order `axes` (reversed when None); a view."""
     rank = len(shape_of(x, "transpose"))
-    order = checked_axes(x, range(rank)[::-1] if axes is None else axes, "transpose")
+    if axes is None:
+        return _transpose(x, axes=tuple(range(rank)[::-1]))
+    order = checked_axes(x, axes, "transpose")
     if len(order) != rank:
         raise ShapeError(f"transpose: expected each of {rank} axes once, got {told(axes)}")
     return _transpose(x, axes=order)
