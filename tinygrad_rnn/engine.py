@@ -38,7 +38,8 @@ Version = list[int]  # one mutable count, shared by every tensor that shares the
 Guards = tuple[tuple[int, Any, Any], ...]  # see Node
 HELD = 1 << 16  # bytes up to which an array that a gradient reads is copied
 COUNTER = itertools.count()  # next() is one step for all threads
-REFUSALS = (ValueError, TypeError, IndexError, AttributeError)  # by which NumPy says that it cannot
+# By which NumPy and Python say that they cannot.
+REFUSALS = (ValueError, TypeError, IndexError, AttributeError, OverflowError, ZeroDivisionError)
 NO_STATIC: dict[str, Any] = {}  # shared by every node without configuration; never written
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +48,7 @@ def compiled(dtype: Any, target: Target) -> Callable[[str], int]:
     """Addresses by name of everything in kernels, and of ``map_NAME`` that applies a vector function."""
     t = Typed(dtype, target)
     facts = {"scalar": t.scalar, "vector": t.vector, "size": t.dtype.itemsize, "lanes": t.lanes}
-    maps = "".join(MAP.format(name=name, **facts) for name in ("exp", "sigmoid", "tanh"))
+    maps = "".join(MAP.format(name=name, **facts) for name in LONG)
     address: Callable[[str], int] = machine.load(
         kernels.functions(t) + maps + kernels.products(t) + "\n" + kernels.sums(t)
     )
@@ -77,6 +78,8 @@ LONG: dict[str, Callable[[Any], Any]] = {
     "exp": np.exp,
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "tanh": np.tanh,
+    "erf": np.vectorize(lambda x: math.erf(x), otypes=["g"]),  # C's, in float64: half an ulp of that off
+    "erfc": np.vectorize(lambda x: math.erfc(x), otypes=["g"]),
 }
 
 
@@ -140,7 +143,13 @@ def test_the_stated_error_holds(kind: tuple[Any, Target], name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "at_infinity", "at_minus_infinity", "at_zero"),
-    [("exp", np.inf, 0.0, 1.0), ("sigmoid", 1.0, 0.0, 0.5), ("tanh", 1.0, -1.0, 0.0)],
+    [
+        ("exp", np.inf, 0.0, 1.0),
+        ("sigmoid", 1.0, 0.0, 0.5),
+        ("tanh", 1.0, -1.0, 0.0),
+        ("erf", 1.0, -1.0, 0.0),
+        ("erfc", 0.0, 2.0, 1.0),
+    ],
 )
 def test_ends_zeros_and_nan(
     kind: tuple[Any, Target], name: str, at_infinity: float, at_minus_infinity: float, at_zero: float
@@ -150,7 +159,7 @@ def test_ends_zeros_and_nan(
     y = mapped(kind, name, x)
     np.testing.assert_array_equal(y[:8], [at_infinity] * 3 + [at_minus_infinity] * 3 + [at_zero] * 2)
     assert np.isnan(y[8:]).all()
-    assert not np.signbit(y[3:6]).any() or name == "tanh"
+    assert not np.signbit(y[3:6]).any() or name in ("tanh", "erf")
     if name == "tanh":
         tiny = np.finfo(kind[0]).smallest_subnormal * np.array([1, -1, 77], kind[0])
         np.testing.assert_array_equal(mapped(kind, "tanh", tiny), tiny)

@@ -424,10 +424,31 @@ class _Writer:
             return x[0]
         if name == "neg":
             return self.do(f"fneg {v} {x[0]}")
-        if name in ("tanh", "sigmoid", "exp"):
+        if name in ("tanh", "sigmoid", "exp", "erf", "erfc"):
             return call(name, x[0])
-        if name in ("log", "sqrt", "sin", "cos"):
+        if name in ("log", "sqrt", "sin", "cos", "floor", "ceil", "trunc", "rint", "exp2", "log2", "log10"):
             return intrinsic(name, x[0])
+        if name == "expm1":  # (u - 1) x / log(u) for u = exp(x) as it was rounded (Kahan)
+            u = call("exp", x[0])
+            d = self.do(f"fsub {v} {u}, {one}")
+            long = self.do(f"fdiv {v} {self.do(f'fmul {v} {d}, {x[0]}')}, {intrinsic('log', u)}")
+            long = choose("oeq", u, one, x[0], choose("oeq", u, zero, d, long))
+            return choose("oeq", u, t.splat(math.inf), u, long)
+        if name in ("remainder", "floor_divide"):
+            return self.modulo(name, x[0], x[1], choose)
+        if name == "logical_not":
+            return choose("oeq", x[0], zero, one, zero)
+        if name in ("logical_and", "logical_or", "logical_xor"):
+            a, b = (choose("une", value, zero, one, zero) for value in x)
+            if name == "logical_xor":
+                return choose("une", a, b, one, zero)
+            return choose("oeq", a, zero, zero, b) if name == "logical_and" else choose("oeq", a, zero, b, one)
+        if name == "isnan":
+            return choose("uno", x[0], x[0], one, zero)
+        if name in ("isinf", "isfinite"):
+            yes, no = (one, zero) if name == "isfinite" else (zero, one)
+            finite = choose("olt", intrinsic("fabs", x[0]), t.splat(math.inf), yes, no)
+            return choose("uno", x[0], x[0], zero, finite)
         if name == "abs":
             return intrinsic("fabs", x[0])
         if name == "log1p":
@@ -454,6 +475,20 @@ class _Writer:
         if name == "pow":
             return self.power(x[0], float(args[1]), intrinsic, binary)
         raise Unsupported(f"{name} ({s.where})")
+
+    def modulo(self, name: str, a: str, b: str, choose: Any) -> str:
+        """a % b or a // b, as NumPy makes them from C's fmod."""
+        t, v = self.t, self.t.vector
+        zero = t.splat(0.0)
+        rest = self.do(f"frem {v} {a}, {b}")
+        whole = self.do(f"fdiv {v} {self.do(f'fsub {v} {a}, {rest}')}, {b}")
+        across = choose("olt", self.do(f"fmul {v} {choose('olt', rest, zero, t.splat(-1.0), t.splat(1.0))}, {b}"), zero,
+                        t.splat(1.0), zero)  # fmt: skip
+        across = choose("oeq", rest, zero, zero, across)  # 1 where the rest has the other sign
+        if name == "remainder":
+            return str(choose("oeq", across, zero, rest, self.do(f"fadd {v} {rest}, {b}")))
+        whole = self.do(f"call {v} @llvm.rint.{t.suffix}({v} {self.do(f'fsub {v} {whole}, {across}')})")
+        return str(choose("oeq", b, zero, self.do(f"fdiv {v} {a}, {b}"), whole))
 
     def power(self, x: str, p: float, intrinsic: Any, binary: Any) -> str:
         t = self.t
