@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
 FUNCTIONS: dict[str, Callable[..., Array]] = {
-    "tanh": np.tanh,
+    **{name: getattr(np, name) for name in ("tanh", "exp", "cos", "sin")},
     "where": np.where,
     "concat": lambda parts: np.concatenate(parts, axis=-1),
     "sigmoid": lambda a: 1.0 / (1.0 + np.exp(-a)),
@@ -33,7 +33,8 @@ def by_equation(cell: Cell, params: Mapping[str, Array], x: Array, state: Mappin
     """Every left side of the cell's printed equation, in its order: gates by name, new states with a prime.
 
     A thing before a matrix is multiplied by it; ``h'`` is the new state; a bare x is x P where there is a P. A line
-    that ends in ``   option value...`` is for those values of the option alone; an option stands by its name.
+    that ends in ``   option value...`` is for those values of the option alone; an option stands by its name. One that
+    ends in ``   I = H`` or ``   I != H`` is for such sizes.
     """
     options = vars(cell.options)
     names = {**FUNCTIONS, **params, **options, **state, "x": x, "f": FUNCTIONS.get(options.get("activation", ""))}
@@ -42,7 +43,8 @@ def by_equation(cell: Cell, params: Mapping[str, Array], x: Array, state: Mappin
         formula, _, condition = re.sub(r" {2,}", "\t", line.strip()).partition("\t")
         option, *values = condition.split() or [""]
         name, _, right = formula.partition(" = ")
-        if option in ("", *(key for key, value in options.items() if str(value) in values)):
+        sizes = "I = H" if cell.I == cell.H else "I != H"
+        if condition == sizes or option in ("", *(key for key, value in options.items() if str(value) in values)):
             lines[name] = right
     found: Arrays = {}
     for name, right in lines.items():
@@ -90,6 +92,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "esn-leak": ("esn", {"leak": 1.0}),
     "clockwork": ("clockwork", {}),
     "clockwork-periods": ("clockwork", {"periods": "1,3"}),
+    "lru": ("lru", {}),
 }
 
 
@@ -114,9 +117,18 @@ def clockwork(cell: Cell, p: Arrays, x: Array, s: Arrays) -> Arrays:
     return {"h": y, "t": s["t"] + 1}
 
 
+def lru(cell: Cell, p: Arrays, x: Array, s: Arrays) -> Arrays:
+    """Orvieto et al. 2023, appendix A: complex arrays, and columns, as they print it."""
+    eigenvalues = np.exp(-np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"]))
+    B, C = (p["B_re"] + 1j * p["B_im"]).T * np.exp(p["gamma_log"])[:, None], (p["C_re"] + 1j * p["C_im"]).T
+    h = np.array([eigenvalues * (re + 1j * im) + B @ u for re, im, u in zip(s["re"], s["im"], x, strict=True)])
+    past = p["D"] * x if p["D"].ndim == 1 else x @ p["D"]
+    return {"re": h.real, "im": h.imag, "y": np.array([(C @ row).real for row in h]) + past}
+
+
 STRUCTURE = ("period",)  # buffers that are not any numbers
 # The bare formulas of cells that bring none of their own.
-FORMULAS: dict[str, Callable[[Cell, Arrays, Array, Arrays], Arrays]] = {"clockwork": clockwork}
+FORMULAS: dict[str, Callable[[Cell, Arrays, Array, Arrays], Arrays]] = {"clockwork": clockwork, "lru": lru}
 BUILT_IN = [row.name for row in available_cells(third_party=False)]
 
 

@@ -249,6 +249,58 @@ def test_the_context_of_scrn_is_a_running_mean(make_case: Make) -> None:
         np.testing.assert_allclose(done.states["s"][t].data, target * (1.0 - 0.95 ** (t + 1)), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("I", "H"), [(3, 3), (2, 4)])
+def test_the_response_of_an_lru_to_an_impulse_is_a_sum_of_powers(I: int, H: int, make_case: Make) -> None:
+    """y_k = Re(sum over n of lambda_n^k gamma_n (x B)_n C_n), and D x at once; and nothing forgets faster or slower."""
+    case = make_case("lru", T=40, I=I, H=H)
+    p = case.params
+    case.xs[1:] = 0.0
+    done = scan(case.cell, p, case.xs)  # from zero
+    eigenvalues = np.exp(-np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"]))
+    assert np.all(np.abs(eigenvalues) < 1.0)
+    start = case.xs[0] @ (p["B_re"] + 1j * p["B_im"]) * np.exp(p["gamma_log"])
+    h = np.array([start * eigenvalues**k for k in range(40)])
+    y = (h @ (p["C_re"] + 1j * p["C_im"])).real
+    y[0] += case.xs[0] * p["D"] if I == H else case.xs[0] @ p["D"]
+    for name, expected in (("re", h.real), ("im", h.imag), ("y", y)):
+        np.testing.assert_allclose(np.stack([s.data for s in done.states[name]]), expected, rtol=1e-11, atol=1e-14)
+    np.testing.assert_array_equal(done.outputs.data, np.stack([s.data for s in done.states["y"]]))
+
+
+def test_the_eigenvalues_of_an_lru_start_on_the_ring() -> None:
+    """|lambda|^2 and the phase are uniform; gamma gives every unit the power of a white input."""
+    H = 4000
+    for options in ({}, {"r_min": 0.9, "r_max": 0.99, "max_phase": 0.3}):
+        cell = load_cell("lru").cls(3, H, options)
+        r_min, r_max, phase = cell.options.r_min, cell.options.r_max, cell.options.max_phase
+        p = {name: value.data for name, value in init_cell(cell, np.random.default_rng(0)).items()}
+        size = np.exp(-np.exp(p["nu_log"]))
+        for values, low, high in ((size**2, r_min**2, r_max**2), (np.exp(p["theta_log"]), 0.0, phase)):
+            assert low <= values.min() and values.max() <= high
+            spread = (high - low) / np.sqrt(12)
+            assert abs(values.mean() - (low + high) / 2) < 4 * spread / np.sqrt(H)
+            assert abs(values.std() / spread - 1) < 0.05
+        # sum over k of |lambda|^2k, times gamma^2, is 1
+        np.testing.assert_allclose(np.exp(2 * p["gamma_log"]) / (1 - size**2), 1.0, rtol=1e-9)
+        for name, std in (("B_re", 6**-0.5), ("B_im", 6**-0.5), ("C_re", H**-0.5), ("C_im", H**-0.5)):
+            assert p[name].std() == pytest.approx(std, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r_min": 0.5, "r_max": 0.5}, "expected 0 <= r_min < r_max <= 1, got r_min=0.5, r_max=0.5"),
+        ({"r_min": -0.1}, "got r_min=-0.1"),
+        ({"r_max": 1.5}, "r_max=1.5"),
+        ({"r_max": np.nan}, "r_max"),
+        ({"max_phase": 0.0}, "max_phase"),
+    ],
+)
+def test_a_ring_that_cannot_be(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_cell("lru").cls(3, 4, options)
+
+
 def test_fastgrnn_shares_its_matrices(make_case: Make) -> None:
     """With equal biases z = sigmoid(a) and n = tanh(a) of one a; nu at -inf and zeta at inf make it a UGRNN."""
     case = make_case("fastgrnn", T=3)
@@ -396,9 +448,10 @@ def test_a_matrix_initialiser_leaves_vectors_alone(cell_name: str, init: str) ->
     """--init is for every weight; a peephole is a weight and no matrix."""
     model = build_model(ModelConfig(cell=cell_name, hidden=6, layers=2, init=init), 5, load_cell(cell_name))
     params = model.init(np.random.default_rng(0), np.float64)
+    own = specification(model.cells[0])[1]
     for name, spec in model.params().items():
         if spec.role in ("input", "recurrent"):
-            assert spec.init == (init if len(spec.shape) == 2 else "uniform"), name
+            assert spec.init_name == (init if len(spec.shape) == 2 else own[name.split(".")[-1]].init_name), name
     if cell_name == "lstm_peephole":
         assert 0.0 < np.abs(params["layers.1.p_o"].data).max() <= 1 / np.sqrt(6)
         model = build_model(ModelConfig(cell=cell_name, hidden=6, init="uniform:0.01"), 5, load_cell(cell_name))
