@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 
 from tinygrad_rnn import (
     Cell,
+    GradientError,
     InputError,
     ModelConfig,
     NonFiniteError,
+    Param,
     PluginError,
     ShapeError,
+    State,
     Tensor,
     anomaly,
     available_cells,
@@ -117,6 +120,137 @@ def test_every_state_at_every_step_is_there_with_its_gradient(name: str) -> None
                     moved["h"] = middle["h"] / np.tanh(middle["c"]) * np.tanh(moved["c"])
                 ends.append(unroll(cell, params, inputs(5, 2)[t + 1 :], moved).outputs.data[-1].sum())
             np.testing.assert_allclose(np.sum(g[key][t] * way), (ends[0] - ends[1]) / 2e-6, rtol=1e-6, atol=1e-9)
+
+
+class Linear(Cell):
+    """Final. h_t = x_t + h_{t-1} W, whose gradients are powers of W; and c, which sums h up and which nothing reads."""
+
+    name = "linear"
+    summary = citation = equation = "h = x + h W"
+
+    def state(self) -> dict[str, State]:
+        return {"h": State((self.H,)), "c": State((self.H,))}
+
+    def params(self) -> dict[str, Param]:
+        return {"W": Param((self.H, self.H), "normal:0.5", "recurrent"), "v": Param((self.H,), "normal:1", "bias")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        h = x + s.h @ p.W
+        return {"h": h, "c": s.c + p.v * h}
+
+
+EXECUTORS = ["unroll", "numpy", "llvm"]
+
+
+def linear(executor: str, T: int = 6, B: int = 2, *, mask: Any = None) -> tuple[Any, Tensor]:
+    """What came out of a `Linear` run, and its W."""
+    W = Tensor(np.random.default_rng(0).normal(size=(I, I)) * 0.7, requires_grad=True)
+    v = Tensor(np.ones(I), requires_grad=True)
+    return scan(Linear(I, I), {"W": W, "v": v}, inputs(T, B), mask=mask, executor=executor), W
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_output_at_a_step_is_the_state_at_that_step(executor: str) -> None:
+    done, _ = linear(executor)
+    h = done.states["h"]
+    for t in (0, 3, -1, np.int8(2), np.int64(-6)):
+        assert done.outputs[t] is done.outputs[t] is h[t]
+    assert done.state["h"] is h[-1]
+    assert [a is b for a, b in zip(done.outputs, h, strict=True)] == [True] * 6
+    first, *_, last = done.outputs
+    assert first is h[0] and last is done.state["h"]
+    assert done.outputs[2:][1] is done.outputs[::-1][2] is done.outputs[1:4][:][-1] is h[3]
+    np.testing.assert_array_equal(done.outputs[2, 1, ::2].data, h[2].data[1, ::2])
+    np.testing.assert_array_equal(done.outputs[..., 1].data, done.outputs.data[..., 1])
+    np.testing.assert_array_equal(done.outputs[[0, 2]].data, done.outputs.data[[0, 2]])
+    assert done.outputs[True].shape == (1, 6, 2, I)
+    with pytest.raises(ShapeError, match="out of bounds"):
+        done.outputs[6]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_of_the_outputs_are_powers_of_the_recurrent_matrix(executor: str, create_graph: bool) -> None:
+    """The question of a vanishing gradient, asked in every way that there is for it."""
+    done, W = linear(executor)
+    power = [np.ones((2, I)) @ np.linalg.matrix_power(W.data.T, 5 - t) for t in range(6)]
+    for loss in (ops.sum(done.outputs[-1]), ops.sum(done.state["h"]), ops.sum(done.outputs[3:][2])):
+        for targets in ([done.outputs[t] for t in range(6)], list(done.states["h"]), list(done.outputs)):
+            found = grad(loss, targets, create_graph=create_graph, unused="error")
+            for g, expected in zip(found, power, strict=True):
+                np.testing.assert_allclose(g.data, expected, rtol=1e-12)
+    if create_graph:  # d/dW of the sum of v (W^T)^2 is known
+        first = grad(ops.sum(done.outputs[-1]), done.outputs[3], create_graph=True)
+        again = grad(ops.sum(first), W, unused="error")
+        u = np.ones(I)
+        expected = 2 * (np.outer(u, W.data @ u) + np.outer(W.data.T @ u, u))  # of u W^T W^T u, for both rows
+        np.testing.assert_allclose(again.data, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_retain_grad_on_an_output(executor: str) -> None:
+    """Of any timestep, through all later ones; whatever the loss was computed from."""
+    for read in (lambda d: ops.sum(d.outputs[-1]), lambda d: ops.sum(d.outputs * (np.arange(6) == 5)[:, None, None])):
+        done, W = linear(executor)
+        done.outputs[2].retain_grad()
+        done.state["h"].retain_grad()
+        read(done).backward()
+        power = np.linalg.matrix_power(W.data.T, 3)
+        np.testing.assert_allclose(done.states["h"][2].grad.data, np.ones((2, I)) @ power, rtol=1e-12)
+        np.testing.assert_array_equal(done.outputs[-1].grad.data, np.ones((2, I)))
+        assert done.outputs[1].grad is None
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_gradient_of_an_output_in_a_masked_row_passes_by(executor: str) -> None:
+    """Row 1 stops after two steps: its later outputs are that state, and the gradient is that of it."""
+    mask = np.arange(6)[:, None] < np.array([6, 2])
+    done, W = linear(executor, mask=mask)
+    found = grad(ops.sum(done.outputs[-1]), list(done.outputs), unused="error")
+    for t, g in enumerate(found):
+        for b, end in enumerate((5, 1)):
+            expected = np.ones(I) @ np.linalg.matrix_power(W.data.T, max(0, end - t))
+            np.testing.assert_allclose(g.data[b], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_what_is_unused_is_unused_in_every_executor(executor: str) -> None:
+    """c is computed from h, and nothing reads it; after step 2 the loss reads nothing."""
+    done, W = linear(executor)
+    loss = ops.sum(done.outputs[2])
+    unused = [done.state["c"], done.states["c"][1], done.outputs[3], done.outputs[1:4]]
+    for create_graph in (False, True):
+        for target in unused:
+            with pytest.raises(GradientError, match="depend"):
+                grad(loss, target, unused="error", create_graph=create_graph)
+            assert not grad(loss, target, unused="zeros", create_graph=create_graph).data.any()
+        grad(loss, [W, done.outputs[2]], unused="error", create_graph=create_graph)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_parameter_that_only_an_unread_state_needs_is_unused(executor: str) -> None:
+    params = {"W": Tensor(np.eye(I), requires_grad=True), "v": Tensor(np.ones(I), requires_grad=True)}
+    done = scan(Linear(I, I), params, inputs(3, 2), executor=executor)
+    with pytest.raises(GradientError, match="depend"):
+        grad(ops.sum(done.outputs), params["v"], unused="error")
+    grad(ops.sum(done.states["c"][0]), params["v"], unused="error")
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_outputs_of_a_layer_inside_the_model(executor: str) -> None:
+    config = ModelConfig(cell="lstm", hidden=H, layers=2, embed="3")
+    model = build_model(config, 5, load_cell("lstm"))
+    params = model.init(np.random.default_rng(0), np.float64)
+    out = model.forward(params, np.arange(8).reshape(4, 2) % 5, executor=executor)
+    loss = ops.sum(out.logits[-1])
+    found = []
+    for layer in out.layers:
+        assert all(a is b for a, b in zip(layer.outputs, layer.states["h"], strict=True))
+        found += grad(loss, [layer.outputs[t] for t in range(4)], unused="error")
+    assert all(np.abs(g.data).max() > 1e-9 for g in found)
+    kept = out.layers[0].outputs[1].retain_grad()
+    loss.backward()
+    np.testing.assert_array_equal(kept.grad.data, found[1].data)
 
 
 def test_start_state_has_the_dtype_and_the_declared_value() -> None:

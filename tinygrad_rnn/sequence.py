@@ -39,8 +39,9 @@ class Unrolled:
 
     `outputs` (T, B, H) is the cell's output at every step, `state` the states after the last one, `states` every state
     at every step (T tensors (B, H) by name). These are the same tensors: ``outputs[t]`` is that state at step t, and
-    ``state[name]`` is ``states[name][-1]``, so that a gradient asked for one is that of the other. `executor` names the
-    path that ran and `reason` why.
+    ``state[name]`` is ``states[name][-1]``, so that a gradient asked for one is that of the other: dL/dh_t, through all
+    later steps. The gradient of `outputs` as a whole is only what reaches L through that one tensor. `executor` names
+    the path that ran and `reason` why.
     """
 
     outputs: Any
@@ -225,11 +226,14 @@ def scan(
         raise InputError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
     current = checked_state(cell, params, xs, state, mask)
     drawn = checked_noise(cell, xs, noise)
+    made = None
     try:
         made = _program(cell, params, xs, current, mask, drawn, executor)
     except NotCompiled as error:
+        reason = str(error)
+    if made is None:  # outside the `except`: an error of the step is no consequence of this one
         done = unroll(cell, params, xs, state, mask=mask, noise=noise, layer=layer)
-        return dataclasses.replace(done, reason=str(error))
+        return dataclasses.replace(done, reason=reason)
     shapes, _ = specification(cell)
     ordered = {name: current[name] for name in shapes}
     outputs, states, reason = run_program(made, output_of(cell), params, xs, ordered, mask, drawn, recompute)

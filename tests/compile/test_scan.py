@@ -726,6 +726,84 @@ def test_a_dropped_result_is_freed_without_the_cycle_collector(executor: str) ->
     assert grown < 4 * one, f"20 dropped results left {grown} bytes, {grown / one:.1f} sequences of one state"
 
 
+def leftovers(run: Any) -> set[str]:
+    """The kinds of objects that only the cycle collector would free after `run`, twice called."""
+    run()
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        run()
+        gc.collect()
+        return {type(found).__name__ for found in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+RUNS: dict[str, Any] = {
+    "backward": lambda done, params: ops.sum(done.outputs).backward(),
+    "retain_grad": lambda done, params: (
+        [value.retain_grad() for value in (*done.outputs, done.state["c"], done.outputs)],
+        ops.sum(done.outputs * done.outputs[1] + done.state["c"]).backward(),
+    ),
+    "grad": lambda done, params: grad(ops.sum(done.outputs[1:][0]), [*params.values(), *done.states["h"]]),
+    "second order": lambda done, params: grad(
+        ops.sum(grad(ops.sum(done.outputs**2), done.outputs[0], create_graph=True)), list(params.values())
+    ),
+    "anomaly": lambda done, params: anomalous(lambda: grad(ops.sum(ops.sqrt(done.outputs * 0.0)), params["W_xi"])),
+}
+
+
+def anomalous(run: Callable[[], Any]) -> None:
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteError), anomaly():
+        run()
+
+
+@pytest.mark.parametrize("what", list(RUNS))
+@pytest.mark.parametrize("how", ["plain", "masked", "blocks", "unroll"])
+def test_no_run_leaves_a_cycle(executor: str, how: str, what: str) -> None:
+    case = make_case(cell_of("lstm"), masked=how == "masked")
+    way = {"blocks": {"recompute": 2}, "unroll": {"executor": "unroll"}}.get(how, {})
+
+    def run() -> None:
+        params = tensors(case)
+        done = scan(case.cell, params, case.xs, mask=case.mask, **{"executor": executor, **way})
+        RUNS[what](done, params)
+
+    assert not leftovers(run)
+
+
+def test_no_model_leaves_a_cycle() -> None:
+    config = ModelConfig(cell="gru", hidden=4, layers=2, embed="3", dropout=0.1)
+    model = build_model(config, 5, load_cell("gru"))
+
+    def run() -> None:
+        params = model.init(np.random.default_rng(0), np.float64)
+        out = model.forward(params, np.zeros((4, 2), int), rng=np.random.default_rng(0))
+        out.layers[0].outputs[1].retain_grad()
+        loss = ops.sum(out.logits)
+        grad(loss, list(params.values()), create_graph=True)
+        loss.backward()
+
+    assert not leftovers(run)
+
+
+def test_a_step_that_is_refused_leaves_no_array_in_a_cycle() -> None:
+    """The error knows the frames down to the one that has the arrays."""
+
+    class Looks(Longer):
+        name = "looks"
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            return super().step(p, x, s) if float(ops.sum(x)) else {}
+
+    def run() -> None:
+        case = make_case(Looks(3, 4))
+        assert "float()" in scan(case.cell, tensors(case), case.xs).reason
+
+    assert not leftovers(run) & {"Tensor", "Node", "frame", "traceback"}
+
+
 def test_threads(executor: str) -> None:
     """One cell, one shape, four threads with numbers of their own."""
     cell = cell_of("lstm", 6, 8)

@@ -317,37 +317,52 @@ def _keeps_zero(s: Symbol) -> bool:
     return s.op is None or s.op in (ops.add, ops.sub, ops.neg, ops.where, total) or s.op.__name__ == "reshape"
 
 
+@dataclass(frozen=True)
 class WayBack:
-    """Final. What the gradients at the outputs `keys` reach, timestep by timestep from the last: see `Flow`."""
+    """What some gradients reach timestep by timestep, from the last; `steps` that are left out are like the last one.
 
-    def __init__(self, plan: Plan, keys: Iterable[Key], T: int) -> None:
-        always = frozenset(name for name, t in keys if not isinstance(t, int))
-        single: dict[int, set[str]] = {}
-        for name, t in keys:
-            if isinstance(t, int):
-                single.setdefault(t, set()).add(name)
-        lowest = min(single, default=T)
-        self.T = T
-        self.steps: list[Flow] = []  # timestep T - 1 first; those that are left out are like the last
-        seeded = always | single.get(T - 1, frozenset())
-        for t in reversed(range(T)):
-            self.steps.append(flow(plan, seeded))
-            following = always | self.steps[-1].carried | single.get(t - 1, frozenset())
-            if following == seeded and t <= lowest:
-                break
-            seeded = following
-        every = set(self.steps)
-        self.leaves: frozenset[Symbol] = frozenset().union(*[step.leaves for step in every])
-        self.exact = all(step.exact for step in every)
+    `leaves` are those of any timestep, and whether all is `exact`.
+    """
 
-    def at(self, t: int) -> Flow:
-        return self.steps[min(self.T - 1 - t, len(self.steps) - 1)]
+    steps: tuple[Flow, ...]
+    leaves: frozenset[Symbol]
+    exact: bool
 
-    def meets(self, plan: Plan, name: str, t: int) -> bool:
-        """Whether a gradient reaches what `_source` says: a state at timestep t, the input, or a state at the start."""
+    def before(self, k: int) -> Flow:
+        """k timesteps before the last."""
+        return self.steps[min(k, len(self.steps) - 1)]
+
+    def meets(self, plan: Plan, T: int, name: str, t: int) -> bool:
+        """Whether it leads to what `_source` says: a state at timestep t of T, the input, or a state at the start."""
         if name == "":
-            return plan.step.x in self.at(t).leaves
-        return name in (self.at(0).carried if t < 0 else self.at(t).totals)
+            return plan.step.x in self.before(T - 1 - t).leaves
+        return name in (self.before(T - 1).carried if t < 0 else self.before(T - 1 - t).totals)
+
+
+def way_back(plan: Plan, keys: Iterable[Key], T: int) -> WayBack:
+    """The way from the gradients at the outputs `keys` of a scan of T timesteps."""
+    always = frozenset([name for name, t in keys if not isinstance(t, int)])
+    single: dict[int, set[str]] = {}
+    for name, t in keys:
+        if isinstance(t, int):
+            single.setdefault(t, set()).add(name)
+    longest = len(plan.step.states) + 1  # each timestep adds a state to those that are reached, or nothing changes
+    if not single and (always, min(T, longest)) in plan.ways:
+        return plan.ways[always, min(T, longest)]  # type: ignore[no-any-return]
+    lowest = min(single, default=T)
+    steps: list[Flow] = []
+    seeded = always | single.get(T - 1, frozenset())
+    for t in reversed(range(T)):
+        steps.append(flow(plan, seeded))
+        following = always | steps[-1].carried | single.get(t - 1, frozenset())
+        if following == seeded and t <= lowest:
+            break
+        seeded = following
+    every = set(steps)
+    made = WayBack(tuple(steps), frozenset().union(*[step.leaves for step in every]), all(step.exact for step in every))
+    if not single:
+        plan.ways[always, min(T, longest)] = made
+    return made
 
 
 def _weights(plan: Plan, params: Mapping[str, Any]) -> dict[Symbol, Any]:
@@ -376,19 +391,16 @@ def _scan_vjp(
     names, leaves, made = context.names, context.leaves, context.program
     plan: Plan = made.plan
     T = record.T
-    way = WayBack(plan, gs, T)
-    reached = [
-        plan.step.x in way.leaves,
-        *[name in way.at(0).carried for name in names],
-        *[s in way.leaves for s in leaves],
-    ]
+    way = way_back(plan, gs, T)
+    start = way.before(T - 1).carried
+    reached = [plan.step.x in way.leaves, *[name in start for name in names], *[s in way.leaves for s in leaves]]
     needed = [need and there for need, there in zip(needed, reached, strict=True)]
     sources = {
         (name, t): _source(plan, (name, t))
         for name, at in wanted
         for t in ([at] if isinstance(at, int) else range(T) if name in plan.step.aliases else [])
     }
-    sources = {key: source for key, source in sources.items() if way.meets(plan, *source)}
+    sources = {key: source for key, source in sources.items() if way.meets(plan, T, *source)}
     outside: dict[str, Any] = {}
     last: dict[str, Any] = {}
     for name in names:
@@ -408,18 +420,18 @@ def _scan_vjp(
     wants = {leaf for leaf, need in zip(leaves, needed[1 + len(names) :], strict=True) if need}
     grads = {leaf: np.empty(leaf.shape, made.dtype) for leaf in wants}
     wants_x = needed[0] or any(name == "" for name, _ in sources.values())
-    dx, start, totals = made.backward(record, outside, last, wants_x, wants, grads, False)
+    dx, begin, totals = made.backward(record, outside, last, wants_x, wants, grads, False)
     for leaf in wants - plan.sinks.keys() - plan.stepwise.keys():
         grads[leaf][...] = 0.0
     if wants_x and dx is None:
         dx = np.zeros_like(record.xs)
     found = [
         dx if needed[0] else None,
-        *[start[name] if need else None for name, need in zip(names, needed[1:], strict=False)],
+        *[begin[name] if need else None for name, need in zip(names, needed[1:], strict=False)],
         *[grads.get(leaf) for leaf in leaves],
     ]
     met: dict[Key, Any] = {
-        key: dx[t] if name == "" else start[name] if t < 0 else totals[name][t] for key, (name, t) in sources.items()
+        key: dx[t] if name == "" else begin[name] if t < 0 else totals[name][t] for key, (name, t) in sources.items()
     }
     for name in [name for name, at in wanted if at == EVERY]:
         if name not in plan.step.aliases:

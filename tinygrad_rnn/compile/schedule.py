@@ -64,8 +64,8 @@ class Plan:
     computes from the parameters, by way of `derived`. `seeds` are the gradients that reach the new states from outside
     and from the next timestep, `totals` what that makes with the paths inside the step, `carried` what goes on to the
     step before. `rows` are the values with a row for every row of the batch, `reach` the leaves that a gradient of a
-    state reaches, `origins` the values of which a new state is a copy, `flows` what `program.flow` found. `stepwise`
-    are gradients of weights that are no sink: they are added up in the loop.
+    state reaches, `origins` the values of which a new state is a copy, `flows` and `ways` what `program.flow` and
+    `way_back` found. `stepwise` are gradients of weights that are no sink: they are added up in the loop.
     """
 
     step: Step
@@ -90,6 +90,7 @@ class Plan:
     reach: dict[str, set[Symbol]] = field(default_factory=dict)
     origins: dict[str, Symbol] = field(default_factory=dict)
     flows: dict[frozenset[str], Any] = field(default_factory=dict)
+    ways: dict[tuple[frozenset[str], int], Any] = field(default_factory=dict)
 
     @property
     def forward(self) -> list[Symbol]:

@@ -126,16 +126,16 @@ class Graph:
         self.B = B
         self.known: dict[Any, Symbol] = {}
         self.merging = False
-        self.refused: Untraceable | None = None
+        self.refused = ""  # why, for the first thing: not the error, whose frames hold this graph
         self.taps: dict[int, str] = {}
         self.gradient_at: dict[int, Symbol] = {}  # number of a gradient -> the value it is the gradient at
 
     def refuse(self, what: str) -> Untraceable:
         """The error for a step that does `what`, kept in case the step catches it."""
         place = self.place()
-        error = Untraceable(f"the step {what}" + (f" ({place})" if place else ""))
-        self.refused = self.refused or error
-        return error
+        text = f"the step {what}" + (f" ({place})" if place else "")
+        self.refused = self.refused or text
+        return Untraceable(text)
 
     def leaf(self, kind: str, name: str, shape: tuple[int, ...], dtype: Any) -> Symbol:
         return Symbol(self, kind, name, shape, np.dtype(dtype))
@@ -314,16 +314,16 @@ def _trace(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool) -> Step:
     except Untraceable:
         raise
     except Exception as error:  # an author's slip, or a way to read values that is not foreseen: unroll will tell
-        if graph.refused is not None:
-            raise graph.refused from error
+        if graph.refused:
+            raise Untraceable(graph.refused) from error
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise Untraceable(f"the step could not be traced: {text}") from error
     finally:
         after = global_generators()
         random.setstate(chance[0])
         np.random.set_state(chance[1])  # noqa: NPY002
-    if graph.refused is not None:  # and caught by the step
-        raise graph.refused
+    if graph.refused:  # and caught by the step
+        raise Untraceable(graph.refused)
     if not same(chance, after):
         raise Untraceable(f"the step draws random numbers ({_first_line(cell)})")
     for key, value in surroundings(cell).items():
