@@ -430,7 +430,7 @@ def made_of(whole: Tensor, parts: Sequence[Tensor], steps: range) -> Tensor:
 
     So a gradient can be asked for ``whole[i]``; of any other tensor that is a new one, from which nothing was computed.
     """
-    if whole.node is not None:
+    if isinstance(whole, Tensor) and whole.node is not None:  # a step of arrays alone gives arrays
         whole.node.rare = {**(whole.node.rare or {}), "parts": (parts, steps)}
     return whole
 
