@@ -45,7 +45,8 @@ from tinygrad_rnn import (
 Array = np.ndarray[Any, Any]
 
 # Cells of every build: the first ones with every option, of the others those that differ in what the compiler sees
-# (peepholes and fed-back gates, a gate made of another, a state of another size, one number for all units, no weight).
+# (peepholes and fed-back gates, a gate made of another, a state of another size, one number for all units, no weight,
+# an output that no step reads).
 # `check_cell` compares all of them with `unroll`, too.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rnn": ("rnn", {}),
@@ -69,6 +70,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "scrn": ("scrn", {"slow": 5}),
     "fastgrnn": ("fastgrnn", {}),
     "esn": ("esn", {}),
+    "lru": ("lru", {}),
 }
 
 # (T, B, I, H): ones everywhere, I != H, and sizes beside those that vector units like
@@ -143,7 +145,7 @@ def test_odd_shapes(executor: str, name: str, shape: tuple[int, int, int, int]) 
 def test_sizes_larger_than_a_block(executor: str, shape: tuple[int, int, int, int]) -> None:
     """One of T B, H, B and I is larger than what a product takes in one piece."""
     T, B, I, H = shape
-    for name in ("lstm", "gru-before"):
+    for name in ("lstm", "gru-before", "lru"):
         done = compare(executor, make_case(cell_of(name, I, H), T, B), "outputs")
         assert done.executor == executor, done.reason
     done = compare_float32(executor, make_case(cell_of("lstm", I, H), T, B), "outputs")
@@ -451,9 +453,46 @@ class FastWeights(Written):
         return {"h": ops.tanh(s.h @ p.U + x[:, :1] + ops.squeeze(s.h[:, None, :] @ A, 1)), "A": A}
 
 
+class ReadOut(Written):
+    """Nothing reads y, z, old and twice: products of the new state, of each other, of the old state, and none."""
+
+    output = "z"
+
+    def state(self) -> dict[str, State]:
+        return {name: State((self.H,), 0.1) for name in ("twice", "y", "h", "z", "old")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        c = ops.sigmoid(s.h @ p.U + x[:, :1])
+        h = c * s.h + (1.0 - c) * ops.sin(x[:, 1:2])
+        y = ops.tanh((h * c) @ p.U + x[:, :1])
+        return {"twice": 2.0 * h, "y": y, "h": h, "z": (y * h) @ p.U.T - c, "old": ops.exp(-(s.h @ p.U)) * 0.1}
+
+
+class ReadOutOverRows(Written):
+    """A map that no step reads, of what mixes the rows of the batch, and one that mixes them itself."""
+
+    def state(self) -> dict[str, State]:
+        return {name: State((self.H,)) for name in ("h", "y", "z")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        h = ops.tanh(s.h * 0.5 + x[:, :1])
+        y = h @ p.U
+        return {"h": h, "y": ops.mean(h, 0, keepdims=True) * y, "z": (h - ops.mean(h, 0, keepdims=True)) @ p.U}
+
+
+class CarriedByAnOutput(Written):
+    """The gradient of h comes from outputs alone: y and z read the h before the step, and the new one does not."""
+
+    def state(self) -> dict[str, State]:
+        return {name: State((self.H,)) for name in ("h", "y", "z")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": ops.sin(x[:, :1] + 0.1 * p.U[0]), "y": s.h @ p.U, "z": ops.tanh(s.h @ p.U.T) @ p.U}
+
+
 TRAPS: list[type[Cell]] = [
     Ties, OneNameTwice, EqualButApart, Swapped, Chained, Clock, Constant, Forgetful, Longer, NormalisedOverRows,
-    SizesOfTheBatch, FastWeights,
+    SizesOfTheBatch, FastWeights, ReadOut, ReadOutOverRows, CarriedByAnOutput,
 ]  # fmt: skip
 
 
@@ -468,7 +507,7 @@ def test_steps_with_a_trap(executor: str, cls: type[Cell], loss: str) -> None:
     compare(executor, make_case(cls(3, 4), T=2), loss, second=True, bound=1e-10)
 
 
-@pytest.mark.parametrize("cls", [Chained, Forgetful, Longer])
+@pytest.mark.parametrize("cls", [Chained, Forgetful, Longer, ReadOut, CarriedByAnOutput])
 def test_these_are_compiled(executor: str, cls: type[Cell]) -> None:
     case = make_case(cls(3, 4))
     done = scan(case.cell, case.params, case.xs, executor=executor)
