@@ -425,7 +425,7 @@ class Tensor(Algebra, Variable):
             self.version[0] += 1
 
 
-def made_of(whole: Tensor, parts: Sequence[Tensor], steps: range) -> Tensor:
+def made_of(whole: Any, parts: Sequence[Tensor], steps: range) -> Any:
     """`whole`, whose items along the first axis are the tensors of `parts` at `steps`: ``whole[i]`` is that tensor.
 
     So a gradient can be asked for ``whole[i]``; of any other tensor that is a new one, from which nothing was computed.
