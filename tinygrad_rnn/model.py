@@ -31,7 +31,7 @@ from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.ops.index import checked_ids
 from tinygrad_rnn.registry import CellEntry
-from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, scan, start_state
+from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, plain, scan, start_state
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.wrap import wrap_cell
 
@@ -101,9 +101,10 @@ class Model:
         `mask` (T, B): rows keep their state where it is False. `rng` turns dropout and the cells' noise on.
         `trace_inputs` puts `inputs` on the tape even when they are one-hot, so that a gradient can be asked for.
         `executor` is that of `scan`.
-        Raises InputError for a missing parameter, ShapeError for sizes or symbols that do not fit, DtypeError for
-        symbols that are not integers.
+        Raises InputError for a missing parameter or what is no array, ShapeError for sizes or symbols that do not fit,
+        DtypeError for symbols that are not integers.
         """
+        x = plain("model", "symbols", x)
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
         B = x.shape[1]
@@ -124,7 +125,10 @@ class Model:
             if i and rng is not None:
                 h = nn.dropout(h, self.config.dropout, rng)
             own = layer_params(params, i)
-            noise = None if rng is None else draw_noise(cell, len(x), B, rng, h.dtype, namespace)
+            noise: Any = None
+            if rng is not None:  # as tensors, which nobody has to copy
+                drawn = draw_noise(cell, len(x), B, rng, h.dtype, namespace)
+                noise = {name: Tensor(value) for name, value in drawn.items()}
             layers.append(scan(cell, own, h, start, mask=mask, noise=noise, layer=i, executor=executor))
             h = layers[-1].outputs
         if rng is not None:
@@ -140,7 +144,10 @@ class Model:
         if self.config.embed == "onehot":
             return _one_hot(x, self.V, params["readout.W"])
         table = params["embed.W"]
-        return lookup(table, ids=checked_ids(table, x), shape=tuple(table.shape))
+        ids = checked_ids(table, x)
+        if ids is x and engine.MODE.recording and isinstance(table, Tensor) and table.node is not None:
+            ids = x.copy()  # the gradient reads them: the caller may fill the array with the next batch before that
+        return lookup(table, ids=ids, shape=tuple(table.shape))
 
     def _read_out(self, params: Mapping[str, Any], h: Any) -> Any:
         """The logits (T, B, V) of the last layer's outputs (T, B, H)."""

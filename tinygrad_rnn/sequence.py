@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import engine, ops
+from tinygrad_rnn import backend, engine, ops
 from tinygrad_rnn.cell import (
     Cell,
     State,
@@ -27,7 +27,7 @@ from tinygrad_rnn.cell import (
 )
 from tinygrad_rnn.compile.program import NotCompiled, program
 from tinygrad_rnn.compile.program import run as run_program
-from tinygrad_rnn.errors import InputError, NonFiniteError, ShapeError
+from tinygrad_rnn.errors import DeviceError, DtypeError, InputError, NonFiniteError, ShapeError
 from tinygrad_rnn.tensor import Tensor, made_of
 
 LayerState = Mapping[str, Any]  # state name -> (B, H)
@@ -61,6 +61,137 @@ def start_state(cell: Cell, B: int, like: Any) -> dict[str, Any]:
 def detach_state(state: LayerState) -> dict[str, Any]:
     """The same states as plain arrays: what truncated BPTT carries from one window to the next."""
     return {name: value.data if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+@dataclass
+class Given:
+    """Final. What a sequence runs on: tensors and plain arrays of one floating dtype on one device, by name."""
+
+    params: dict[str, Any]
+    xs: Any
+    state: dict[str, Any]
+    mask: Any
+    noise: dict[str, Any]
+
+    def owned(self) -> Given:
+        """The same with arrays that nobody else writes, where a gradient may be asked for later.
+
+        A change of a tensor is noticed (see `engine.Version`); one of an array is not, so that it has to be copied.
+        """
+        if not engine.MODE.recording:
+            return self
+        values = (self.xs, *self.params.values(), *self.state.values())
+        if not any(isinstance(v, Tensor) and v.node is not None for v in values):
+            return self
+        mask, state = self.mask, {name: _copied(value) for name, value in self.state.items()}
+        params, noise = [
+            group if all([isinstance(v, Tensor) for v in group.values()]) else {k: _copied(v) for k, v in group.items()}
+            for group in (self.params, self.noise)
+        ]
+        return Given(params, _copied(self.xs), state, None if mask is None else _copied(mask), noise)
+
+
+def _copied(value: Any) -> Any:
+    return value if isinstance(value, Tensor) else value.copy()
+
+
+def checked_inputs(
+    cell: Cell,
+    params: Mapping[str, Any],
+    xs: Any,
+    state: LayerState | None,
+    mask: Any,
+    noise: Mapping[str, Any] | None,
+) -> Given:
+    """What was given, checked.
+
+    Raises InputError for what is no array, ShapeError where the sizes of anything do not fit, DtypeError where not all
+    are of one floating dtype, and DeviceError where they are not on one device.
+    """
+    who = f"unroll of {cell.name}"
+    _, declared = specification(cell)
+    for what, named in (("parameters", params), ("states", state), ("noise", noise)):
+        if type(named) is not dict and named is not None and not isinstance(named, Mapping):
+            raise InputError(f"{who}: expected the {what} by name, got {type(named).__name__}")
+    params = {name: params[name] for name in declared if name in params}
+    begin, noise = dict(state or {}), dict(noise or {})
+    if mask is not None or not _usual([xs, *params.values(), *begin.values(), *noise.values()]):
+        params, xs, begin, mask, noise = _alike(who, params, xs, begin, mask, noise)
+    current = checked_state(cell, params, xs, None if state is None else begin, mask)
+    _check_noise(cell, xs, noise)
+    return Given(params, xs, current, mask, noise)
+
+
+def _usual(values: Sequence[Any]) -> bool:
+    """Whether there is nothing to say of any of them: NumPy's own arrays, all float32 or all float64."""
+    first = values[0]
+    dtype = first.dtype if isinstance(first, Tensor) else getattr(first, "dtype", None)
+    if dtype is not FLOAT32 and dtype is not FLOAT64:
+        return False
+    for value in values:
+        data = value.data if isinstance(value, Tensor) else value
+        if type(data) is not np.ndarray or data.dtype is not dtype:
+            return False
+    return True
+
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def _alike(
+    who: str, params: dict[str, Any], xs: Any, begin: dict[str, Any], mask: Any, noise: dict[str, Any]
+) -> tuple[dict[str, Any], Any, dict[str, Any], Any, dict[str, Any]]:
+    """The same as plain arrays and tensors, of one kind. Raises what `checked_inputs` raises for those that are not."""
+    xs = plain(who, "xs", xs)
+    params = {name: plain(who, f"parameter {name}", value) for name, value in params.items()}
+    begin = {name: plain(who, f"state {name}", value) for name, value in begin.items()}
+    noise = {name: plain(who, f"noise {name}", value) for name, value in noise.items()}
+    if mask is not None:
+        mask = plain(who, "mask", mask)
+        if mask.dtype.kind not in "biuf":
+            raise DtypeError(f"{who}: expected a mask of booleans, got {mask.dtype}")
+        if mask.dtype.kind != "b":
+            mask = (mask.data if isinstance(mask, Tensor) else mask) != 0
+    like = xs.data if isinstance(xs, Tensor) else xs
+    kind, dtype = type(like), like.dtype
+    if dtype.kind != "f":
+        raise DtypeError(
+            f"{who}: expected xs of a floating dtype, got {dtype}; convert it with .astype(...), or look symbols up in "
+            "a table with ops.embedding"
+        )
+    groups = ("parameter ", params), ("state ", begin), ("noise ", noise), ("", {} if mask is None else {"mask": mask})
+    for group, values in groups:
+        for name, value in values.items():
+            data = value.data if isinstance(value, Tensor) else value
+            if type(data) is not kind and backend.namespace(data) is not backend.namespace(like):
+                raise DeviceError(
+                    f"{who}: expected arrays of one device, got xs of {backend.namespace(like).__name__} and "
+                    f"{group}{name} of {backend.namespace(data).__name__}; move one with .to(...)"
+                )
+            if data.dtype != dtype and value is not mask:
+                raise DtypeError(
+                    f"{who}: expected arrays of one floating dtype, got xs of {dtype} and {group}{name} of "
+                    f"{data.dtype}; convert one with .astype(...)"
+                )
+    return params, xs, begin, mask, noise
+
+
+def plain(who: str, what: str, value: Any) -> Any:
+    """A tensor or an array, as a plain one: of a memory map or a matrix what is in it; in this machine's byte order."""
+    data = value.data if isinstance(value, Tensor) else value
+    if type(data) is np.ndarray and data.dtype.isnative:
+        return value
+    if not backend.is_array(data):
+        raise InputError(f"{who}: expected a tensor or an array as {what}, got {type(value).__name__}")
+    if not isinstance(data, np.ndarray):
+        return value
+    if isinstance(data, np.ma.MaskedArray):
+        raise InputError(
+            f"{who}: expected a plain array as {what}, got a masked array, whose mask no op reads; give "
+            ".filled(...), and say with mask= which steps to skip"
+        )
+    bare = data.astype(data.dtype.newbyteorder("="), copy=False, subok=False)
+    return engine.wrap(Tensor, bare, value.node, value.version) if isinstance(value, Tensor) else bare
 
 
 def checked_state(
@@ -99,20 +230,16 @@ def checked_state(
     return current
 
 
-def checked_noise(cell: Cell, xs: Any, noise: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The noise for every step, {} outside training. Raises ShapeError where names or sizes do not fit."""
-    declared = noise_of(cell)
-    if not noise:
-        return {}
+def _check_noise(cell: Cell, xs: Any, noise: Mapping[str, Any]) -> None:
+    """Raise ShapeError unless there is none, as outside training, or all that the cell asks for."""
     T, B, _ = xs.shape
     got = {name: tuple(value.shape) for name, value in noise.items()}
-    if got != {name: (T, B, *kind.shape) for name, kind in declared.items()}:
-        expected = ", ".join(f"{name} {(T, B, *kind.shape)}" for name, kind in declared.items())
+    if got and got != {name: (T, B, *kind.shape) for name, kind in noise_of(cell).items()}:
+        expected = ", ".join(f"{name} {(T, B, *kind.shape)}" for name, kind in noise_of(cell).items())
         raise ShapeError(
             f"unroll of {cell.name}: expected the noise {expected or 'none'}, got "
             f"{', '.join(f'{name} {shape}' for name, shape in got.items())}"
         )
-    return {name: value.data if isinstance(value, Tensor) else value for name, value in noise.items()}
 
 
 def unroll(
@@ -130,15 +257,22 @@ def unroll(
     `params` are the cell's arrays by name; `state` is where it starts (the declared start values when None). Where
     `mask` (T, B) is False a row keeps its states: ragged batches; the padding may be anything finite. `noise` is what
     `draw_noise` gave, in training; without it the step reads the means. `layer` is only told in errors.
-    Raises ShapeError for sizes that do not fit, PluginError when the step breaks its contract; inside `anomaly()`
+    What is an array is copied where a gradient may be asked for, so that it may be changed afterwards. The step is
+    computed for the padding too, and its gradient multiplied by 0: its derivative must be finite there as well.
+    Raises what `checked_inputs` raises, PluginError when the step breaks its contract; inside `anomaly()`
     NonFiniteError with op, layer, timestep and gate.
     """
-    shapes, declared = specification(cell)
-    current: dict[str, Any] = checked_state(cell, params, xs, state, mask)
-    drawn = checked_noise(cell, xs, noise)
+    return _unrolled(cell, checked_inputs(cell, params, xs, state, mask, noise).owned(), layer)
+
+
+def _unrolled(cell: Cell, given: Given, layer: int) -> Unrolled:
+    """`unroll` of what was checked."""
+    shapes, _ = specification(cell)
+    xs, mask = given.xs, given.mask
     T, B, _ = xs.shape
-    current = {name: value if isinstance(value, Tensor) else Tensor(value) for name, value in current.items()}
-    p = SimpleNamespace(**{name: params[name] for name in declared})
+    current = {name: value if isinstance(value, Tensor) else Tensor(value) for name, value in given.state.items()}
+    drawn = {name: value.data if isinstance(value, Tensor) else value for name, value in given.noise.items()}
+    p = SimpleNamespace(**given.params)
     vars(p).update({name: kind.mean for name, kind in noise_of(cell).items()})
     states: dict[str, list[Any]] = {name: [] for name in shapes}
     place = engine.MODE.anomaly
@@ -224,34 +358,26 @@ def scan(
         raise InputError(f"recompute: expected a number of timesteps of at least 0, got {recompute}")
     if executor not in (None, *EXECUTORS):
         raise InputError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
-    current = checked_state(cell, params, xs, state, mask)
-    drawn = checked_noise(cell, xs, noise)
+    given = checked_inputs(cell, params, xs, state, mask, noise)
     made = None
     try:
-        made = _program(cell, params, xs, current, mask, drawn, executor)
+        made = _program(cell, given, executor)
     except NotCompiled as error:
         reason = str(error)
+    given = given.owned()
     if made is None:  # outside the `except`: an error of the step is no consequence of this one
-        done = unroll(cell, params, xs, state, mask=mask, noise=noise, layer=layer)
-        return dataclasses.replace(done, reason=reason)
-    shapes, _ = specification(cell)
-    ordered = {name: current[name] for name in shapes}
-    outputs, states, reason = run_program(made, output_of(cell), params, xs, ordered, mask, drawn, recompute)
+        return dataclasses.replace(_unrolled(cell, given, layer), reason=reason)
+    ordered = {name: given.state[name] for name in specification(cell)[0]}
+    outputs, states, reason = run_program(
+        made, output_of(cell), given.params, given.xs, ordered, given.mask, given.noise, recompute
+    )
     return Unrolled(outputs, {name: sequence[-1] for name, sequence in states.items()}, states, made.name, reason)
 
 
 EXECUTORS = ("llvm", "numpy", "unroll")
 
 
-def _program(
-    cell: Cell,
-    params: Mapping[str, Any],
-    xs: Any,
-    state: Mapping[str, Any],
-    mask: Any,
-    noise: Mapping[str, Any],
-    executor: str | None,
-) -> Any:
+def _program(cell: Cell, given: Given, executor: str | None) -> Any:
     """The compiled cell. Raises NotCompiled where only `unroll` can do what is asked for."""
     if executor == "unroll":
         raise NotCompiled("asked for")
@@ -259,16 +385,14 @@ def _program(
         raise NotCompiled("anomaly() looks at every value")
     if engine.MODE.listener is not None:
         raise NotCompiled("somebody listens to the taps of every step")
-    dtype = xs.dtype
-    for value in (xs, *state.values(), *params.values(), *noise.values()):
-        data = value.data if isinstance(value, Tensor) else value
-        if type(data) is not np.ndarray:
-            raise NotCompiled("compiled cells run on the CPU, and the arrays are elsewhere")
-        if data.dtype != dtype or dtype not in (np.float32, np.float64):
-            raise NotCompiled(f"expected arrays of one floating dtype, got {dtype} and {data.dtype}")
-    if mask is not None and mask.dtype != bool:
-        raise NotCompiled(f"expected a boolean mask, got {mask.dtype}")
-    return program(cell, xs.shape[1], dtype, mask is not None, executor, bool(noise))
+    xs = given.xs.data if isinstance(given.xs, Tensor) else given.xs
+    if type(xs) is not np.ndarray:
+        raise NotCompiled(
+            f"compiled cells run on the CPU, and the arrays are those of {backend.namespace(xs).__name__}"
+        )
+    if xs.dtype not in (np.float32, np.float64):
+        raise NotCompiled(f"compiled cells take float32 and float64, and the arrays are {xs.dtype}")
+    return program(cell, xs.shape[1], xs.dtype, given.mask is not None, executor, bool(given.noise))
 
 
 @dataclass(frozen=True)

@@ -892,6 +892,30 @@ def test_one_cell_in_many_shapes_and_dtypes(executor: str) -> None:
         (compare_float32 if dtype == np.float32 else compare)(executor, case, "everything")
 
 
+class CountsRows(Longer):
+    """Final. Another step for large batches, and one that divides by their size."""
+
+    name = "counts-rows"
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        new = super().step(p, x, s)
+        if x.shape[0] > 8:
+            return {name: value * 0.5 for name, value in new.items()}
+        first = next(iter(new))
+        return {**new, first: new[first] + ops.mean(x) if x.shape[0] == 5 else new[first]}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("cls", [None, Chained, CountsRows])
+def test_one_cell_for_batches_of_many_sizes(executor: str, cls: Any, masked: bool) -> None:
+    """7 is the size that the program for all of them was traced with, and 4 and 3 are sizes of the cell."""
+    cell = cell_of("lstm") if cls is None else cls(3, 4)
+    for B in (2, 7, 3, 4, 5, 9, 14, 1):
+        case = make_case(cell, T=3, B=B, masked=masked)
+        compare(executor, case, "everything", second=True, bound=1e-9)
+        compare(executor, case, "last states", recompute=2)
+
+
 def test_cells_of_one_class_with_other_options(executor: str) -> None:
     for _ in range(2):
         for name in ("rnn", "rnn-relu", "rnn-sigmoid", "rnn-identity", "gru-before", "gru-after"):

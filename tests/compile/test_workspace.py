@@ -12,7 +12,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from tinygrad_rnn.compile.workspace import LINE, Pool, carve
+from tinygrad_rnn import Tensor, grad, load_cell, ops, scan, specification
+from tinygrad_rnn.compile import llvm_executor, numpy_executor
+from tinygrad_rnn.compile import program as programs
+from tinygrad_rnn.compile.llvm_executor import FRAMES
+from tinygrad_rnn.compile.recent import Recent
+from tinygrad_rnn.compile.workspace import LINE, Pool, carve, rounded
 
 Array = np.ndarray[Any, Any]
 
@@ -195,3 +200,48 @@ class Leases(RuleBasedStateMachine):
 
 TestLeases = Leases.TestCase
 TestLeases.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_what_was_not_used_for_longest_goes_first() -> None:
+    recent: Recent[int, str] = Recent(4)
+    for key in range(4):
+        recent.put(key, str(key))
+    recent.put(0, "0")  # used again
+    recent.put(4, "4")
+    assert recent.get(1) is None
+    assert [recent.get(key) for key in (0, 2, 3, 4)] == ["0", "2", "3", "4"]
+
+
+def test_many_sizes_leave_a_bounded_number_of_programs(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of machine code one program serves them all; the NumPy executor has one for each."""
+    monkeypatch.setattr(programs, "PROGRAMS", 8)
+    cell = load_cell("rnn").cls(2, 2)
+    params = {name: np.ones(spec.shape) for name, spec in specification(cell)[1].items()}
+    for B in range(2, 20):
+        assert scan(cell, params, np.ones((2, B, 2)), executor=executor).executor == executor
+    kept = cell.__dict__["_programs"]
+    if executor == "numpy":
+        assert len(kept.programs.held) == 8
+        return
+    assert not kept.programs.held and len(set(kept.shared.held.values())) == 1
+    (program,) = set(kept.shared.held.values())
+    for T in range(2, 2 * FRAMES):
+        program.frame(T, 3)
+    assert len(program.frames.held) == FRAMES
+
+
+def test_sizes_are_rounded_up_by_an_eighth_at_most() -> None:
+    sizes = [rounded(count) for count in range(1, 100_000)]
+    assert all(count <= size <= max(LINE, count + max(LINE, count // 8)) for count, size in enumerate(sizes, 1))
+    assert all(rounded(size) == size for size in sizes[::97])
+    assert len(set(sizes)) < 100
+
+
+def test_batches_of_many_sizes_wait_in_few_blocks(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = {"llvm": llvm_executor, "numpy": numpy_executor}[executor]
+    monkeypatch.setattr(module, "POOL", Pool())
+    cell = load_cell("rnn").cls(2, 2)
+    params = {name: Tensor(np.ones(spec.shape), requires_grad=True) for name, spec in specification(cell)[1].items()}
+    for B in range(20, 80):
+        grad(ops.sum(scan(cell, params, np.ones((2, B, 2)), executor=executor).outputs), list(params.values()))
+    assert len(module.POOL.free) < 60

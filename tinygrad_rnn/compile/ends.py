@@ -15,6 +15,7 @@ import numpy as np
 from tinygrad_rnn import backend, engine, ops
 from tinygrad_rnn.compile import machine
 from tinygrad_rnn.compile.llvm_executor import POOL, WORK, address, awake, threads_used
+from tinygrad_rnn.compile.workspace import rounded
 from tinygrad_rnn.ops.loss import _cross_entropy, _minus_target
 from tinygrad_rnn.ops.reduce import _softmax
 
@@ -55,7 +56,7 @@ def multiply(a: Any, b: Any, bias: Any) -> Any:
     (M, K), N, item = a.shape, b.shape[1], a.itemsize
     if not b.flags.c_contiguous:
         b = np.ascontiguousarray(b)
-    out: Any = np.ndarray((M, N), a.dtype, POOL.lease(M * N * item))
+    out: Any = np.ndarray((M, N), a.dtype, POOL.lease(rounded(M * N * item)))
     if bias is not None:
         out[...] = bias
     strides = (a.strides[0] // item, a.strides[1] // item)
@@ -118,7 +119,7 @@ def slope(g: Any, losses: Any, logits: Any, *, targets: Any) -> Any:
     kernel = _kernel(logits.dtype, "slope") if type(logits) is np.ndarray and logits.size else None
     if kernel is None:
         return g[..., None] * _minus_target.value(_softmax.value(logits, axes=(logits.ndim - 1,)), targets=targets)
-    out: Any = np.ndarray(logits.shape, logits.dtype, POOL.lease(logits.nbytes))
+    out: Any = np.ndarray(logits.shape, logits.dtype, POOL.lease(rounded(logits.nbytes)))
     _over_rows(kernel, np.ascontiguousarray(logits), targets, losses, np.ascontiguousarray(g), out)
     return out
 

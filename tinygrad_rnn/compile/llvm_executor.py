@@ -16,9 +16,10 @@ import numpy as np
 from tinygrad_rnn.compile import machine
 from tinygrad_rnn.compile.layout import Layout, make_layout, size
 from tinygrad_rnn.compile.llvm_code import CHUNK, Code, generate, is_transposed
+from tinygrad_rnn.compile.recent import Recent
 from tinygrad_rnn.compile.schedule import Plan
 from tinygrad_rnn.compile.trace import Symbol, ancestors
-from tinygrad_rnn.compile.workspace import LINE, Pool
+from tinygrad_rnn.compile.workspace import LINE, Pool, rounded
 
 Array = np.ndarray[Any, Any]
 SPINS = 10_000  # looks at a mailbox before a thread sleeps, about 0.2 ms
@@ -27,6 +28,7 @@ SECTIONS = ("before", "loop", "behind", "ahead", "back", "after", "sinks", "tran
 WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
 APART = 11 * LINE  # between arrays: what begins at the same place of a page gets in each other's way in the caches
 POOL = Pool()
+FRAMES = 64  # that a program keeps, one for each length and size of the batch
 
 
 @dataclass
@@ -56,7 +58,8 @@ class Frame:
         for name, shape in arrays.items():
             self.offsets[name] = end
             end += -(-math.prod(shape) * np.dtype(dtype).itemsize // LINE) * LINE + APART
-        self.bytes = max(end, LINE)
+        self.end = end
+        self.bytes = rounded(max(end, LINE))
         self.template = np.zeros(max(len(slots), 1), np.int64)
         self.inside = np.zeros(max(len(slots), 1), np.int64)
         for name, offset in self.offsets.items():
@@ -101,6 +104,7 @@ class LLVMProgram:
         self.layout: Layout = make_layout(plan)
         self.code: Code = generate(self.layout, machine.typed(self.dtype))
         self.functions = machine.compiled(self.code.text, self.dtype, SECTIONS)
+        self.code.text = ""  # half of what a program would keep
         self.step_work = sum(math.prod(w.shape) for w in plan.weights if len(w.shape) == 2) + 32 * sum(
             size(s) for s in [*plan.loop, *plan.behind]
         )
@@ -110,7 +114,7 @@ class LLVMProgram:
         self.once = [s for s in plan.once if s in forward]
         self.once_back = [s for s in plan.once if s not in forward and not is_transposed(s)]
         self.discrete = any(w.dtype != self.dtype for w in plan.weights)
-        self.frames: dict[tuple[int, int], _Frames] = {}
+        self.frames: Recent[tuple[int, int], _Frames] = Recent(FRAMES)
         slots = self.code.slots
         self.x_slot = slots.get("x")
         self.given_slots = {key: slots[key] for key in plan.step.given if key in slots}
@@ -127,20 +131,20 @@ class LLVMProgram:
             room = max(B, CHUNK)
             scratch_size = self.code.scratch * room + LINE
             scratch = {"scratch": (threads_used() * scratch_size,)}
-            states = self.plan.step.states
+            states = {name: (B, *s.shape[1:]) for name, s in self.plan.step.states.items()}
             forward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.rows.items()}
             backward: dict[str, tuple[int, ...]] = {f"rows {name}": (T * B, n) for name, n in layout.back_rows.items()}
-            backward.update({f"rows d {name}": (T, *s.shape) for name, s in states.items()})
+            backward.update({f"rows d {name}": (T, *shape) for name, shape in states.items()})
             if self.plan.dx is not None:
-                backward["rows dx"] = (T, *self.plan.step.x.shape)
-            carry = {f"carry {n}": s.shape for n, s in states.items()}
+                backward["rows dx"] = (T, B, *self.plan.step.x.shape[1:])
+            carry = {f"carry {name}": shape for name, shape in states.items()}
             zeros = {"zeros": (max(self.sizes.values()),)}
             turned = {
                 f"weight {s.name}": s.shape for s in self.plan.once if is_transposed(s) and f"weight {s.name}" in slots
             }
             found = _Frames(
                 Frame(slots, {**forward, **scratch}, self.dtype),
-                Frame(slots, {f"state {n}": (T + 1, *s.shape) for n, s in states.items()}, self.dtype),
+                Frame(slots, {f"state {name}": (T + 1, *shape) for name, shape in states.items()}, self.dtype),
                 Frame(slots, {**backward, **turned, **scratch, **carry, **zeros}, self.dtype),
             )
             for made in (found.rows, found.back):
@@ -148,9 +152,7 @@ class LLVMProgram:
                     if name in slots:
                         made.template[slots[name]] = number
                         found.ahead[slots[name]] = 0
-            if len(self.frames) > 64:
-                self.frames.clear()
-            self.frames[T, B] = found
+        self.frames.put((T, B), found)
         return found
 
     def forward(
@@ -227,7 +229,7 @@ class LLVMProgram:
             if s in turned:
                 numbers[slot] = address(turned[s])
         carry = {name: frame.array(f"carry {name}", block, self.dtype) for name in self.sizes}
-        block[frame.offsets[f"carry {next(iter(carry))}"] :] = 0  # what is carried, and the zeros behind it
+        block[frame.offsets[f"carry {next(iter(carry))}"] : frame.end] = 0  # what is carried, and the zeros behind it
         slots = self.code.slots
         for name, held in carry.items():
             end = last.get(name)

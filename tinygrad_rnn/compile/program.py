@@ -16,14 +16,33 @@ from tinygrad_rnn import engine, ops
 from tinygrad_rnn.cell import Cell
 from tinygrad_rnn.compile.blocks import BlockedProgram, block_length
 from tinygrad_rnn.compile.layout import Unsupported
+from tinygrad_rnn.compile.recent import Recent
 from tinygrad_rnn.compile.schedule import Plan, make_plan
-from tinygrad_rnn.compile.trace import Symbol, Untraceable, ancestors, public, same, surroundings, total
+from tinygrad_rnn.compile.trace import (
+    Symbol,
+    Untraceable,
+    ancestors,
+    fits,
+    for_rows,
+    public,
+    rows_apart,
+    same,
+    surroundings,
+    total,
+)
 from tinygrad_rnn.engine import Node, Part
 from tinygrad_rnn.tensor import Tensor, made_of
 
 Key = tuple[str, Any]  # a state: at timestep t; OUTSIDE or EVERY for all of them in one tensor
 OUTSIDE = None  # its gradient is what comes from outside, as for the outputs of `unroll`, which are stacked copies
 EVERY = "every"  # its gradient is the total at every timestep
+
+
+PROGRAMS = 128  # for one number of rows that a cell keeps; a quarter of a megabyte each
+SIZES = 4096  # numbers of rows of which a cell remembers that they share a program
+
+
+MACHINE_CODE = "machine code made from the traced step"
 
 
 class NotCompiled(Exception):
@@ -33,19 +52,27 @@ class NotCompiled(Exception):
 def program(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None, noisy: bool = False) -> Any:
     """The program of `cell` for B rows by `executor` (None: the fastest), made once and kept with the cell.
 
+    Machine code is the same for every B above 1, unless the step is not; the NumPy executor has a program for each.
     `noisy` is the step of training, where the cell draws noise. Raises NotCompiled with the reason.
     """
     kept: Any = cell.__dict__.get("_programs")
     if kept is None or not kept.holds(cell):
         kept = cell.__dict__["_programs"] = _Kept(cell)
     key = (B, dtype, masked, executor, noisy)
+    found = kept.shared.get(key)
+    if found is not None:
+        return found
     found = kept.programs.get(key)
     if found is None:
         try:
+            found = _for_any(kept, cell, dtype, masked, executor, noisy) if B > 1 else None
+            if found is not None and fits(found.plan.traced, cell, B, dtype, masked, noisy):
+                kept.shared.put(key, found)
+                return found
             found = _make(cell, B, dtype, masked, executor, noisy)
         except (Untraceable, Unsupported) as error:
             found = NotCompiled(str(error))
-        kept.programs[key] = found
+    kept.programs.put(key, found)
     if isinstance(found, NotCompiled):
         raise NotCompiled(*found.args)
     return found
@@ -55,7 +82,9 @@ class _Kept:
     """Final. The programs of a cell, and what they were traced with: its attributes, and plain data of its module."""
 
     def __init__(self, cell: Cell) -> None:
-        self.programs: dict[Any, Any] = {}
+        self.programs: Recent[Any, Any] = Recent(PROGRAMS)
+        self.general: dict[Any, Any] = {}  # for any number of rows, or None where there is no such program
+        self.shared: Recent[Any, Any] = Recent(SIZES)  # the same for those that it was found to fit
         self.copies = copy.deepcopy((public(cell), surroundings(cell)))
         # Numbers, texts and frozen options cannot change inside: where nothing else is there, identity will do.
         self.attributes = [(part, public(part)) for part in _with_inner(cell)]
@@ -87,6 +116,33 @@ def _with_inner(cell: Cell) -> list[Cell]:
     return [cell, *(part for value in inside for part in _with_inner(value))]
 
 
+def _for_any(kept: _Kept, cell: Cell, dtype: Any, masked: bool, executor: str | None, noisy: bool) -> Any:
+    """The machine code of `cell` for any number of rows; None where there is none."""
+    from tinygrad_rnn.compile import machine
+    from tinygrad_rnn.compile.llvm_executor import LLVMProgram
+
+    key = (dtype, masked, noisy)
+    if executor not in (None, "llvm"):
+        return None
+    if key not in kept.general:
+        made: Any = None
+        with engine.recording(), contextlib.suppress(Untraceable, Unsupported, machine.CompilerMissing, RuntimeError):
+            own = rows_apart(cell)
+            plan = make_plan(cell, own, dtype, masked, noisy)
+            if not any(
+                _counts_rows(s, own) for s in (*plan.weights, *plan.weights.values(), *plan.derived, *plan.once)
+            ):
+                made = LLVMProgram(plan, dtype)
+                made.reason = MACHINE_CODE
+        kept.general[key] = made
+    return kept.general[key]
+
+
+def _counts_rows(s: Symbol, own: int) -> bool:
+    """Whether what is made of parameters alone depends on the number of rows."""
+    return (s.shape, s.static) != (for_rows(s.shape, own, 0), for_rows(s.static, own, 0))
+
+
 def _make(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None, noisy: bool) -> Any:
     from tinygrad_rnn.compile import machine
     from tinygrad_rnn.compile.llvm_executor import LLVMProgram
@@ -98,7 +154,7 @@ def _make(cell: Cell, B: int, dtype: Any, masked: bool, executor: str | None, no
     if executor in (None, "llvm"):
         try:
             made: Any = LLVMProgram(plan, dtype)
-            made.reason = "machine code made from the traced step"
+            made.reason = MACHINE_CODE
             return made
         except Unsupported as error:
             reason = f"no machine code: {error}"
@@ -375,12 +431,13 @@ def _weights(plan: Plan, params: Mapping[str, Any]) -> dict[Symbol, Any]:
     }
 
 
-def _apply(s: Symbol, known: Mapping[Symbol, Any]) -> Any:
+def _apply(s: Symbol, known: Mapping[Symbol, Any], own: int = 1, B: int = 1) -> Any:
+    """The op of `s`, which was traced for `own` rows, on what is known, for B rows."""
     assert s.op is not None
     args = tuple([known[a] if isinstance(a, Symbol) else a for a in s.args])
     if not any(isinstance(a, Tensor) for a in args):
         args = tuple([Tensor(a) if isinstance(a, np.ndarray) else a for a in args])
-    return s.op(*args, **s.static)
+    return s.op(*args, **(s.static if own == B else for_rows(s.static, own, B)))
 
 
 def _scan_vjp(
@@ -493,7 +550,7 @@ def _recorded_vjp(
                 values[s] = Tensor(array != 0 if given == "mask" else array)
             values.update({s: current[name] for name, s in plan.step.states.items()})
             for s in order:
-                values[s] = _apply(s, values)
+                values[s] = _apply(s, values, plan.step.graph.B, record.B)
             current = {name: values[s] for name, s in plan.step.new.items()}
             for name in names:
                 steps[name].append(current[name])

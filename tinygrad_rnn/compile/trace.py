@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import random
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -282,10 +283,56 @@ def _signature(step: Step) -> list[tuple[Any, ...]]:
     """What makes a graph this graph: one row a symbol, which ends with its place in the author's file."""
     rows: list[tuple[Any, ...]] = []
     for s in step.graph.symbols:
-        args = tuple([a.number if isinstance(a, Symbol) else ("constant", a) for a in s.args])
-        rows.append((s.kind, s.op, args, _frozen(s.static), s.where))
+        rows.append((s.kind, s.op, tuple(_arguments(s)), _frozen(s.static), s.where))
     rows.append((*(value.number for value in step.new.values()), ""))
     return rows
+
+
+def fits(step: Step, cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool) -> bool:
+    """Whether the step of `cell` for B rows is `step` with B in the place of its own number of rows.
+
+    Raises Untraceable where it cannot be traced for B rows.
+    """
+    other = _trace(cell, B, dtype, masked, noisy)
+    own, ours, theirs = step.graph.B, step.graph.symbols, other.graph.symbols
+    if len(ours) < len(theirs) or step.aliases != other.aliases:
+        return False
+    if [s.number for s in step.new.values()] != [s.number for s in other.new.values()]:
+        return False
+    return all(
+        (a.kind, a.op, a.dtype, a.where) == (b.kind, b.op, b.dtype, b.where)
+        and for_rows(a.shape, own, B) == b.shape
+        and _frozen(for_rows(a.static, own, B)) == _frozen(b.static)
+        and _arguments(a) == _arguments(b)
+        for a, b in zip(ours, theirs, strict=False)
+    )
+
+
+def for_rows(value: Any, own: int, B: int) -> Any:
+    """A shape, an index or other configuration with B for `own` rows, wherever a number is a multiple of `own`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value // own * B if value % own == 0 else value
+    if isinstance(value, tuple | list):
+        return type(value)([for_rows(part, own, B) for part in value])
+    if isinstance(value, dict):
+        return {key: for_rows(part, own, B) for key, part in value.items()}
+    if isinstance(value, slice):
+        return slice(*[for_rows(part, own, B) for part in (value.start, value.stop, value.step)])
+    return value
+
+
+def rows_apart(cell: Cell) -> int:
+    """A number of rows for which no other size of `cell` can be taken: a prime that divides none of them."""
+    states, params = specification(cell)
+    specs: list[Any] = [*states.values(), *params.values(), *noise_of(cell).values()]
+    sizes = {cell.I, cell.H, *(size for spec in specs for size in spec.shape)}
+    return next(
+        n for n in itertools.count(7, 2) if all(n % k for k in range(3, n, 2)) and all(size % n for size in sizes)
+    )
+
+
+def _arguments(s: Symbol) -> list[Any]:
+    return [a.number if isinstance(a, Symbol) else ("constant", a) for a in s.args]
 
 
 def _trace(cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool) -> Step:
