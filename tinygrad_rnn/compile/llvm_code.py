@@ -415,6 +415,23 @@ class _Writer:
             long = choose("oeq", d, zero, a, long)
             return choose("oeq", u, t.splat(math.inf), u, long)
 
+        def remainder(a: str, b: str) -> str:
+            """Each pass is exact, and takes as many bits off a quotient as a number has; two are enough."""
+            rest = a
+            for _ in range(2):
+                quotient = intrinsic("floor", self.do(f"fdiv {v} {rest}, {b}"))
+                less = intrinsic("fma", self.do(f"fneg {v} {quotient}"), b, rest)
+                rest = choose("oeq", quotient, zero, rest, less)  # not 0 * inf
+            above = self.do(f"fadd {v} {rest}, {b}")
+            below = choose("olt", rest, zero, above, rest)
+            return choose("olt", b, zero, choose("ogt", rest, zero, above, rest), below)
+
+        if name == "remainder":
+            return remainder(x[0], x[1])
+        if name == "floor_divide":
+            quotient = self.do(f"fdiv {v} {x[0]}, {x[1]}")
+            whole = self.do(f"fdiv {v} {self.do(f'fsub {v} {x[0]}, {remainder(x[0], x[1])}')}, {x[1]}")
+            return choose("oeq", x[1], zero, quotient, intrinsic("rint", whole))
         if name in ("add", "sub", "mul", "div"):
             return binary({"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}[name], x[0], x[1])
         if name == "total":
