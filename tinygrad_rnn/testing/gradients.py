@@ -68,7 +68,7 @@ def _reads(cell: Cell, name: str) -> bool:
         step = trace_step(cell, 2, np.dtype(np.float64), False)
     except Untraceable:
         return True
-    return (step.x if name == "x" else step.params[name]) in ancestors(step.new.values())
+    return (step.x if name == "x" else step.params[name]) in set(ancestors(step.new.values()))
 
 
 def _trained(case: CellCase) -> list[str]:
