@@ -192,6 +192,28 @@ def _log1p(w: Writer, v: Value) -> None:
     w.node("Where", w.node("Equal", u, one), x, exact)
 
 
+def _remainder(w: Writer, v: Value) -> str:
+    """ONNX's Mod has the sign of the divisor for whole numbers alone; elsewhere that of the dividend."""
+    work = _working(v.symbol.dtype)
+    a, b = (w.operand(arg, work) for arg in v.symbol.args)
+    if work.kind != "f":
+        return w.cast(w.node("Mod", a, b), work, v.symbol.dtype)
+    zero, rest = w.constant(0, work), w.node("Mod", a, b, fmod=1)
+    other = w.node("Xor", w.node("Less", rest, zero), w.node("Less", b, zero))
+    moved = w.node("And", other, w.node("Not", w.node("Equal", rest, zero)))
+    return w.node("Where", moved, w.node("Add", rest, b), rest)
+
+
+def _floor_divide(w: Writer, v: Value) -> None:
+    work = _working(v.symbol.dtype)
+    a, b = (w.operand(arg, work) for arg in v.symbol.args)
+    whole = w.node("Div", w.node("Sub", a, w.cast(_remainder(w, v), v.symbol.dtype, work)), b)
+    if work.kind != "f":
+        w.cast(whole, work, v.symbol.dtype)
+    else:
+        w.node("Where", w.node("Equal", b, w.constant(0, work)), w.node("Div", a, b), w.node("Round", whole))
+
+
 def _cos(w: Writer, v: Value) -> None:
     """In float64 the sine of x + pi/2: onnxruntime before 1.29 has no cosine there."""
     x, dtype = w.operand(v.symbol.args[0], v.symbol.dtype), v.symbol.dtype
@@ -359,6 +381,8 @@ RULES: dict[Op, Rule] = {
     ops.sub: _of("Sub"),
     ops.mul: _of("Mul"),
     ops.div: _of("Div"),
+    ops.remainder: _remainder,
+    ops.floor_divide: _floor_divide,
     ops.neg: _of("Neg"),
     ops.pow: _of("Pow"),
     ops.exp: _of("Exp"),

@@ -13,7 +13,7 @@ import pytest
 
 from tinygrad_rnn import Cell, available_cells, init_cell, load_cell, specification
 from tinygrad_rnn import guard as guard_arrays
-from tinygrad_rnn.cell import timesteps
+from tinygrad_rnn.cell import counted, timesteps
 from tinygrad_rnn.testing.equation import written_out
 
 Array = np.ndarray[Any, Any]
@@ -114,7 +114,7 @@ def clockwork(cell: Cell, p: Arrays, x: Array, s: Arrays) -> Arrays:
         for units, T in zip(modules, periods, strict=True):
             if s["t"][row, 0] % T == 0:
                 y[row, units] = np.tanh(W_H[units] @ old + p["W_xh"].T[units] @ x[row] + p["b_h"][units])
-    return {"h": y, "t": s["t"] + 1}
+    return {"h": y}
 
 
 def lru(cell: Cell, p: Arrays, x: Array, s: Arrays) -> Arrays:
@@ -147,17 +147,20 @@ class Case:
         clocks = timesteps(specification(self.cell)[0])
         return {name: array for name, array in arrays.items() if name not in (*clocks, *STRUCTURE)}
 
+    @staticmethod
+    def bare(cell: Cell, p: Any, x: Array, s: Any) -> Arrays:
+        """One step in bare NumPy."""
+        new = FORMULAS[cell.name](cell, vars(p), x, vars(s)) if cell.name in FORMULAS else cell.reference(p, x, s)
+        assert new is not None
+        return new
+
     def reference(self) -> list[Arrays]:
         """The states after every step, by the cell's reference."""
         found: list[Arrays] = []
         for x in self.xs:
             state = found[-1] if found else self.state
-            if self.cell.name in FORMULAS:
-                new = FORMULAS[self.cell.name](self.cell, self.params, x, state)
-            else:
-                new = self.cell.reference(SimpleNamespace(**self.params), x, SimpleNamespace(**state))
-            assert new is not None
-            found.append(new)
+            new = self.bare(self.cell, SimpleNamespace(**self.params), x, SimpleNamespace(**state))
+            found.append(counted(self.cell, new, state, specification(self.cell)[0]))
         return found
 
     def equation(self) -> list[Arrays]:

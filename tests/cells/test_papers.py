@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -315,6 +316,90 @@ def test_fastgrnn_shares_its_matrices(make_case: Make) -> None:
     np.testing.assert_allclose(run(case)[0], run(other)[0], rtol=1e-14)
 
 
+# ------------------------------------------------------------------------------------------- clockwork
+
+
+def clockwork(H: int, periods: str, seed: int = 0) -> tuple[Any, dict[str, Array], Array]:
+    """A cell, parameters from -1 to 1, and inputs for 17 timesteps of 2 rows."""
+    cell = load_cell("clockwork").cls(3, H, {"periods": periods})
+    rng = np.random.default_rng(seed)
+    params = {name: rng.uniform(-1.0, 1.0, value.shape) for name, value in init_cell(cell, rng).items()}
+    params["period"] = init_cell(cell, rng)["period"].data
+    return cell, params, rng.normal(size=(17, 2, 3))
+
+
+@pytest.mark.parametrize("begin", [0, 5])
+def test_a_module_moves_where_its_period_divides_t_and_keeps_its_state_elsewhere(begin: int) -> None:
+    """With periods 1 and 2 module 2 stands still at odd t; of four doubling ones all move at 0, 8 and 16."""
+    for periods in ("1,2", "1,2,4,8"):
+        cell, params, xs = clockwork(8, periods)
+        clocks = [int(text) for text in periods.split(",")]
+        state = {"h": np.full((2, 8), 0.1), "t": np.full((2, 1), float(begin))}
+        done = unroll(cell, params, xs, state)
+        states = [state["h"], *(value.data for value in done.states["h"])]
+        size = 8 // len(clocks)
+        for k, (old, new) in enumerate(itertools.pairwise(states)):
+            moved = [
+                bool(np.all(new[:, i * size : (i + 1) * size] != old[:, i * size : (i + 1) * size]))
+                for i in range(len(clocks))
+            ]
+            kept = [
+                bool(np.all(new[:, i * size : (i + 1) * size] == old[:, i * size : (i + 1) * size]))
+                for i in range(len(clocks))
+            ]
+            strikes = [(begin + k) % T == 0 for T in clocks]
+            assert moved == strikes and kept == [not strike for strike in strikes], (periods, k)
+
+
+def test_every_module_at_every_step_is_the_simple_network(make_case: Make) -> None:
+    case, plain = make_case("clockwork", T=5), make_case("rnn", T=5)
+    cell = load_cell("clockwork").cls(3, 3, {"periods": "1"})
+    params = {
+        "period": np.ones(3),
+        "W_xh": plain.params["W_xh"],
+        "W_h0": plain.params["W_hh"],
+        "b_h": plain.params["b_h"],
+    }
+    done = unroll(cell, params, case.xs)
+    np.testing.assert_allclose(done.outputs.data, unroll(plain.cell, plain.params, case.xs).outputs.data, rtol=1e-14)
+
+
+def test_a_module_hears_itself_and_slower_ones_alone() -> None:
+    """The Jacobian of one step where all move: block (i, j) is zero for a module j that is faster than i."""
+    cell, params, xs = clockwork(8, "1,2,4,8")
+    h = Tensor(np.random.default_rng(1).uniform(-0.9, 0.9, (2, 8)), requires_grad=True)
+    new = unroll(cell, params, xs[:1], {"h": h, "t": np.zeros((2, 1))}).outputs[0]
+    reached = np.array([grad(ops.sum(new[:, unit]), h).data[0] != 0 for unit in range(8)])
+    module = np.arange(8) // 2
+    np.testing.assert_array_equal(reached, module[None, :] >= module[:, None])
+
+
+def test_it_has_the_papers_number_of_recurrent_weights() -> None:
+    """H^2 (g + 1) / 2g for g modules of one size; and modules of sizes that differ by one where g does not divide H."""
+    for H, periods in ((12, "1,2,4"), (8, "1,2,4,8"), (6, "3"), (128, "1,2,4,8,16,32,64,128")):
+        g = periods.count(",") + 1
+        specs = specification(load_cell("clockwork").cls(2, H, {"periods": periods}))[1]
+        count = sum(np.prod(spec.shape) for spec in specs.values() if spec.role == "recurrent")
+        assert count == H * H * (g + 1) // (2 * g)
+    for H, sizes in ((10, [3, 3, 2, 2]), (5, [2, 1, 1, 1]), (2, [1, 1]), (1, [1])):
+        cell = load_cell("clockwork").cls(2, H)
+        specs = specification(cell)[1]
+        assert [specs[f"W_h{i}"].shape for i in range(len(sizes))] == [
+            (H - sum(sizes[:i]), size) for i, size in enumerate(sizes)
+        ]
+        assert f"W_h{len(sizes)}" not in specs
+        expected = np.repeat([1.0, 2.0, 4.0, 8.0][: len(sizes)], sizes)
+        np.testing.assert_array_equal(init_cell(cell, np.random.default_rng(0))["period"].data, expected)
+
+
+@pytest.mark.parametrize("periods", ["", "0,1", "2,1", "1,1", "1,,2", "1.5", "one", "-1", "1;2"])
+def test_periods_that_cannot_be(periods: str) -> None:
+    with pytest.raises(
+        InputError, match="cell clockwork: expected whole numbers from 1 that grow as periods, as in 1,2,4,8"
+    ):
+        load_cell("clockwork").cls(3, 4, {"periods": periods})
+
+
 # ----------------------------------------------------------------------------------------- echo states
 
 
@@ -461,8 +546,9 @@ def test_a_matrix_initialiser_leaves_vectors_alone(cell_name: str, init: str) ->
 @pytest.mark.slow  # one of each cell is in test_testing.py
 def test_every_variant_passes_its_own_check(variant: str, make_case: Make) -> None:
     """What `cells check` says: both executors, devices, masks, second gradients and the rest, in one call."""
-    cell = make_case(variant).cell
-    report = check_cell(type(cell), options=dataclasses.asdict(cell.options), raises=False)
+    case = make_case(variant)
+    cell, options = case.cell, dataclasses.asdict(case.cell.options)
+    report = check_cell(type(cell), options=options, reference=case.bare, raises=False)
     # without a forget gate there is nothing for its bias to do
     noted = [("gradients", "right, but option forget_bias changes nothing")] if variant == "lstm_peephole-NFG" else []
     assert [(row.name, row.detail) for row in report.checks if row.outcome != "passed"] == noted

@@ -549,6 +549,30 @@ def test_extreme_arguments(executor: str, name: str, dtype: Any) -> None:
     np.testing.assert_allclose(fast_back, slow_back, rtol=16 * info.eps, atol=16 * info.eps)  # 1 - y^2 is a difference
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["remainder", "floor_divide"])
+def test_division_with_rest(executor: str, name: str, dtype: Any) -> None:
+    """Every pair of signs, zeros, sizes and infinities: NumPy's numbers to the last bit, as a clock compares them."""
+    some = [0.0, -0.0, 1.0, -1.0, 3.0, -7.0, 0.1, -0.3, 1e-3, 1e6, 16777215.0, -1e10, np.inf, -np.inf, np.nan]
+    a, b = (grid.ravel().astype(dtype) for grid in np.meshgrid(some, some))
+    whole = np.random.default_rng(0).integers(-(2**24), 2**24, (2, 500)).astype(dtype)
+    a, b = np.concatenate([a, whole[0], whole[0]]), np.concatenate([b, whole[1], np.arange(1, 501, dtype=dtype)])
+
+    class Divide(Written):
+        def params(self) -> dict[str, Param]:
+            return {"U": Param((self.H,), "uniform", "recurrent")}
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            return {"h": getattr(ops, name)(x, p.U) + 0.0 * s.h}
+
+    cell = Divide(len(a), len(a))
+    with np.errstate(all="ignore"):
+        done = scan(cell, {"U": b}, a[None, None], executor=executor)
+        expected = getattr(np, name)(a, b)
+    assert done.executor == executor, done.reason
+    np.testing.assert_array_equal(done.outputs.data[0, 0], expected)
+
+
 def test_nan_stays_in_its_row(executor: str) -> None:
     case = make_case(cell_of("lstm"), 4, 3)
     case.xs[1, 2, 0] = np.nan

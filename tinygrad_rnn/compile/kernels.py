@@ -93,7 +93,7 @@ def functions(t: Typed) -> str:
         f"declare {v} @llvm.{name}.{f}({', '.join([v] * count)})"
         for name, count in (
             ("fmuladd", 3), ("rint", 1), ("fabs", 1), ("copysign", 2), ("sqrt", 1), ("log", 1), ("sin", 1), ("cos", 1),
-            ("pow", 2),
+            ("pow", 2), ("trunc", 1), ("fma", 3),
         )
     ]  # fmt: skip
     lines += [

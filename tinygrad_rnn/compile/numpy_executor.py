@@ -34,7 +34,7 @@ ONE: dict[Any, str] = {ops.neg: "negative", ops.abs: "absolute", ops.sign: "sign
     op: op.__name__ for op in (ops.exp, ops.log, ops.log1p, ops.sqrt, ops.sin, ops.cos, ops.tanh)
 }
 TWO: dict[Any, str] = {ops.add: "add", ops.sub: "subtract", ops.mul: "multiply", ops.div: "divide"} | {
-    op: op.__name__ for op in (ops.maximum, ops.minimum)
+    op: op.__name__ for op in (ops.maximum, ops.minimum, ops.remainder, ops.floor_divide)
 }
 TESTS: dict[Any, str] = {
     op: op.__name__

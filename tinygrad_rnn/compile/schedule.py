@@ -44,8 +44,11 @@ CHEAP = frozenset(
     }
 )  # fmt: skip
 COSTLY = frozenset(
-    {ops.div, ops.pow, ops.exp, ops.log, ops.log1p, ops.sqrt, ops.sin, ops.cos, ops.tanh, ops.sigmoid, ops.softplus}
-)
+    {
+        ops.div, ops.floor_divide, ops.remainder, ops.pow, ops.exp, ops.log, ops.log1p, ops.sqrt, ops.sin, ops.cos,
+        ops.tanh, ops.sigmoid, ops.softplus,
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
