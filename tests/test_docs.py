@@ -356,7 +356,7 @@ def first_column(document: str, heading: str) -> list[str]:
     ("heading", "names"),
     [
         ("## 5. Check it", list(testing.CHECKS)),
-        ("### Initialisers", [*nn.INITIALISERS, "minus"]),
+        ("### Initialisers", list(nn.INITIALISERS)),
         ("## 11. Wrappers", list(WRAPPERS)),
     ],
 )

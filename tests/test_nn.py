@@ -64,6 +64,7 @@ def test_uniform_fills_its_interval(text: str, shape: tuple[int, ...], bound: fl
     [
         ("normal:0.01", (300, 200), 0.01),
         ("normal", (300, 100), 1 / math.sqrt(400)),  # torch-rnn: N(0, 1/sqrt(D + H))
+        ("lecun:2", (400, 100), 0.1),
     ],
 )
 def test_normal_has_its_moments(text: str, shape: tuple[int, ...], std: float) -> None:
@@ -140,7 +141,7 @@ def test_a_seed_gives_the_same_numbers_in_every_dtype(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["uniform", "normal", "glorot", "orthogonal", "signs", "sparse", "reservoir", "chrono:9"]
+    "name", ["uniform", "normal", "glorot", "lecun", "orthogonal", "signs", "sparse", "reservoir", "chrono:9"]
 )
 def test_another_seed_gives_other_numbers(name: str) -> None:
     assert np.any(draw(name, (5, 5), 0) != draw(name, (5, 5), 1))

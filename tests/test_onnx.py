@@ -234,6 +234,18 @@ CASES: dict[str, Case] = {
         lambda x, h: (x > 0) | (h < 0.3),
     ),
     "div": (lambda x, h: 2 / (x / (h * h + 1) + 9), lambda x, h: 2 / (x / (h * h + 1) + 9)),
+    "remainder": (lambda x, h: ops.remainder(x * 5, h) + h % -0.7, lambda x, h: np.remainder(x * 5, h) + h % -0.7),
+    "floor_divide": (
+        lambda x, h: ops.floor_divide(x * 5, h) + ops.floor_divide(h, -0.3),
+        lambda x, h: np.floor_divide(x * 5, h) + np.floor_divide(h, -0.3),
+    ),
+    "remainder of whole numbers": (
+        lambda x, h: (
+            ops.astype(ops.remainder(ops.astype(x * 40, "int32"), -3), h.dtype)
+            + ops.astype(ops.floor_divide(ops.astype(h * 40, "int32"), 3), h.dtype)
+        ),
+        lambda x, h: np.remainder(np.trunc(x * 40), -3) + np.floor_divide(np.trunc(h * 40), 3),
+    ),
     "neg": (lambda x, h: -h, lambda x, h: -h),
     "pow": (lambda x, h: (x * x + 1) ** h + x**2 + 2.0**h, lambda x, h: (x * x + 1) ** h + x * x + 2**h),
     "exp": (lambda x, h: ops.exp(h), lambda x, h: np.exp(h)),

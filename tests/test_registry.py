@@ -47,8 +47,8 @@ from tinygrad_rnn.plugins import (
 from tinygrad_rnn.registry import CellEntry
 
 BUILT_IN = (
-    "clockwork esn fastgrnn forget_update gru irnn janet lstm lstm_peephole mgu mingru minimalrnn minlstm mut1 mut2 "
-    "mut3 rnn scrn ugrnn"
+    "clockwork esn fastgrnn forget_update gru irnn janet lru lstm lstm_peephole mgu mingru minimalrnn minlstm mut1 "
+    "mut2 mut3 rnn scrn ugrnn"
 ).split()
 
 # A complete cell; NAME and VALUE are replaced.

@@ -40,6 +40,7 @@ from tinygrad_rnn import (
     unroll,
     wrap_cell,
 )
+from tinygrad_rnn.cell import timesteps
 from tinygrad_rnn.sequence import detach_state, start_state
 
 Array = np.ndarray[Any, Any]
@@ -51,10 +52,10 @@ def make(name: str, seed: int = 0, **options: Any) -> tuple[Cell, dict[str, Tens
     """A cell and parameters that are all away from zero."""
     rng = np.random.default_rng(seed)
     cell = load_cell(name).cls(I, H, {**({"slow": H} if name == "scrn" else {}), **options})
-    return cell, {
-        key: Tensor(rng.normal(size=spec.shape) * 0.6, requires_grad=True)
-        for key, spec in specification(cell)[1].items()
-    }
+    arrays = {key: rng.normal(size=spec.shape) * 0.6 for key, spec in specification(cell)[1].items()}
+    if name == "clockwork":
+        arrays["period"] = init_cell(cell, rng)["period"].data  # which are no numbers like others
+    return cell, {key: Tensor(value, requires_grad=True) for key, value in arrays.items()}
 
 
 def inputs(T: int, B: int, seed: int = 1) -> Array:
@@ -107,14 +108,15 @@ def test_every_state_at_every_step_is_there_with_its_gradient(name: str) -> None
     np.testing.assert_array_equal(np.stack([value.data for value in done.states[output]]), done.outputs.data)
     for key, value in done.state.items():
         assert value is done.states[key][-1]
-    every = [value for values in done.states.values() for value in values]
+    carried = {key: values for key, values in done.states.items() if key not in timesteps(states)}
+    every = [value for values in carried.values() for value in values]
     found = iter(grad(ops.sum(done.outputs[-1]), every))
-    g = {key: [next(found).data for _ in values] for key, values in done.states.items()}
+    g = {key: [next(found).data for _ in values] for key, values in carried.items()}
     np.testing.assert_array_equal(g[output][-1], np.ones((2, H)))
     rng = np.random.default_rng(3)
     for t in range(4):
         middle = {key: values[t].data for key, values in done.states.items()}
-        for key in states:
+        for key in carried:
             way = rng.normal(size=(2, H))
             ends = []
             for side in (1e-6, -1e-6):
@@ -563,7 +565,7 @@ def test_an_error_of_the_contract_passes_through_anomaly() -> None:
 def test_scan_gives_the_numbers_of_unroll_and_says_how(name: str) -> None:
     cell, params = make(name)
     mask = np.array([[True, True], [True, False], [True, False]])
-    state = {key: np.full((2, H), 0.3) for key in specification(cell)[0]}
+    state = {key: np.full((2, *spec.shape), 0.3) for key, spec in specification(cell)[0].items()}
     slow, fast = (run(cell, params, inputs(3, 2), state, mask=mask, layer=1) for run in (unroll, scan))
     np.testing.assert_allclose(fast.outputs.data, slow.outputs.data, rtol=1e-12)
     assert (slow.executor, slow.reason) == ("unroll", "asked for")

@@ -164,6 +164,7 @@ RESUMED: list[dict[str, Any]] = [
     {"model__cell": "mut1", "model__embed": "7", "model__cell_options": {"input_map": "fixed"}},
     {"model__cell": "mut2", "optim__optim": "adagrad", "train__loss": "sum", "optim__clip_value": 0.5},
     {"model__cell": "mut3", "optim__optim": "adamw", "train__bptt": 30, "optim__lr_decay": "exp:0.5@1"},
+    {"model__cell": "clockwork", "train__bptt": 30, "train__dtype": "float32"},
     {"model__embed": "onehot", "data__tokens": "bytes", "data__batch": 40, "data__seq_len": 80},
 ]
 

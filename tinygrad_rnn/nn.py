@@ -44,6 +44,14 @@ def _glorot(shape: Shape, rng: np.random.Generator, gain: float = 1.0) -> np.nda
     return rng.uniform(-limit, limit, shape)
 
 
+def _lecun(shape: Shape, rng: np.random.Generator, gain: float = 1.0) -> np.ndarray[Any, Any]:
+    """Normal with standard deviation gain / sqrt(rows): x @ W has gain^2 times the variance of x.
+
+    Source: LeCun, Bottou, Orr & Mueller 1998, Efficient BackProp.
+    """
+    return rng.normal(0.0, gain / math.sqrt(_fans(shape)[0]), shape)
+
+
 def _orthogonal(shape: Shape, rng: np.random.Generator, gain: float = 1.0) -> np.ndarray[Any, Any]:
     """gain times a uniformly random orthogonal matrix (rows or columns, when not square).
 
@@ -121,6 +129,7 @@ INITIALISERS: Mapping[str, Initialiser] = {
     "uniform": _uniform,
     "normal": _normal,
     "glorot": _glorot,
+    "lecun": _lecun,
     "orthogonal": _orthogonal,
     "identity": _identity,
     "sparse": _sparse,
@@ -136,6 +145,7 @@ SQUARE = ("sparse", "reservoir")
 LIMITS: Mapping[str, tuple[tuple[str, Callable[[float], bool]], ...]] = {
     "uniform": (("a width of at least 0", lambda a: a >= 0),),
     "normal": (("a width of at least 0", lambda a: a >= 0),),
+    "lecun": (("a gain of at least 0", lambda a: a >= 0),),
     "sparse": (("a whole number from 1", lambda a: a >= 1 and a == int(a)), ("a radius above 0", lambda a: a > 0)),
     "reservoir": (("a radius above 0", lambda a: a > 0), ("a density in (0, 1]", lambda a: 0 < a <= 1)),
     "chrono": (("a number of steps above 2", lambda a: a > 2),),

@@ -111,7 +111,7 @@ def checked_inputs(
     who = f"unroll of {cell.name}"
     _, declared = specification(cell)
     for what, named in (("parameters", params), ("states", state), ("noise", noise)):
-        if not isinstance(named, Mapping | None):
+        if type(named) is not dict and named is not None and not isinstance(named, Mapping):
             raise InputError(f"{who}: expected the {what} by name, got {type(named).__name__}")
     params = {name: params[name] for name in declared if name in params}
     begin, noise = dict(state or {}), dict(noise or {})

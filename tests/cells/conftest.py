@@ -13,14 +13,14 @@ import pytest
 
 from tinygrad_rnn import Cell, available_cells, init_cell, load_cell, specification
 from tinygrad_rnn import guard as guard_arrays
-from tinygrad_rnn.cell import timesteps
+from tinygrad_rnn.cell import counted, timesteps
 from tinygrad_rnn.testing.equation import written_out
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
 FUNCTIONS: dict[str, Callable[..., Array]] = {
-    "tanh": np.tanh,
+    **{name: getattr(np, name) for name in ("tanh", "exp", "cos", "sin")},
     "where": np.where,
     "concat": lambda parts: np.concatenate(parts, axis=-1),
     "sigmoid": lambda a: 1.0 / (1.0 + np.exp(-a)),
@@ -33,7 +33,8 @@ def by_equation(cell: Cell, params: Mapping[str, Array], x: Array, state: Mappin
     """Every left side of the cell's printed equation, in its order: gates by name, new states with a prime.
 
     A thing before a matrix is multiplied by it; ``h'`` is the new state; a bare x is x P where there is a P. A line
-    that ends in ``   option value...`` is for those values of the option alone; an option stands by its name.
+    that ends in ``   option value...`` is for those values of the option alone; an option stands by its name. One that
+    ends in ``   I = H`` or ``   I != H`` is for such sizes.
     """
     options = vars(cell.options)
     names = {**FUNCTIONS, **params, **options, **state, "x": x, "f": FUNCTIONS.get(options.get("activation", ""))}
@@ -42,7 +43,8 @@ def by_equation(cell: Cell, params: Mapping[str, Array], x: Array, state: Mappin
         formula, _, condition = re.sub(r" {2,}", "\t", line.strip()).partition("\t")
         option, *values = condition.split() or [""]
         name, _, right = formula.partition(" = ")
-        if option in ("", *(key for key, value in options.items() if str(value) in values)):
+        sizes = "I = H" if cell.I == cell.H else "I != H"
+        if condition == sizes or option in ("", *(key for key, value in options.items() if str(value) in values)):
             lines[name] = right
     found: Arrays = {}
     for name, right in lines.items():
@@ -90,6 +92,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "esn-leak": ("esn", {"leak": 1.0}),
     "clockwork": ("clockwork", {}),
     "clockwork-periods": ("clockwork", {"periods": "1,3"}),
+    "lru": ("lru", {}),
 }
 
 
@@ -111,12 +114,21 @@ def clockwork(cell: Cell, p: Arrays, x: Array, s: Arrays) -> Arrays:
         for units, T in zip(modules, periods, strict=True):
             if s["t"][row, 0] % T == 0:
                 y[row, units] = np.tanh(W_H[units] @ old + p["W_xh"].T[units] @ x[row] + p["b_h"][units])
-    return {"h": y, "t": s["t"] + 1}
+    return {"h": y}
+
+
+def lru(cell: Cell, p: Arrays, x: Array, s: Arrays) -> Arrays:
+    """Orvieto et al. 2023, appendix A: complex arrays, and columns, as they print it."""
+    eigenvalues = np.exp(-np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"]))
+    B, C = (p["B_re"] + 1j * p["B_im"]).T * np.exp(p["gamma_log"])[:, None], (p["C_re"] + 1j * p["C_im"]).T
+    h = np.array([eigenvalues * (re + 1j * im) + B @ u for re, im, u in zip(s["re"], s["im"], x, strict=True)])
+    past = p["D"] * x if p["D"].ndim == 1 else x @ p["D"]
+    return {"re": h.real, "im": h.imag, "y": np.array([(C @ row).real for row in h]) + past}
 
 
 STRUCTURE = ("period",)  # buffers that are not any numbers
 # The bare formulas of cells that bring none of their own.
-FORMULAS: dict[str, Callable[[Cell, Arrays, Array, Arrays], Arrays]] = {"clockwork": clockwork}
+FORMULAS: dict[str, Callable[[Cell, Arrays, Array, Arrays], Arrays]] = {"clockwork": clockwork, "lru": lru}
 BUILT_IN = [row.name for row in available_cells(third_party=False)]
 
 
@@ -135,17 +147,20 @@ class Case:
         clocks = timesteps(specification(self.cell)[0])
         return {name: array for name, array in arrays.items() if name not in (*clocks, *STRUCTURE)}
 
+    @staticmethod
+    def bare(cell: Cell, p: Any, x: Array, s: Any) -> Arrays:
+        """One step in bare NumPy."""
+        new = FORMULAS[cell.name](cell, vars(p), x, vars(s)) if cell.name in FORMULAS else cell.reference(p, x, s)
+        assert new is not None
+        return new
+
     def reference(self) -> list[Arrays]:
         """The states after every step, by the cell's reference."""
         found: list[Arrays] = []
         for x in self.xs:
             state = found[-1] if found else self.state
-            if self.cell.name in FORMULAS:
-                new = FORMULAS[self.cell.name](self.cell, self.params, x, state)
-            else:
-                new = self.cell.reference(SimpleNamespace(**self.params), x, SimpleNamespace(**state))
-            assert new is not None
-            found.append(new)
+            new = self.bare(self.cell, SimpleNamespace(**self.params), x, SimpleNamespace(**state))
+            found.append(counted(self.cell, new, state, specification(self.cell)[0]))
         return found
 
     def equation(self) -> list[Arrays]:

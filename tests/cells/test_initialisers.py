@@ -32,6 +32,8 @@ from tinygrad_rnn import (
 from tinygrad_rnn.cell import init_params
 from tinygrad_rnn.plugins import PluginIdentity
 from tinygrad_rnn.registry import CellEntry
+from tinygrad_rnn.testing.contract import seed
+from tinygrad_rnn.testing.trial import Failed, Trial
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -81,8 +83,8 @@ def entry(cls: type[Cell]) -> CellEntry:
     return CellEntry(cls, PluginIdentity(cls.name, "", "", ""))
 
 
-def drawn(cls: type[Cell], seed: int = 0, **facts: Any) -> dict[str, Array]:
-    return {name: value.data for name, value in init_cell(cls(3, 50), np.random.default_rng(seed), **facts).items()}
+def drawn(cls: type[Cell], chance: int = 0, **facts: Any) -> dict[str, Array]:
+    return {name: value.data for name, value in init_cell(cls(3, 50), np.random.default_rng(chance), **facts).items()}
 
 
 def with_init(init: Any, name: str = "nu") -> type[Cell]:
@@ -114,7 +116,7 @@ def test_values_order_and_dtype() -> None:
 
 
 def test_a_seed_decides_and_another_seed_gives_others(guard: Any) -> None:
-    one, two, other = drawn(Ring), drawn(Ring), drawn(Ring, seed=1)
+    one, two, other = drawn(Ring), drawn(Ring), drawn(Ring, 1)
     for name, value in one.items():
         np.testing.assert_array_equal(value, two[name])
     assert np.any(one["nu"] != other["nu"]) and np.any(one["gamma"] != other["gamma"])
@@ -314,9 +316,8 @@ def remembering(rng: Any, shape: Any, arrays: Any) -> Any:
     ],
 )
 def test_check_finds_what_is_no_function_of_rng(init: Callable[..., Any], text: str) -> None:
-    row = next(row for row in check_cell(with_init(init), raises=False).checks if row.name == "seed")
-    assert row.outcome == "failed"
-    assert text in row.detail
+    with pytest.raises(Failed, match=text):
+        seed(Trial(with_init(init), {}, 3, 4, 0, None))
 
 
 def test_nothing_random_is_no_fault() -> None:
@@ -330,8 +331,7 @@ def test_nothing_random_is_no_fault() -> None:
         def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
             return {"h": ops.tanh(x @ p.W + s.h @ p.M + p.b)}
 
-    row = next(row for row in check_cell(Masks, raises=False).checks if row.name == "seed")
-    assert row.detail == "the same seed gives the same parameters; nothing in them is random"
+    assert seed(Trial(Masks, {}, 3, 4, 0, None)) == "the same seed gives the same parameters; nothing in them is random"
 
 
 def test_numbers_that_the_dtype_cannot_hold_are_an_error() -> None:

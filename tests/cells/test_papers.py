@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -249,6 +250,58 @@ def test_the_context_of_scrn_is_a_running_mean(make_case: Make) -> None:
         np.testing.assert_allclose(done.states["s"][t].data, target * (1.0 - 0.95 ** (t + 1)), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("I", "H"), [(3, 3), (2, 4)])
+def test_the_response_of_an_lru_to_an_impulse_is_a_sum_of_powers(I: int, H: int, make_case: Make) -> None:
+    """y_k = Re(sum over n of lambda_n^k gamma_n (x B)_n C_n), and D x at once; and nothing forgets faster or slower."""
+    case = make_case("lru", T=40, I=I, H=H)
+    p = case.params
+    case.xs[1:] = 0.0
+    done = scan(case.cell, p, case.xs)  # from zero
+    eigenvalues = np.exp(-np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"]))
+    assert np.all(np.abs(eigenvalues) < 1.0)
+    start = case.xs[0] @ (p["B_re"] + 1j * p["B_im"]) * np.exp(p["gamma_log"])
+    h = np.array([start * eigenvalues**k for k in range(40)])
+    y = (h @ (p["C_re"] + 1j * p["C_im"])).real
+    y[0] += case.xs[0] * p["D"] if I == H else case.xs[0] @ p["D"]
+    for name, expected in (("re", h.real), ("im", h.imag), ("y", y)):
+        np.testing.assert_allclose(np.stack([s.data for s in done.states[name]]), expected, rtol=1e-11, atol=1e-14)
+    np.testing.assert_array_equal(done.outputs.data, np.stack([s.data for s in done.states["y"]]))
+
+
+def test_the_eigenvalues_of_an_lru_start_on_the_ring() -> None:
+    """|lambda|^2 and the phase are uniform; gamma gives every unit the power of a white input."""
+    H = 4000
+    for options in ({}, {"r_min": 0.9, "r_max": 0.99, "max_phase": 0.3}):
+        cell = load_cell("lru").cls(3, H, options)
+        r_min, r_max, phase = cell.options.r_min, cell.options.r_max, cell.options.max_phase
+        p = {name: value.data for name, value in init_cell(cell, np.random.default_rng(0)).items()}
+        size = np.exp(-np.exp(p["nu_log"]))
+        for values, low, high in ((size**2, r_min**2, r_max**2), (np.exp(p["theta_log"]), 0.0, phase)):
+            assert low <= values.min() and values.max() <= high
+            spread = (high - low) / np.sqrt(12)
+            assert abs(values.mean() - (low + high) / 2) < 4 * spread / np.sqrt(H)
+            assert abs(values.std() / spread - 1) < 0.05
+        # sum over k of |lambda|^2k, times gamma^2, is 1
+        np.testing.assert_allclose(np.exp(2 * p["gamma_log"]) / (1 - size**2), 1.0, rtol=1e-9)
+        for name, std in (("B_re", 6**-0.5), ("B_im", 6**-0.5), ("C_re", H**-0.5), ("C_im", H**-0.5)):
+            assert p[name].std() == pytest.approx(std, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r_min": 0.5, "r_max": 0.5}, "expected 0 <= r_min < r_max <= 1, got r_min=0.5, r_max=0.5"),
+        ({"r_min": -0.1}, "got r_min=-0.1"),
+        ({"r_max": 1.5}, "r_max=1.5"),
+        ({"r_max": np.nan}, "r_max"),
+        ({"max_phase": 0.0}, "max_phase"),
+    ],
+)
+def test_a_ring_that_cannot_be(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_cell("lru").cls(3, 4, options)
+
+
 def test_fastgrnn_shares_its_matrices(make_case: Make) -> None:
     """With equal biases z = sigmoid(a) and n = tanh(a) of one a; nu at -inf and zeta at inf make it a UGRNN."""
     case = make_case("fastgrnn", T=3)
@@ -261,6 +314,90 @@ def test_fastgrnn_shares_its_matrices(make_case: Make) -> None:
     other.params = {"W_xn": p["W"], "W_xg": p["W"], "W_hn": p["U"], "W_hg": p["U"], "b_n": p["b_n"], "b_g": p["b_z"]}
     other.state, other.xs = case.state, case.xs
     np.testing.assert_allclose(run(case)[0], run(other)[0], rtol=1e-14)
+
+
+# ------------------------------------------------------------------------------------------- clockwork
+
+
+def clockwork(H: int, periods: str, seed: int = 0) -> tuple[Any, dict[str, Array], Array]:
+    """A cell, parameters from -1 to 1, and inputs for 17 timesteps of 2 rows."""
+    cell = load_cell("clockwork").cls(3, H, {"periods": periods})
+    rng = np.random.default_rng(seed)
+    params = {name: rng.uniform(-1.0, 1.0, value.shape) for name, value in init_cell(cell, rng).items()}
+    params["period"] = init_cell(cell, rng)["period"].data
+    return cell, params, rng.normal(size=(17, 2, 3))
+
+
+@pytest.mark.parametrize("begin", [0, 5])
+def test_a_module_moves_where_its_period_divides_t_and_keeps_its_state_elsewhere(begin: int) -> None:
+    """With periods 1 and 2 module 2 stands still at odd t; of four doubling ones all move at 0, 8 and 16."""
+    for periods in ("1,2", "1,2,4,8"):
+        cell, params, xs = clockwork(8, periods)
+        clocks = [int(text) for text in periods.split(",")]
+        state = {"h": np.full((2, 8), 0.1), "t": np.full((2, 1), float(begin))}
+        done = unroll(cell, params, xs, state)
+        states = [state["h"], *(value.data for value in done.states["h"])]
+        size = 8 // len(clocks)
+        for k, (old, new) in enumerate(itertools.pairwise(states)):
+            moved = [
+                bool(np.all(new[:, i * size : (i + 1) * size] != old[:, i * size : (i + 1) * size]))
+                for i in range(len(clocks))
+            ]
+            kept = [
+                bool(np.all(new[:, i * size : (i + 1) * size] == old[:, i * size : (i + 1) * size]))
+                for i in range(len(clocks))
+            ]
+            strikes = [(begin + k) % T == 0 for T in clocks]
+            assert moved == strikes and kept == [not strike for strike in strikes], (periods, k)
+
+
+def test_every_module_at_every_step_is_the_simple_network(make_case: Make) -> None:
+    case, plain = make_case("clockwork", T=5), make_case("rnn", T=5)
+    cell = load_cell("clockwork").cls(3, 3, {"periods": "1"})
+    params = {
+        "period": np.ones(3),
+        "W_xh": plain.params["W_xh"],
+        "W_h0": plain.params["W_hh"],
+        "b_h": plain.params["b_h"],
+    }
+    done = unroll(cell, params, case.xs)
+    np.testing.assert_allclose(done.outputs.data, unroll(plain.cell, plain.params, case.xs).outputs.data, rtol=1e-14)
+
+
+def test_a_module_hears_itself_and_slower_ones_alone() -> None:
+    """The Jacobian of one step where all move: block (i, j) is zero for a module j that is faster than i."""
+    cell, params, xs = clockwork(8, "1,2,4,8")
+    h = Tensor(np.random.default_rng(1).uniform(-0.9, 0.9, (2, 8)), requires_grad=True)
+    new = unroll(cell, params, xs[:1], {"h": h, "t": np.zeros((2, 1))}).outputs[0]
+    reached = np.array([grad(ops.sum(new[:, unit]), h).data[0] != 0 for unit in range(8)])
+    module = np.arange(8) // 2
+    np.testing.assert_array_equal(reached, module[None, :] >= module[:, None])
+
+
+def test_it_has_the_papers_number_of_recurrent_weights() -> None:
+    """H^2 (g + 1) / 2g for g modules of one size; and modules of sizes that differ by one where g does not divide H."""
+    for H, periods in ((12, "1,2,4"), (8, "1,2,4,8"), (6, "3"), (128, "1,2,4,8,16,32,64,128")):
+        g = periods.count(",") + 1
+        specs = specification(load_cell("clockwork").cls(2, H, {"periods": periods}))[1]
+        count = sum(np.prod(spec.shape) for spec in specs.values() if spec.role == "recurrent")
+        assert count == H * H * (g + 1) // (2 * g)
+    for H, sizes in ((10, [3, 3, 2, 2]), (5, [2, 1, 1, 1]), (2, [1, 1]), (1, [1])):
+        cell = load_cell("clockwork").cls(2, H)
+        specs = specification(cell)[1]
+        assert [specs[f"W_h{i}"].shape for i in range(len(sizes))] == [
+            (H - sum(sizes[:i]), size) for i, size in enumerate(sizes)
+        ]
+        assert f"W_h{len(sizes)}" not in specs
+        expected = np.repeat([1.0, 2.0, 4.0, 8.0][: len(sizes)], sizes)
+        np.testing.assert_array_equal(init_cell(cell, np.random.default_rng(0))["period"].data, expected)
+
+
+@pytest.mark.parametrize("periods", ["", "0,1", "2,1", "1,1", "1,,2", "1.5", "one", "-1", "1;2"])
+def test_periods_that_cannot_be(periods: str) -> None:
+    with pytest.raises(
+        InputError, match="cell clockwork: expected whole numbers from 1 that grow as periods, as in 1,2,4,8"
+    ):
+        load_cell("clockwork").cls(3, 4, {"periods": periods})
 
 
 # ----------------------------------------------------------------------------------------- echo states
@@ -396,9 +533,10 @@ def test_a_matrix_initialiser_leaves_vectors_alone(cell_name: str, init: str) ->
     """--init is for every weight; a peephole is a weight and no matrix."""
     model = build_model(ModelConfig(cell=cell_name, hidden=6, layers=2, init=init), 5, load_cell(cell_name))
     params = model.init(np.random.default_rng(0), np.float64)
+    own = specification(model.cells[0])[1]
     for name, spec in model.params().items():
         if spec.role in ("input", "recurrent"):
-            assert spec.init == (init if len(spec.shape) == 2 else "uniform"), name
+            assert spec.init_name == (init if len(spec.shape) == 2 else own[name.split(".")[-1]].init_name), name
     if cell_name == "lstm_peephole":
         assert 0.0 < np.abs(params["layers.1.p_o"].data).max() <= 1 / np.sqrt(6)
         model = build_model(ModelConfig(cell=cell_name, hidden=6, init="uniform:0.01"), 5, load_cell(cell_name))
@@ -408,8 +546,9 @@ def test_a_matrix_initialiser_leaves_vectors_alone(cell_name: str, init: str) ->
 @pytest.mark.slow  # one of each cell is in test_testing.py
 def test_every_variant_passes_its_own_check(variant: str, make_case: Make) -> None:
     """What `cells check` says: both executors, devices, masks, second gradients and the rest, in one call."""
-    cell = make_case(variant).cell
-    report = check_cell(type(cell), options=dataclasses.asdict(cell.options), raises=False)
+    case = make_case(variant)
+    cell, options = case.cell, dataclasses.asdict(case.cell.options)
+    report = check_cell(type(cell), options=options, reference=case.bare, raises=False)
     # without a forget gate there is nothing for its bias to do
     noted = [("gradients", "right, but option forget_bias changes nothing")] if variant == "lstm_peephole-NFG" else []
     assert [(row.name, row.detail) for row in report.checks if row.outcome != "passed"] == noted

@@ -14,17 +14,25 @@ import pytest
 from tinygrad_rnn import (
     Cell,
     InputError,
+    Param,
+    State,
     Tensor,
+    bias,
     grad,
     gradcheck,
+    init_cell,
+    input_matrix,
     listen,
     load_cell,
     ops,
     output_of,
+    recurrent_matrix,
     specification,
     unroll,
 )
+from tinygrad_rnn.testing.contract import documentation
 from tinygrad_rnn.testing.equation import written_out
+from tinygrad_rnn.testing.trial import Noted, Trial
 
 Array = np.ndarray[Any, Any]
 Make = Callable[..., Any]
@@ -93,6 +101,9 @@ UNUSUAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "clockwork period": ((3,), "buffer"), "clockwork W_h0": ((3, 1), "recurrent"),
     "clockwork W_h1": ((2, 1), "recurrent"), "clockwork W_h2": ((1, 1), "recurrent"),
     "clockwork-periods W_h0": ((3, 2), "recurrent"), "clockwork-periods W_h1": ((1, 1), "recurrent"),
+    "lru nu_log": ((3,), "recurrent"), "lru theta_log": ((3,), "recurrent"), "lru gamma_log": ((3,), "input"),
+    "lru B_re": ((2, 3), "input"), "lru B_im": ((2, 3), "input"), "lru C_re": ((3, 3), "input"),
+    "lru C_im": ((3, 3), "input"), "lru D": ((2, 3), "input"),
     "esn W_in": ((2, 3), "buffer"), "esn W": ((3, 3), "buffer"), "esn b": ((3,), "buffer"),
 }  # fmt: skip
 USUAL = {
@@ -168,7 +179,17 @@ def test_inputs_need_not_be_contiguous(variant: str, make_case: Make) -> None:
 
 
 # Cells whose output may grow with the input, or with time.
-UNBOUNDED = {"rnn-relu", "rnn-identity", "irnn", "lstm_peephole-NOAF", "forget_update", "mingru", "minlstm", "fastgrnn"}
+UNBOUNDED = {
+    "rnn-relu",
+    "rnn-identity",
+    "irnn",
+    "lstm_peephole-NOAF",
+    "forget_update",
+    "mingru",
+    "minlstm",
+    "fastgrnn",
+    "lru",
+}
 
 
 def test_extreme_inputs_stay_finite(variant: str, make_case: Make) -> None:
@@ -307,7 +328,7 @@ def test_wrong_sizes(cell_name: str, I: Any, H: Any, wrong: str) -> None:
 
 def test_recurrent_init_reaches_every_recurrent_matrix_and_no_other(cell_name: str) -> None:
     cls = load_cell(cell_name).cls
-    has = any(spec.role == "recurrent" for spec in specification(cls(3, 4))[1].values())
+    has = any(spec.role == "recurrent" and len(spec.shape) == 2 for spec in specification(cls(3, 4))[1].values())
     assert has is ("recurrent_init" in {option.name for option in dataclasses.fields(cls.Options)})
     cell = cls(3, 4, {"recurrent_init": "orthogonal:0.9"} if has else {})
     for name, spec in specification(cell)[1].items():
@@ -355,3 +376,70 @@ def test_cells_are_short(cell_name: str) -> None:
     source = inspect.getsource(load_cell(cell_name).cls)
     most = 60 if cell_name == "lstm_peephole" else 45  # nine cells in one
     assert sum(bool(line.strip()) for line in source.splitlines()) <= most
+
+
+# ------------------------------------------------------------------------------- numbered parameters
+
+
+class Numbered(Cell):
+    """A weighted sum of powers of what comes in, one matrix each."""
+
+    name = "numbered"
+    summary = citation = "written for a test"
+    equation = """\
+u_{k} = tanh(x @ W_{k} + h @ (U_{k} + 1) * g_{k})      for every k
+h' = sum(u_{k} * (u_{k}
+  - h) for every k) + concat(h[:, :1] * g_{k} for every k)"""
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        terms: int = dataclasses.field(default=3, metadata={"help": "number of matrices"})
+
+    def state(self) -> dict[str, State]:
+        return {"h": State((self.H,))}
+
+    def params(self) -> dict[str, Param]:
+        specs = {}
+        for k in range(self.options.terms):
+            specs[f"W_{k}"] = input_matrix(self.I, self.H)
+            specs[f"U_{k}"] = recurrent_matrix(self.H)
+            specs[f"g_{k}"] = bias(1, 1.0)
+        return specs
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        total, parts = 0.0, []
+        for k in range(self.options.terms):
+            u = ops.tanh(x @ getattr(p, f"W_{k}") + s.h @ (getattr(p, f"U_{k}") + 1.0) * getattr(p, f"g_{k}"))
+            total = total + u * (u - s.h)
+            parts.append(s.h[:, :1] * getattr(p, f"g_{k}"))
+        return {"h": total + ops.concatenate(parts, axis=-1)}
+
+
+def test_what_stands_for_every_number_is_written_out() -> None:
+    assert written_out(Numbered(2, 2, {"terms": 2})).splitlines() == [
+        "u_0 = tanh(x @ W_0 + h @ (U_0 + 1) * g_0)",
+        "u_1 = tanh(x @ W_1 + h @ (U_1 + 1) * g_1)",
+        "h' = sum([u_0 * (u_0 - h), u_1 * (u_1 - h)]) + concat([h[:, :1] * g_0, h[:, :1] * g_1])",
+    ]
+    many = written_out(Numbered(2, 12, {"terms": 12})).splitlines()
+    assert [line.partition(" ")[0] for line in many] == [*(f"u_{k}" for k in range(12)), "h'"]
+    lstm = load_cell("lstm").cls
+    assert written_out(lstm(2, 3)) == lstm.equation
+
+
+@pytest.mark.parametrize("terms", [1, 3])
+def test_an_equation_with_numbers_is_what_the_step_does(terms: int, make_case: Make) -> None:
+    cell = Numbered(2, terms, {"terms": terms})
+    case = make_case("rnn", I=2, H=terms)
+    params = {name: value.data + 0.1 for name, value in init_cell(cell, np.random.default_rng(0)).items()}
+    found = type(case)(cell, params, case.state, case.xs).equation()
+    done = unroll(cell, params, case.xs, case.state)
+    np.testing.assert_allclose(done.outputs.data, np.stack([step["h'"] for step in found]), rtol=1e-12)
+
+
+def test_check_finds_every_numbered_parameter_in_the_equation() -> None:
+    options = {"terms": 4}
+    assert documentation(Trial(Numbered, options, 3, 4, 0, None)).startswith("every state and parameter is in the")
+    short = type("Short", (Numbered,), {"equation": "h' = x @ W_{i} for all i, U_{i}"})
+    with pytest.raises(Noted, match="parameter W_0, U_0, g_0 and 9 more: named neither in the equation nor"):
+        documentation(Trial(short, options, 3, 4, 0, None))

@@ -46,7 +46,8 @@ from tinygrad_rnn import (
 Array = np.ndarray[Any, Any]
 
 # Cells of every build: the first ones with every option, of the others those that differ in what the compiler sees
-# (peepholes and fed-back gates, a gate made of another, a state of another size, one number for all units, no weight).
+# (peepholes and fed-back gates, a gate made of another, a state of another size, one number for all units, no weight,
+# an output that no step reads).
 # `check_cell` compares all of them with `unroll`, too.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rnn": ("rnn", {}),
@@ -70,6 +71,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "scrn": ("scrn", {"slow": 5}),
     "fastgrnn": ("fastgrnn", {}),
     "esn": ("esn", {}),
+    "lru": ("lru", {}),
 }
 
 # (T, B, I, H): ones everywhere, I != H, and sizes beside those that vector units like
@@ -144,7 +146,7 @@ def test_odd_shapes(executor: str, name: str, shape: tuple[int, int, int, int]) 
 def test_sizes_larger_than_a_block(executor: str, shape: tuple[int, int, int, int]) -> None:
     """One of T B, H, B and I is larger than what a product takes in one piece."""
     T, B, I, H = shape
-    for name in ("lstm", "gru-before"):
+    for name in ("lstm", "gru-before", "lru"):
         done = compare(executor, make_case(cell_of(name, I, H), T, B), "outputs")
         assert done.executor == executor, done.reason
     done = compare_float32(executor, make_case(cell_of("lstm", I, H), T, B), "outputs")
@@ -452,9 +454,46 @@ class FastWeights(Written):
         return {"h": ops.tanh(s.h @ p.U + x[:, :1] + ops.squeeze(s.h[:, None, :] @ A, 1)), "A": A}
 
 
+class ReadOut(Written):
+    """Nothing reads y, z, old and twice: products of the new state, of each other, of the old state, and none."""
+
+    output = "z"
+
+    def state(self) -> dict[str, State]:
+        return {name: State((self.H,), 0.1) for name in ("twice", "y", "h", "z", "old")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        c = ops.sigmoid(s.h @ p.U + x[:, :1])
+        h = c * s.h + (1.0 - c) * ops.sin(x[:, 1:2])
+        y = ops.tanh((h * c) @ p.U + x[:, :1])
+        return {"twice": 2.0 * h, "y": y, "h": h, "z": (y * h) @ p.U.T - c, "old": ops.exp(-(s.h @ p.U)) * 0.1}
+
+
+class ReadOutOverRows(Written):
+    """A map that no step reads, of what mixes the rows of the batch, and one that mixes them itself."""
+
+    def state(self) -> dict[str, State]:
+        return {name: State((self.H,)) for name in ("h", "y", "z")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        h = ops.tanh(s.h * 0.5 + x[:, :1])
+        y = h @ p.U
+        return {"h": h, "y": ops.mean(h, 0, keepdims=True) * y, "z": (h - ops.mean(h, 0, keepdims=True)) @ p.U}
+
+
+class CarriedByAnOutput(Written):
+    """The gradient of h comes from outputs alone: y and z read the h before the step, and the new one does not."""
+
+    def state(self) -> dict[str, State]:
+        return {name: State((self.H,)) for name in ("h", "y", "z")}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": ops.sin(x[:, :1] + 0.1 * p.U[0]), "y": s.h @ p.U, "z": ops.tanh(s.h @ p.U.T) @ p.U}
+
+
 TRAPS: list[type[Cell]] = [
     Ties, OneNameTwice, EqualButApart, Swapped, Chained, Clock, Constant, Forgetful, Longer, NormalisedOverRows,
-    SizesOfTheBatch, FastWeights,
+    SizesOfTheBatch, FastWeights, ReadOut, ReadOutOverRows, CarriedByAnOutput,
 ]  # fmt: skip
 
 
@@ -469,7 +508,7 @@ def test_steps_with_a_trap(executor: str, cls: type[Cell], loss: str) -> None:
     compare(executor, make_case(cls(3, 4), T=2), loss, second=True, bound=1e-10)
 
 
-@pytest.mark.parametrize("cls", [Chained, Forgetful, Longer])
+@pytest.mark.parametrize("cls", [Chained, Forgetful, Longer, ReadOut, CarriedByAnOutput])
 def test_these_are_compiled(executor: str, cls: type[Cell]) -> None:
     case = make_case(cls(3, 4))
     done = scan(case.cell, case.params, case.xs, executor=executor)
@@ -509,6 +548,30 @@ def test_extreme_arguments(executor: str, name: str, dtype: Any) -> None:
     np.testing.assert_allclose(fast, slow, rtol=8 * info.eps, atol=8 * info.eps if name == "gelu" else 4 * info.tiny)
     np.testing.assert_array_equal(np.isnan(fast_back), np.isnan(slow_back))
     np.testing.assert_allclose(fast_back, slow_back, rtol=16 * info.eps, atol=16 * info.eps)  # 1 - y^2 is a difference
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["remainder", "floor_divide"])
+def test_division_with_rest(executor: str, name: str, dtype: Any) -> None:
+    """Every pair of signs, zeros, sizes and infinities: NumPy's numbers to the last bit, as a clock compares them."""
+    some = [0.0, -0.0, 1.0, -1.0, 3.0, -7.0, 0.1, -0.3, 1e-3, 1e6, 16777215.0, -1e10, np.inf, -np.inf, np.nan]
+    a, b = (grid.ravel().astype(dtype) for grid in np.meshgrid(some, some))
+    whole = np.random.default_rng(0).integers(-(2**24), 2**24, (2, 500)).astype(dtype)
+    a, b = np.concatenate([a, whole[0], whole[0]]), np.concatenate([b, whole[1], np.arange(1, 501, dtype=dtype)])
+
+    class Divide(Written):
+        def params(self) -> dict[str, Param]:
+            return {"U": Param((self.H,), "uniform", "recurrent")}
+
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            return {"h": getattr(ops, name)(x, p.U) + 0.0 * s.h}
+
+    cell = Divide(len(a), len(a))
+    with np.errstate(all="ignore"):
+        done = scan(cell, {"U": b}, a[None, None], executor=executor)
+        expected = getattr(np, name)(a, b)
+    assert done.executor == executor, done.reason
+    np.testing.assert_array_equal(done.outputs.data[0, 0], expected)
 
 
 def test_nan_stays_in_its_row(executor: str) -> None:

@@ -12,7 +12,7 @@ import tinygrad_rnn as tr
 from tinygrad_rnn import Cell, Param, State, bias, input_matrix, ops, recurrent_matrix, tap
 from tinygrad_rnn.compile.layout import make_layout, size
 from tinygrad_rnn.compile.schedule import Plan, make_plan
-from tinygrad_rnn.compile.trace import MATMUL, TRANSPOSE, Symbol, ancestors, total
+from tinygrad_rnn.compile.trace import MATMUL, TRANSPOSE, Symbol, ancestors, depends, total
 
 I, H, B = 3, 4, 2
 CELLS = tuple(row.name for row in tr.available_cells(third_party=False))
@@ -96,7 +96,26 @@ class Derived(Own):
         return {"h": tap("out", ops.tanh(tap("sum", x @ p.W + p.b + s.h @ U)))}
 
 
-OWN: dict[str, type[Cell]] = {cls.name: cls for cls in (MinimalRNN, Packed, LayerNorm, Derived)}
+class ReadOut(Own):
+    """Final. Four states that no step reads: a map of h, one of that map, one of the old h, and h once more."""
+
+    name = "read_out"
+    output = "y"
+
+    def state(self) -> dict[str, State]:
+        return {name: State((self.H,)) for name in ("h", "y", "z", "old", "twice")}
+
+    def params(self) -> dict[str, Param]:
+        H = self.H
+        return {"W": input_matrix(self.I, H), **{name: recurrent_matrix(H) for name in ("U", "C", "D", "E")}}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        h = tap("h'", ops.tanh(x @ p.W + s.h @ p.U))
+        y = tap("y'", ops.sigmoid(h @ p.C))
+        return {"h": h, "y": y, "z": tap("z'", (y * h) @ p.D), "old": ops.tanh(s.h @ p.E), "twice": 2.0 * h}
+
+
+OWN: dict[str, type[Cell]] = {cls.name: cls for cls in (MinimalRNN, Packed, LayerNorm, Derived, ReadOut)}
 
 
 def plan_of(name: str, *, masked: bool = False, rows: int = B, **options: str) -> Plan:
@@ -194,6 +213,44 @@ def test_mut1_knows_its_update_gate_before_the_loop() -> None:
     assert not any("@ W_xz" in text for text in products(plan.back))
 
 
+def test_the_output_map_of_an_lru_leaves_no_product_in_the_loop() -> None:
+    plan = plan_of("lru")
+    assert products(plan.before) == ["x @ B_im", "x @ B_re", "x @ D"]
+    assert products(plan.behind) == ["t @ C_im", "t @ C_re"] and not products(plan.loop)
+    assert products(plan.ahead) == ["t @ C_im^T", "t @ C_re^T"] and not products(plan.back)
+    assert [seed.name for seed in plan.early_seeds] == ["dy"] and plan.carried["y"] is None
+    assert all(s.op in (ops.add, ops.sub, ops.mul) for s in plan.loop)
+    assert sinks(plan)["C_re"] == [("add",)]  # over all rows at once, as for every weight
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_behind_the_loop_is_what_no_step_reads_around_a_product(rows: int) -> None:
+    plan = plan_of("read_out", rows=rows)
+    assert products(plan.loop) == ["h @ U"]
+    assert products(plan.behind) == ["h @ E", "h' @ C", "t @ D"]
+    assert {plan.step.new[name] for name in ("y", "old")} <= set(plan.behind)
+    assert plan.step.new["twice"] in set(plan.loop)  # a product of numbers is cheaper there
+    assert products(plan.back) == ["t @ U^T"]
+    assert products(plan.ahead) == ["t @ C^T", "t @ D^T", "t @ E^T"]
+    assert [seed.name for seed in plan.early_seeds] == ["dy", "dz", "dold"]
+    assert plan.carried["h"] in set(plan.back)
+    assert {a for s in plan.behind for a in s.parents}.isdisjoint(plan.seeds.values())
+    assert set(plan.forward).isdisjoint(depends(plan.forward, {plan.step.states["y"]}))  # nobody reads it indeed
+
+
+def test_a_masked_row_keeps_its_output_in_the_loop() -> None:
+    plan = plan_of("lru", masked=True)
+    assert not plan.behind and not plan.ahead
+    assert products(plan.loop) == ["t @ C_im", "t @ C_re"]
+
+
+def test_what_is_read_stays_in_the_loop() -> None:
+    for name in CELLS:
+        if name != "lru":
+            plan = plan_of(name)
+            assert not plan.behind and not plan.ahead and plan.loop_seeds == list(plan.seeds.values())
+
+
 def test_packed_gates_are_one_product() -> None:
     plan = plan_of("packed")
     assert products(plan.before) == ["x @ W"] and products(plan.loop) == ["h @ U"]
@@ -241,8 +298,11 @@ def test_every_schedule_is_in_order_and_whole(name: str, rows: int, masked: bool
     plan = plan_of(name, masked=masked, rows=rows)
     states = set(plan.step.states.values())
     leaves = {plan.step.x, *states, *plan.weights, *plan.seeds.values()} | ({plan.step.mask} - {None})
-    assert not {*plan.before} & {*plan.loop} and not {*plan.back} & {*plan.after}
+    for lists in ((plan.before, plan.loop, plan.behind), (plan.ahead, plan.back, plan.after)):
+        assert len(set().union(*lists)) == sum(len(part) for part in lists)
     assert states.isdisjoint(ancestors(plan.before)), "what is done before the loop knows no state"
+    assert set(plan.loop).isdisjoint(depends(plan.forward, set(plan.behind))), "the loop knows nothing from behind it"
+    assert set(plan.ahead).isdisjoint(depends(plan.backward, set(plan.loop_seeds))), "nor what is ahead, of the loop"
 
     def run(known: set[Any], symbols: Iterable[Symbol]) -> set[Any]:
         for s in symbols:
@@ -251,10 +311,10 @@ def test_every_schedule_is_in_order_and_whole(name: str, rows: int, masked: bool
         return known
 
     once_forward = [s for s in plan.once if not set(ancestors([s])) & set(plan.seeds.values())]
-    forward = run({*leaves, *once_forward} - set(plan.seeds.values()), [*plan.before, *plan.loop])
+    forward = run({*leaves, *once_forward} - set(plan.seeds.values()), plan.forward)
     assert set(plan.step.new.values()) <= forward
     held = {*leaves, *plan.once, *plan.kept, *plan.step.new.values()}
-    backward = run(held, plan.back)
+    backward = run(held, [*plan.ahead, *plan.back])
     wanted = {*plan.totals.values(), *plan.stepwise.values(), *(s for s in plan.carried.values() if s is not None)}
     assert wanted <= backward
     late = run(backward, plan.after)

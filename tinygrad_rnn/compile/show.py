@@ -35,11 +35,29 @@ Stage = Literal["traced", "scheduled", "all"]
 Direction = Literal["forward", "backward", "both"]
 FOLDED = 44  # characters of an expression that still fits into another one
 WIDE = 64  # characters of an expression before it is broken into lines
-INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul": "@", "total": "+"}
+INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "matmul": "@", "total": "+", "remainder": "%",
+    "floor_divide": "//",
+}  # fmt: skip
 COMPARED = {
     "equal": "==", "not_equal": "!=", "greater": ">", "greater_equal": ">=", "less": "<", "less_equal": "<="
 }  # fmt: skip
-STRENGTH = {"==": 0, "!=": 0, ">": 0, ">=": 0, "<": 0, "<=": 0, "+": 1, "-": 1, "*": 2, "/": 2, "@": 3, "**": 5}
+STRENGTH = {
+    "==": 0,
+    "!=": 0,
+    ">": 0,
+    ">=": 0,
+    "<": 0,
+    "<=": 0,
+    "+": 1,
+    "-": 1,
+    "*": 2,
+    "/": 2,
+    "%": 2,
+    "//": 2,
+    "@": 3,
+    "**": 5,
+}
 ATOM = 9
 NONLINEAR = ("sigmoid", "tanh", "relu", "softplus", "exp", "sin", "cos", "softmax", "clip")
 

@@ -107,7 +107,10 @@ def seed(trial: Trial) -> str:
         "expected, got = ({k: v.data for k, v in new(0).items()} for _ in range(2))",
     ]
     chance = global_generators()
-    one, two, other = drawn(0), drawn(0), drawn(1)
+    try:
+        one, two, other = drawn(0), drawn(0), drawn(1)
+    except Exception as error:
+        raise Failed(reason(error), [*lines[:-1], "new(0)"], fatal=True) from error
     if not same(chance, global_generators()):
         raise Failed("an initialiser draws from the global random numbers (np.random, random); draw from rng", lines)
     if list(one) != list(two) or any(one[name].shape != two[name].shape for name in one):

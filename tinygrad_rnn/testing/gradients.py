@@ -68,7 +68,7 @@ def _reads(cell: Cell, name: str) -> bool:
         step = trace_step(cell, 2, np.dtype(np.float64), False)
     except Untraceable:
         return True
-    return (step.x if name == "x" else step.params[name]) in ancestors(step.new.values())
+    return (step.x if name == "x" else step.params[name]) in set(ancestors(step.new.values()))
 
 
 def _trained(case: CellCase) -> list[str]:
@@ -80,10 +80,13 @@ def _leaf(case: CellCase, name: str) -> Array:
 
 
 def _unused(trial: Trial, name: str) -> bool:
-    """Whether neither the gradient for `name` nor any number shows that it exists, at two points."""
+    """Whether neither the gradient for `name` nor any number shows that it exists, at two points; with a clock at more
+    timesteps, too.
+    """
     clocks = timesteps(specification(trial.cell())[0])
-    for seed in (trial.seed, trial.seed + 1000):
-        facts = {"seed": seed, "T": LONG if clocks else 4}
+    points = [(4, trial.seed), (4, trial.seed + 1000), *((LONG, trial.seed) for _ in clocks)]
+    for T, seed in points:
+        facts = {"T": T, "seed": seed}
         case, other = trial.case(**facts), trial.case(**facts)
         _leaf(other, name)[...] += np.random.default_rng(seed).normal(size=_leaf(other, name).shape)
         got, moved = cell_values(case, order=1), cell_values(other)
@@ -103,8 +106,8 @@ def _idle(trial: Trial, case: CellCase) -> list[str]:
     elif not isinstance(case.cell, Wrapper):  # whose `out` is made for the next layer
         output = output_of(case.cell)
         found += [f"state {name} is never read, by no step" for name in unread if name != output]
-    T = LONG if timesteps(specification(case.cell)[0]) else 4
-    points = [cell_values(trial.case(seed=trial.seed + 1000 * i, T=T), order=1) for i in range(4)]
+    points = [cell_values(trial.case(seed=trial.seed + 1000 * i), order=1) for i in range(4)]
+    points += [cell_values(trial.case(T=LONG), order=1) for _ in timesteps(specification(case.cell)[0])]
     for name in _trained(case):
         zero = np.all([point[f"d {name}"] == 0.0 for point in points], axis=0)
         if np.any(zero):
