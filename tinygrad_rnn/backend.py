@@ -7,15 +7,18 @@ decides, and only creation (`Device.xp`), copies between devices and scatter-add
 
 from __future__ import annotations
 
+import contextvars
 import importlib.util
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tinygrad_rnn.errors import DeviceError, DtypeError
 
+T = TypeVar("T")
 Array = Any  # numpy.ndarray, cupy.ndarray, or a guard array
 
 
@@ -25,6 +28,19 @@ class Device:
 
     name: str
     xp: types.ModuleType
+
+
+_QUIET = contextvars.copy_context()
+_QUIET.run(np.seterr, all="ignore")
+
+
+def quietly(function: Callable[..., T], *args: Any, **options: Any) -> T:
+    """``function(*args, **options)`` without NumPy's warnings about overflow, NaN and division by zero.
+
+    As inside np.errstate, but what was before comes back whenever an exception arrives: Ctrl-C inside the Python code
+    of errstate's own beginning or end leaves the warnings off.
+    """
+    return _QUIET.copy().run(function, *args, **options)
 
 
 def select(name: str) -> Device:

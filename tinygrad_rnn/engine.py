@@ -12,11 +12,12 @@ The engine undoes broadcasting, adds gradients up, and asserts the shape and dty
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar, overload
 
@@ -595,8 +596,12 @@ def flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], *, high
     With `higher` the seed and the results are tensors of class `cls` and the walk itself is put on the tape, also
     inside no_grad(); otherwise everything is arrays.
     """
-    with recording(higher):
+    before = MODE.recording
+    try:  # and not `with recording`: an interrupt may come between any two calls
+        MODE.recording = higher
         return _flow(root, seed, targets, cls, higher)
+    finally:
+        MODE.recording = before
 
 
 def _flow(root: Node, seed: Any, targets: set[Node], cls: type[Variable], higher: bool) -> dict[Node, Any]:
@@ -769,47 +774,49 @@ def _check_unchanged(op: Op, guards: Guards) -> None:
 # --------------------------------------------------------------------------------- global modes
 
 
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
+class _Setting(contextlib.ContextDecorator):
+    """Final. Gives an attribute of MODE another value inside.
+
+    Both methods end in an assignment and call nothing behind it: an exception of a signal handler (Ctrl-C) finds them
+    either not begun or done. A generator's `finally` would wait until the traceback is gone, which a notebook keeps.
+    """
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name = name
+        self.value = value
+
+    def _recreate_cm(self) -> _Setting:
+        return _Setting(self.name, copy.copy(self.value))
+
+    def __enter__(self) -> None:
+        self.before = getattr(MODE, self.name)
+        MODE.__dict__[self.name] = self.value
+
+    def __exit__(self, *_error: object) -> None:
+        MODE.__dict__[self.name] = self.before
+
+
+def no_grad() -> _Setting:
     """Inside, ops compute without being recorded."""
-    before, MODE.recording = MODE.recording, False
-    try:
-        yield
-    finally:
-        MODE.recording = before
+    return _Setting("recording", False)
 
 
-@contextlib.contextmanager
-def recording(on: bool = True) -> Iterator[None]:
+def recording(on: bool = True) -> _Setting:
     """Inside, ops are recorded (or not), whatever was the rule outside."""
-    before, MODE.recording = MODE.recording, on
-    try:
-        yield
-    finally:
-        MODE.recording = before
+    return _Setting("recording", on)
 
 
-@contextlib.contextmanager
-def anomaly() -> Iterator[None]:
+def anomaly() -> _Setting:
     """Inside, every value and every gradient is checked: the first NaN or infinity raises NonFiniteError.
 
     The error names the op and, inside `unroll`, the layer, the timestep and the gate. Slow.
     """
-    before, MODE.anomaly = MODE.anomaly, {}
-    try:
-        yield
-    finally:
-        MODE.anomaly = before
+    return _Setting("anomaly", {})
 
 
-@contextlib.contextmanager
-def listen(listener: Callable[[str, Any], None] | None) -> Iterator[None]:
+def listen(listener: Callable[[str, Any], None] | None) -> _Setting:
     """Inside, `listener(name, value)` hears every `tap`."""
-    before, MODE.listener = MODE.listener, listener
-    try:
-        yield
-    finally:
-        MODE.listener = before
+    return _Setting("listener", listener)
 
 
 def tap(name: str, value: Any) -> Any:

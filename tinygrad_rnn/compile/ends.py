@@ -7,14 +7,14 @@ that the cells need next.
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any
 
 import numpy as np
 
 from tinygrad_rnn import backend, engine, ops
 from tinygrad_rnn.compile import machine
-from tinygrad_rnn.compile.llvm_executor import POOL, WORK, address, awake, threads_used
+from tinygrad_rnn.compile.llvm_executor import POOL, WORK
+from tinygrad_rnn.compile.threads import address, share, split, threads_used
 from tinygrad_rnn.compile.workspace import rounded
 from tinygrad_rnn.ops.loss import _cross_entropy, _minus_target
 from tinygrad_rnn.ops.reduce import _softmax
@@ -63,9 +63,7 @@ def multiply(a: Any, b: Any, bias: Any) -> Any:
     table = np.array(
         [address(a), *strides, address(b), N, address(out), N, N, K, bias is not None], np.int64
     )  # as kernels.PRODUCT names them
-    parts = min(threads_used(), M) if M * N * K > WORK // 4 else 1
-    ends = [M * k // parts for k in range(parts + 1)]
-    awake().run(run, address(table), list(itertools.pairwise(ends)))
+    share(run, table, split(M, threads_used() if M * N * K > WORK // 4 else 1), (a, b, out))
     return out
 
 
@@ -88,8 +86,7 @@ def spread(g: Any, *, ids: Any, shape: tuple[int, ...]) -> Any:
     numbers = np.array([address(out), address(rows), address(values), rows.size, shape[1]], np.int64)
     # Threads share the columns, so that every sum is made in the order of the rows.
     parts = min(threads_used(), -(-shape[1] // 64)) if g.size > SPREAD else 1
-    ends = [shape[1] * k // parts for k in range(parts + 1)]
-    awake().run(add, address(numbers), list(itertools.pairwise(ends)))
+    share(add, numbers, split(shape[1], parts), (out, rows, values))
     return out
 
 
@@ -156,9 +153,7 @@ def _over_rows(kernel: Any, logits: Any, targets: Any, losses: Any, g: Any, out:
     rows = np.ascontiguousarray(targets, np.int64)
     held = (logits, rows, np.ascontiguousarray(losses), g, out)
     table = np.array([*map(address, held), logits.shape[-1]], np.int64)
-    parts = min(threads_used(), targets.size) if logits.size > SPREAD // 4 else 1
-    ends = [targets.size * k // parts for k in range(parts + 1)]
-    awake().run(kernel, address(table), list(itertools.pairwise(ends)))
+    share(kernel, table, split(targets.size, threads_used() if logits.size > SPREAD // 4 else 1), held)
 
 
 @functools.cache

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import os
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +14,11 @@ from tinygrad_rnn.compile.layout import Layout, make_layout, size
 from tinygrad_rnn.compile.llvm_code import CHUNK, Code, generate, is_transposed
 from tinygrad_rnn.compile.recent import Recent
 from tinygrad_rnn.compile.schedule import Plan
+from tinygrad_rnn.compile.threads import address, share, split, threads_used
 from tinygrad_rnn.compile.trace import Symbol, ancestors
 from tinygrad_rnn.compile.workspace import LINE, Pool, rounded
 
 Array = np.ndarray[Any, Any]
-SPINS = 10_000  # looks at a mailbox before a thread sleeps, about 0.2 ms
-ALONE = 5_000_000  # nanoseconds without the other threads, after a run in which they were late
 SECTIONS = ("before", "loop", "behind", "ahead", "back", "after", "sinks", "transposed", "forward", "backward")
 WORK = 8_000_000  # multiplications below which a second thread costs more than it saves
 APART = 11 * LINE  # between arrays: what begins at the same place of a page gets in each other's way in the caches
@@ -86,11 +81,6 @@ class _Frames:
     def __init__(self, rows: Frame, states: Frame, back: Frame) -> None:
         self.rows, self.states, self.back = rows, states, back
         self.ahead = 1 - back.inside  # the input and the weights too
-
-
-def address(array: Array) -> int:
-    """Where the memory of `array` begins."""
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
 class LLVMProgram:
@@ -176,9 +166,9 @@ class LLVMProgram:
         if not T * B * self.step_work > WORK:
             self.functions["forward"](address(numbers), T * B, B, 0)
         else:
-            self.run("before", numbers, T * B)
-            self.run("loop", numbers, B)
-            self.run("behind", numbers, T * B)
+            self.run("before", numbers, T * B, record)
+            self.run("loop", numbers, B, record)
+            self.run("behind", numbers, T * B, record)
         return record
 
     def known(self, weights: Mapping[Symbol, Array]) -> dict[Symbol, Array]:
@@ -252,40 +242,41 @@ class LLVMProgram:
         if not 2 * T * B * self.step_work > WORK:
             self.functions["backward"](address(numbers), T * B, B, int(late))
         else:
-            self.share("transposed", numbers, [(0, 0)])
-            self.run("ahead", numbers, T * B)
-            self.run("back", numbers, B)
+            memory = (record, block, turned, dict(outside), dict(grads))
+            self.functions["transposed"](address(numbers), 0, 0, 0)
+            self.run("ahead", numbers, T * B, memory)
+            self.run("back", numbers, B, memory)
             if late:
-                self.run("after", numbers, T * B)
+                self.run("after", numbers, T * B, memory)
             if self.grad_slots:
-                self.share("sinks", numbers, [(k, threads_used()) for k in range(threads_used())])
+                parts = [(k, threads_used()) for k in range(threads_used())]
+                share(self.functions["sinks"], numbers, parts, memory)
         dx = frame.array("rows dx", block, self.dtype) if self.plan.dx is not None and wants_x else None
         return dx, carry, _Totals(frame, block, self.dtype)
 
     # -------------------------------------------------------------------------------------------- running
 
-    def run(self, name: str, numbers: Array, rows: int) -> None:
-        """A section on all rows, cut into as many parts as there are threads; nothing where it is empty."""
-        if name in self.empty:
-            return
-        threads = min(threads_used(), rows)
-        ends = [rows * k // threads for k in range(threads + 1)]
-        self.share(name, numbers, [(ends[k], ends[k + 1]) for k in range(threads)])
-
-    def share(self, name: str, numbers: Array, parts: list[tuple[int, int]]) -> None:
-        function = self.functions[name]
-        table = address(numbers)
-        awake().run(function, table, parts)
+    def run(self, name: str, numbers: Array, rows: int, memory: object) -> None:
+        """A section on all rows, which the threads share; nothing where it is empty."""
+        if name not in self.empty:
+            share(self.functions[name], numbers, split(rows, threads_used()), memory)
 
 
 class Stepping:
     """Final. One timestep after another, forward: the addresses are written once, the states are carried in place."""
 
     def __init__(self, program: LLVMProgram, B: int, weights: Mapping[Symbol, Array], inputs: Array | None) -> None:
-        frames = program.frame(1, B)
         self.program = program
         self.B = B
         self.weights = weights
+        self.inputs = inputs
+        self.shared = B * program.step_work > WORK
+        self.lease()
+
+    def lease(self) -> None:
+        """Take memory, and compute what depends on the inputs alone."""
+        program, weights, inputs = self.program, self.weights, self.inputs
+        frames = program.frame(1, self.B)
         self.block, self.numbers = frames.rows.lease()
         states, more = frames.states.lease()
         self.numbers += more
@@ -294,7 +285,6 @@ class Stepping:
         self.before = {name: both[0] for name, both in held.items()}
         self.after = {name: both[1] for name, both in held.items()}
         program.fill(self.numbers, next(iter(held.values())), weights, {})
-        self.shared = B * program.step_work > WORK
         self.rows: list[tuple[Array, Array]] = []
         if inputs is not None:
             V = len(inputs)
@@ -309,6 +299,7 @@ class Stepping:
                 )
                 for name in program.layout.rows
             ]
+        self.interrupted = False
 
     def __call__(self, x: Array, state: Mapping[str, Array], chosen: Array | None = None) -> Mapping[str, Array]:
         """The states (B, ...) after x (1, B, I), from `state`. The next call overwrites them.
@@ -316,6 +307,8 @@ class Stepping:
         `chosen` (B,) are the numbers of the rows of x in the `inputs` that were given.
         """
         program = self.program
+        if self.interrupted:
+            self.lease()  # another thread may still write to the memory of the last call
         for name, into in self.before.items():
             into[...] = state[name]
         if program.x_slot is not None:
@@ -324,10 +317,13 @@ class Stepping:
             for every, own in self.rows:
                 np.take(every, chosen, axis=0, out=own, mode="clip")
         if self.shared:
+            self.interrupted = True
+            memory = (self.block, self.before, self.after, self.weights, x)
             if chosen is None:
-                program.run("before", self.numbers, self.B)
-            program.run("loop", self.numbers, self.B)
-            program.run("behind", self.numbers, self.B)
+                program.run("before", self.numbers, self.B, memory)
+            program.run("loop", self.numbers, self.B, memory)
+            program.run("behind", self.numbers, self.B, memory)
+            self.interrupted = False
         elif chosen is not None:
             program.functions["loop"](self.table, 0, self.B, 0)
             program.functions["behind"](self.table, 0, self.B, 0)
@@ -365,94 +361,3 @@ def _needed_late(layout: Layout) -> bool:
     after = {s for block in layout.after.blocks for s in block.nodes} | {s for s in layout.plan.after}
     operands = [s for sinks in layout.plan.sinks.values() for sink in sinks for s in (sink.g, sink.a) if s is not None]
     return any(s in after for s in ancestors(operands))
-
-
-# ------------------------------------------------------------------------------------------------ threads
-
-
-@functools.cache
-def threads_used() -> int:
-    """How many threads share the work: as many as cores, or what the variables that BLAS obeys say."""
-    for variable in ("TINYGRAD_RNN_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        text = os.environ.get(variable, "")
-        if text.isdigit() and int(text) > 0:
-            return int(text)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Awake:
-    """Final. Threads that wait for work: first at a mailbox, in machine code and awake, later asleep.
-
-    To wake a thread takes longer than a small product. Machine code runs without Python's lock, so they run at
-    the same time.
-    """
-
-    def __init__(self, process: int) -> None:
-        self.process = process
-        self.lock = threading.Lock()
-        self.alone = 0  # until when to do without the others
-        self.mails = [_Mail() for _ in range(threads_used() - 1)]
-        for mail in self.mails:
-            threading.Thread(target=mail.serve, daemon=True, name="tinygrad_rnn").start()
-
-    def run(self, function: Any, table: int, parts: list[tuple[int, int]]) -> None:
-        """``function(table, from, to, k)`` for every part: the first one here, the others by the other threads."""
-        # A lock that is held: the other threads work for somebody else.
-        if len(parts) == 1 or time.perf_counter_ns() < self.alone or not self.lock.acquire(blocking=False):
-            for k, (low, high) in enumerate(parts):
-                function(table, low, high, k)
-            return
-        try:
-            mails = self.mails[: len(parts) - 1]
-            for k, (mail, (low, high)) in enumerate(zip(mails, parts[1:], strict=True), 1):
-                mail.post(function, table, low, high, k)
-            began = time.perf_counter_ns()
-            function(table, *parts[0], 0)
-            between = time.perf_counter_ns()
-            for mail in mails:
-                mail.finish()
-            now = time.perf_counter_ns()
-            if now - between > 2 * (between - began) + 50_000:
-                self.alone = now + ALONE  # somebody else uses their cores, and what they have begun waits with them
-        finally:
-            self.lock.release()
-
-
-class _Mail:
-    """Final. One thread's mailbox. The machine code is `machine.MAILBOX`, which says what its numbers are."""
-
-    def __init__(self) -> None:
-        raw = np.zeros(4 * LINE, np.int64)
-        start = -address(raw) % LINE // 8
-        self.numbers = raw[start : start + 3 * LINE // 8]
-        self.table = address(self.numbers)
-        self.functions = machine.mailbox()
-        self.called = threading.Semaphore(0)
-
-    def serve(self) -> None:
-        """What the thread does: it returns from machine code when nothing came for a while, and sleeps."""
-        while True:
-            self.functions["serve"](self.table, SPINS, 0, 0)
-            self.called.acquire()
-
-    def post(self, function: Any, table: int, low: int, high: int, k: int) -> None:
-        self.numbers[1:6] = (function.address, table, low, high, k)
-        self.functions["post"](self.table, 0, 0, 0)
-        if self.numbers[6]:
-            self.called.release()
-
-    def finish(self) -> None:
-        self.functions["finish"](self.table, SPINS, 0, 0)
-        while self.numbers[9] != self.numbers[0]:  # that thread was stopped in its work: somebody else has its core
-            time.sleep(0.0)
-            self.functions["finish"](self.table, SPINS, 0, 0)
-
-
-_AWAKE: list[_Awake] = []
-
-
-def awake() -> _Awake:
-    """The threads of this process: after a fork the child has none of its parent's."""
-    if not _AWAKE or _AWAKE[0].process != os.getpid():
-        _AWAKE[:] = [_Awake(os.getpid())]
-    return _AWAKE[0]

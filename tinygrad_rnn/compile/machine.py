@@ -178,105 +178,65 @@ def compiled(text: str, dtype: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: step(address(name)) for name in names}
 
 
-MAILBOX = """
-; Numbers of 64 bits: 0 jobs posted; 1 the function, 2 to 5 its arguments; 6 asleep; in the next cache line: 8 jobs
-; taken, 9 jobs done. A job that its thread has not taken when the poster comes back is taken by
-; the poster: nobody waits for a thread that does not run.
-define void @post(ptr %m, i64 %a, i64 %b, i64 %c) {
-  %before = atomicrmw add ptr %m, i64 1 seq_cst
-  fence seq_cst
-  ret void
-}
+SHARING = """
+; Numbers at %m: the address of how many jobs were posted; the function of this job; its table; how many of its parts
+; other threads have done.
 
-; Whether a job was there, and was ours to do: it is done then.
-define internal i1 @take(ptr %m) {
-  %taken.at = getelementptr i64, ptr %m, i64 8
-  %taken = load atomic i64, ptr %taken.at acquire, align 8
-  %posted = load atomic i64, ptr %m acquire, align 8
-  %new = icmp ne i64 %posted, %taken
-  br i1 %new, label %try, label %none
-try:
-  %next = add i64 %taken, 1
-  %pair = cmpxchg ptr %taken.at, i64 %taken, i64 %next seq_cst seq_cst
-  %ours = extractvalue { i64, i1 } %pair, 1
-  br i1 %ours, label %job, label %none
-job:
+; The caller's first part: the job is posted when the caller does not hold Python's lock any more.
+define void @lead(ptr %m, i64 %low, i64 %high, i64 %k) {
+  %posted = load ptr, ptr %m
+  %before = atomicrmw add ptr %posted, i64 1 seq_cst
   %f.at = getelementptr i64, ptr %m, i64 1
   %t.at = getelementptr i64, ptr %m, i64 2
-  %l.at = getelementptr i64, ptr %m, i64 3
-  %h.at = getelementptr i64, ptr %m, i64 4
-  %k.at = getelementptr i64, ptr %m, i64 5
-  %done.at = getelementptr i64, ptr %m, i64 9
   %f = load ptr, ptr %f.at
   %t = load ptr, ptr %t.at
-  %l = load i64, ptr %l.at
-  %h = load i64, ptr %h.at
-  %k = load i64, ptr %k.at
-  call void %f(ptr %t, i64 %l, i64 %h, i64 %k)
-  store atomic i64 %next, ptr %done.at release, align 8
-  ret i1 true
-none:
-  ret i1 false
-}
-
-define void @finish(ptr %m, i64 %spins, i64 %b, i64 %c) {
-entry:
-  %mine = call i1 @take(ptr %m)
-  br i1 %mine, label %end, label %wait
-wait:
-  %posted = load i64, ptr %m
-  %done.at = getelementptr i64, ptr %m, i64 9
-  br label %look
-look:
-  %i = phi i64 [0, %wait], [%next, %again]
-  %done = load atomic i64, ptr %done.at acquire, align 8
-  %ready = icmp eq i64 %done, %posted
-  br i1 %ready, label %end, label %again
-again:
-  PAUSE
-  %next = add i64 %i, 1
-  %more = icmp slt i64 %next, %spins
-  br i1 %more, label %look, label %end
-end:
+  tail call void %f(ptr %t, i64 %low, i64 %high, i64 %k)
   ret void
 }
 
-; Do what is posted until nothing comes for so many looks, then say "asleep" and look a last time: who posts later
-; sees it.
-define void @serve(ptr %m, i64 %spins, i64 %b, i64 %c) {
+; A part of another thread, which then stays awake for a moment, until another job is posted.
+define void @assist(ptr %m, i64 %low, i64 %high, i64 %k) {
+  %posted = load ptr, ptr %m
+  %seen = load atomic i64, ptr %posted acquire, align 8
+  %f.at = getelementptr i64, ptr %m, i64 1
+  %t.at = getelementptr i64, ptr %m, i64 2
+  %done.at = getelementptr i64, ptr %m, i64 3
+  %f = load ptr, ptr %f.at
+  %t = load ptr, ptr %t.at
+  call void %f(ptr %t, i64 %low, i64 %high, i64 %k)
+  %before = atomicrmw add ptr %done.at, i64 1 seq_cst
+  call void @watch(ptr %posted, i64 %seen, i64 LOOKS, i64 0)
+  ret void
+}
+
+; Return when the number at %at is not %seen any more, at the latest after so many looks.
+define void @watch(ptr %at, i64 %seen, i64 %looks, i64 %k) {
 entry:
-  %asleep = getelementptr i64, ptr %m, i64 6
-  store atomic i64 0, ptr %asleep seq_cst, align 8
   br label %look
 look:
-  %i = phi i64 [0, %entry], [%next, %again], [0, %did]
-  %took = call i1 @take(ptr %m)
-  br i1 %took, label %did, label %again
-did:
-  br label %look
+  %i = phi i64 [0, %entry], [%next, %again]
+  %now = load atomic i64, ptr %at acquire, align 8
+  %same = icmp eq i64 %now, %seen
+  br i1 %same, label %again, label %end
 again:
   PAUSE
   %next = add i64 %i, 1
-  %more = icmp slt i64 %next, %spins
-  br i1 %more, label %look, label %tired
-tired:
-  store atomic i64 1, ptr %asleep seq_cst, align 8
-  fence seq_cst
-  %last = call i1 @take(ptr %m)
+  %more = icmp slt i64 %next, %looks
+  br i1 %more, label %look, label %end
+end:
   ret void
 }
 """
 
 
 @functools.cache
-def mailbox() -> dict[str, Any]:
-    """The functions of `MAILBOX`, with the processor's way to wait a moment."""
+def sharing(looks: int) -> dict[str, Any]:
+    """The functions of `SHARING`, with the processor's way to wait a moment."""
     made, _, _ = machine()
     pause = declare = ""
     if made.triple.startswith("x86"):
         pause, declare = "call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()"
     elif made.triple.startswith(("aarch64", "arm64")):
         pause, declare = "call void @llvm.aarch64.hint(i32 1)", "declare void @llvm.aarch64.hint(i32)"
-    code = MAILBOX.replace("PAUSE", pause) + declare
-    found = load(code)
-    return {name: step(found(name)) for name in ("post", "finish", "serve")}
+    found = load(SHARING.replace("PAUSE", pause).replace("LOOKS", str(looks)) + declare)
+    return {name: step(found(name)) for name in ("lead", "assist", "watch")}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn import ops
+from tinygrad_rnn import backend, ops
 from tinygrad_rnn.compile.schedule import CHEAP, Plan
 from tinygrad_rnn.compile.trace import MATMUL, SUM_TO, TRANSPOSE, Symbol, ancestors, total
 from tinygrad_rnn.compile.workspace import Pool, carve
@@ -117,10 +117,9 @@ class NumPyProgram:
         rows = _allocated(self.rows, T)
         record = Record(T, B, xs, _with(weights, self.once, self.copied), given, states, rows)
         arrays = self._given(record)
-        with np.errstate(all="ignore"):
-            self._run_wide(self.before, arrays, T * B)
-            self._run_steps(self.loop, arrays, 1)
-            self._run_wide(self.behind, arrays, T * B)
+        backend.quietly(self._run_wide, self.before, arrays, T * B)
+        backend.quietly(self._run_steps, self.loop, arrays, 1)
+        backend.quietly(self._run_wide, self.behind, arrays, T * B)
         return record
 
     def stepper(self, B: int, weights: Mapping[Symbol, Array], inputs: Array | None = None) -> Callable[..., Any]:
@@ -170,15 +169,14 @@ class NumPyProgram:
             arrays[f"sum {w.name}"] = grads[w] if w in wants else np.empty(w.shape, self.dtype)
             if w not in wants or not again:
                 arrays[f"sum {w.name}"][...] = 0.0
-        with np.errstate(all="ignore"):
-            self._run_wide(self.ahead, arrays, T * B)
-            self._run_steps(self.back, arrays, -1)
-            self._run_wide(self.after if wants_x else self.after_weights, arrays, T * B)
-            for w, sinks in plan.sinks.items():
-                if w in wants:
-                    for k, sink in enumerate(sinks):
-                        a = None if sink.a is None else arrays[self._operand(sink.a)]
-                        _sink(a, arrays[self._operand(sink.g)], grads[w], again or k > 0)
+        backend.quietly(self._run_wide, self.ahead, arrays, T * B)
+        backend.quietly(self._run_steps, self.back, arrays, -1)
+        backend.quietly(self._run_wide, self.after if wants_x else self.after_weights, arrays, T * B)
+        for w, sinks in plan.sinks.items():
+            if w in wants:
+                for k, sink in enumerate(sinks):
+                    a = None if sink.a is None else arrays[self._operand(sink.a)]
+                    backend.quietly(_sink, a, arrays[self._operand(sink.g)], grads[w], again or k > 0)
         for name, value in plan.carried.items():
             if value is None:
                 carry[name][...] = 0.0
@@ -726,13 +724,12 @@ def _with(weights: Mapping[Symbol, Array], once: list[Symbol], copied: set[Symbo
     A transposed matrix is copied where it is in `copied`: OpenBLAS multiplies a few rows by it up to a third faster.
     """
     values: dict[Symbol, Any] = dict(weights)
-    with np.errstate(all="ignore"):
-        for s in once:
-            if s not in values:
-                assert s.op is not None
-                args = [values[a] if isinstance(a, Symbol) else a for a in s.args]
-                value = np.asarray(s.op.value(*args, **s.static))
-                values[s] = np.ascontiguousarray(value) if s in copied and s.op is TRANSPOSE else value
+    for s in once:
+        if s not in values:
+            assert s.op is not None
+            args = [values[a] if isinstance(a, Symbol) else a for a in s.args]
+            value = np.asarray(backend.quietly(s.op.value, *args, **s.static))
+            values[s] = np.ascontiguousarray(value) if s in copied and s.op is TRANSPOSE else value
     return values
 
 

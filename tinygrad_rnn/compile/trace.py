@@ -202,8 +202,8 @@ def _outcome(op: Op, args: Sequence[Any], static: dict[str, Any]) -> tuple[tuple
         if a.shape[1] == b.shape[0] and a.dtype == b.dtype:
             return (a.shape[0], b.shape[1]), a.dtype
     ones = [np.ones(arg.shape, arg.dtype) if isinstance(arg, Symbol) else arg for arg in args]
-    with engine.no_grad(), np.errstate(all="ignore"):
-        y = engine.record(op, (engine.wrap(_Probe, ones[0]), *ones[1:]), static).data
+    with engine.no_grad():
+        y = backend.quietly(engine.record, op, (engine.wrap(_Probe, ones[0]), *ones[1:]), static).data
     return tuple(y.shape), y.dtype
 
 

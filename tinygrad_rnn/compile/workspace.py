@@ -6,6 +6,8 @@ A fresh large array costs a page fault for every 4 KiB; a training step that reu
 from __future__ import annotations
 
 import threading
+import weakref
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ LINE = 64  # bytes of a cache line; every array begins at one
 class _Block:
     """Final. Memory, and how NumPy is told of it."""
 
-    __slots__ = ("address", "bytes", "interface", "raw")
+    __slots__ = ("__weakref__", "address", "bytes", "interface", "raw")
 
     def __init__(self, count: int) -> None:
         self.raw = np.empty(count + LINE, np.uint8)
@@ -28,45 +30,80 @@ class _Block:
 
 
 class Lease:
-    """Final. The owner of a block that is in use: gives it back when no array refers to it any more."""
+    """Final. The owner of a block that is in use: the block is free again when no array refers to it any more."""
 
-    __slots__ = ("__array_interface__", "address", "block", "pool")
+    __slots__ = ("__array_interface__", "__weakref__", "address", "block", "ended")
+    ended: _Ended
 
-    def __init__(self, pool: Pool, block: _Block) -> None:
-        self.pool = pool
+    def __init__(self, block: _Block) -> None:
         self.block = block
         self.address = block.address
         self.__array_interface__ = block.interface
 
-    def __del__(self) -> None:
-        self.pool.give_back(self.block)
+
+class _Ended(weakref.ref[Lease]):
+    """Final. Notices the end of a lease. The lease holds it, and it holds the block until it is leased again."""
+
+    __slots__ = ("block",)
+    block: _Block
 
 
 class Pool:
-    """Final. Blocks by size. Safe to use from several threads."""
+    """Final. Blocks by size. Safe to use from several threads, and to interrupt.
+
+    A lease ends in C alone, in `deque.append`: Python swallows an exception that is raised while an object dies, and
+    Ctrl-C would go unheard. So what may wait is decided when a block is made: all such blocks together, in use or not,
+    stay below `limit`.
+    """
 
     def __init__(self, limit: int = KEPT_BYTES) -> None:
         self.limit = limit
-        self.free: dict[int, list[_Block]] = {}
-        self.bytes = 0
-        self.lock = threading.RLock()  # a lease may end inside it, when the collector runs
+        self.free: dict[int, deque[_Ended]] = {}
+        self.lock = threading.RLock()  # a signal handler may lease as well
+        self.blocks: list[weakref.ref[_Block]] = []  # those that may wait, and some that are gone
+        self.admitted = 0  # their bytes
+        self.refused = 0  # blocks since they were last counted
 
     def lease(self, count: int) -> np.ndarray[Any, Any]:
         """`count` bytes, not initialised, from the start of a cache line: an array whose base is a `Lease`."""
-        block = None
-        with self.lock:
-            waiting = self.free.get(count)
-            if waiting:
-                block = waiting.pop()
-                self.bytes -= count
-        return np.asarray(Lease(self, block or _Block(count)))
+        waiting = self.free.get(count)
+        if waiting is None:
+            waiting = self.free.setdefault(count, deque())
+        try:
+            block = waiting.pop().block
+            kept = True
+        except IndexError:
+            block = _Block(count)
+            kept = self.admit(block)
+        lease = Lease(block)
+        if kept:
+            lease.ended = _Ended(lease, waiting.append)
+            lease.ended.block = block
+        return np.asarray(lease)
 
-    def give_back(self, block: _Block) -> None:
-        """Keep `block` for the next lease of its size, or let it go where too much waits already."""
+    def admit(self, block: _Block) -> bool:
+        """Whether `block` may wait for its next lease when this one has ended."""
+        if block.bytes > self.limit:
+            return False
         with self.lock:
-            if self.bytes + block.bytes <= self.limit:
-                self.bytes += block.bytes
-                self.free.setdefault(block.bytes, []).append(block)
+            if self.admitted + block.bytes > self.limit:
+                self.make_room()
+            if self.admitted + block.bytes > self.limit:
+                return False
+            self.admitted += block.bytes  # first: an exception behind it makes the count too large, until the next one
+            self.blocks.append(weakref.ref(block))
+            return True
+
+    def make_room(self) -> None:
+        """Let what waits go, and count what is left; once for as many blocks as there are to be counted."""
+        self.refused += 1
+        if self.refused > len(self.blocks):
+            for waiting in self.free.copy().values():
+                waiting.clear()
+            alive = [(ref, block.bytes) for ref in self.blocks if (block := ref()) is not None]
+            self.blocks = [ref for ref, _ in alive]
+            self.admitted = sum(count for _, count in alive)
+            self.refused = 0
 
 
 def carve(
