@@ -151,7 +151,7 @@ def evaluated(values: Any, known: dict[str, Any]) -> None:
             known[value.name] = known[f"seed {value.name[2:-1]}"]
             continue
         text = text.replace("^T", ".T").removeprefix("sum over t of ")  # there is one timestep
-        text = re.sub(r"sum of (\w+|\(.*\))", r"sum(\1, axis=0)", text)
+        text = re.sub(r"sum of (\w+|\((?:[^()]|\([^()]*\))*\))", r"sum(\1, axis=0)", text)
         text = re.sub(r"(scatter\(\w+), \[:, (\d+):\d*\]", r"\1, \2", text)
         text = re.sub(r"([\w]+)'", r"\1_after", text)
         scope = {name.replace("'", "_after"): array for name, array in known.items()}
