@@ -36,6 +36,8 @@ from tinygrad_rnn.compile.kernels import (
 OLDEST = (0, 45)  # the first llvmlite with opaque pointers and the new passes
 FORMAT = "1"  # of the cache: changes when the meaning of a cached program does
 LOCK = threading.RLock()  # LLVM compiles one program at a time
+if hasattr(os, "register_at_fork"):  # no child inherits it from a thread that it does not have
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 class CompilerMissing(Exception):

@@ -307,6 +307,7 @@ def run(
 def _reach(plan: Plan) -> dict[str, set[Symbol]]:
     """From which leaves a gradient can come to each state, through any number of timesteps: state -> leaves."""
     if not plan.reach:
+        reach: dict[str, set[Symbol]] = {}
         for name, value in plan.step.new.items():
             found: set[Symbol] = set()
             stack = [value]
@@ -315,12 +316,13 @@ def _reach(plan: Plan) -> dict[str, set[Symbol]]:
                 if s not in found and s.dtype.kind == "f":
                     found.add(s)
                     stack += s.parents if s.op is None or s.op.differentiable else ()
-            plan.reach[name] = {s for s in found if s.op is None}
-        for _ in plan.reach:
-            for leaves in plan.reach.values():
+            reach[name] = {s for s in found if s.op is None}
+        for _ in reach:
+            for leaves in reach.values():
                 for other, state in plan.step.states.items():
                     if state in leaves:
-                        leaves |= plan.reach[other]
+                        leaves |= reach[other]
+        plan.reach.update(reach)  # at once: an interrupt must not leave a part of it
     return plan.reach
 
 

@@ -126,12 +126,16 @@ class _Job:
             self.error = error
 
     def wait(self, others: int) -> None:
-        """Until the other threads have done so many parts: awake for a moment, then in short naps."""
+        """Until the other threads have done so many parts: awake for a moment, then in naps, which leave the core free
+        for a thread that has lost its own."""
+        seen = -1
         while (done := int(self.numbers[3])) < others:
-            _machine("watch")(address(self.numbers) + 24, done, LOOKS, 0)
             if self.error is not None:
                 raise self.error
-            if self.numbers[3] == done:
+            if done != seen:
+                _machine("watch")(address(self.numbers) + 24, done, LOOKS, 0)
+                seen = done
+            else:
                 time.sleep(NAP)
 
 
