@@ -150,7 +150,11 @@ def test_another_seed_gives_other_numbers(name: str) -> None:
     ("text", "message"),
     [
         ("ortogonal", "no initialiser 'ortogonal'; did you mean orthogonal"),
-        ("", "no initialiser ''"),
+        (
+            "ortogonal",
+            "known: chrono, constant, glorot, identity, normal, orthogonal, reservoir, signs, sparse, uniform",
+        ),
+        ("", "no initialiser ''; known: chrono, constant, glorot"),
         ("uniform:", "'uniform:': expected a number after the colon, got ''"),
         ("normal:wide", "expected a number after the colon, got 'wide'"),
         ("normal:nan", "expected a finite number, got nan"),

@@ -37,7 +37,8 @@ from tinygrad_rnn.errors import (
 Version = list[int]  # one mutable count, shared by every tensor that shares the memory
 Guards = tuple[tuple[int, Version, int], ...]
 COUNTER = itertools.count()  # next() is one step for all threads
-REFUSALS = (ValueError, TypeError, IndexError, AttributeError)  # by which NumPy says that it cannot
+# By which NumPy and Python say that they cannot.
+REFUSALS = (ValueError, TypeError, IndexError, AttributeError, OverflowError, ZeroDivisionError)
 NO_STATIC: dict[str, Any] = {}  # shared by every node without configuration; never written
 
 

@@ -146,11 +146,13 @@ LIMITS: Mapping[str, tuple[tuple[str, Callable[[float], bool]], ...]] = {
 def parse_initialiser(text: str) -> tuple[str, tuple[float, ...]]:
     """``name``, ``name:number`` or ``name:number,number`` as (name, numbers).
 
-    Raises InputError for an unknown name (with the nearest), a number that is none, is missing, or cannot be used.
+    Raises InputError for an unknown name (with all there are), a number that is none, is missing, or cannot be used.
     """
     name, colon, rest = text.partition(":")
     if name not in INITIALISERS:
-        raise InputError(f"no initialiser {name!r}{nearest(name, INITIALISERS)}")
+        close = nearest(name, INITIALISERS)
+        known = "" if "known:" in close else f" known: {', '.join(sorted(INITIALISERS))}"
+        raise InputError(f"no initialiser {name!r}{close}{known}")
     takes = list(inspect.signature(INITIALISERS[name]).parameters.values())[2:]
     if not colon:
         if takes and takes[0].default is inspect.Parameter.empty:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import engine, ops
-from tinygrad_rnn.compile.trace import Symbol, same
+from tinygrad_rnn.compile.trace import Graph, Symbol, ancestors, same
 from tinygrad_rnn.engine import Op
 from tinygrad_rnn.ops import elementwise, index, linear, reduce, shape
 
@@ -192,26 +192,100 @@ def _log1p(w: Writer, v: Value) -> None:
     w.node("Where", w.node("Equal", u, one), x, exact)
 
 
-def _remainder(w: Writer, v: Value) -> str:
-    """ONNX's Mod has the sign of the divisor for whole numbers alone; elsewhere that of the dividend."""
+def _composed(make: Callable[..., Any]) -> Rule:
+    """The rule of an elementwise op that ONNX or onnxruntime lacks: by those of the ops that `make` composes it of."""
+
+    def rule(w: Writer, v: Value) -> None:
+        graph = Graph(None, 1)
+        leaves = []
+        for arg in v.symbol.args:
+            if isinstance(arg, Symbol):
+                leaf = graph.leaf("x", "x", arg.shape, arg.dtype)
+                w.values[leaf] = w.values[arg]
+                leaves.append(leaf)
+            else:
+                leaves.append(arg)
+        with engine.recording():
+            result = make(*leaves)
+        for s in ancestors([result]):
+            if s.op is not None:
+                RULES[s.op](w, Value(s, s.shape, s.static, fixed=True))
+                w.values[s] = w.nodes[-1].output[0]
+
+    return rule
+
+
+def _single(operator: str) -> Rule:
+    """The rule of an op that has its like in ONNX, which onnxruntime computes in float32 alone."""
+
+    def rule(w: Writer, v: Value) -> None:
+        dtype = v.symbol.dtype
+        done = w.node(operator, *[w.cast(w.operand(a, dtype), dtype, np.dtype("float32")) for a in v.symbol.args])
+        w.cast(done, np.dtype("float32"), dtype)
+
+    return rule
+
+
+def _remainder(w: Writer, v: Value) -> None:
     work = _working(v.symbol.dtype)
     a, b = (w.operand(arg, work) for arg in v.symbol.args)
-    if work.kind != "f":
-        return w.cast(w.node("Mod", a, b), work, v.symbol.dtype)
-    zero, rest = w.constant(0, work), w.node("Mod", a, b, fmod=1)
-    other = w.node("Xor", w.node("Less", rest, zero), w.node("Less", b, zero))
-    moved = w.node("And", other, w.node("Not", w.node("Equal", rest, zero)))
-    return w.node("Where", moved, w.node("Add", rest, b), rest)
+    w.cast(_rest(w, a, b, work), work, v.symbol.dtype)
 
 
 def _floor_divide(w: Writer, v: Value) -> None:
+    """The whole number that is next to (a - a % b) / b."""
     work = _working(v.symbol.dtype)
     a, b = (w.operand(arg, work) for arg in v.symbol.args)
-    whole = w.node("Div", w.node("Sub", a, w.cast(_remainder(w, v), v.symbol.dtype, work)), b)
+    whole = w.node("Div", w.node("Sub", a, _rest(w, a, b, work)), b)
+    w.cast(w.node("Round", whole) if work.kind == "f" else whole, work, v.symbol.dtype)
+
+
+def _rest(w: Writer, a: str, b: str, work: Any) -> str:
+    """a % b, from C's fmod: with the sign of b."""
     if work.kind != "f":
-        w.cast(whole, work, v.symbol.dtype)
-    else:
-        w.node("Where", w.node("Equal", b, w.constant(0, work)), w.node("Div", a, b), w.node("Round", whole))
+        return w.node("Mod", a, b)
+    rest = w.node("Mod", a, b, fmod=1)
+    across = w.node("Less", w.node("Mul", w.node("Sign", rest), w.node("Sign", b)), w.operand(0.0, work))
+    return w.node("Where", across, w.node("Add", rest, b), rest)
+
+
+def _logical(operator: str) -> Rule:
+    return lambda w, v: w.node(operator, *[w.operand(a, np.dtype(bool)) for a in v.symbol.args])
+
+
+def _arctan2(y: Any, x: Any) -> Any:
+    steep = ops.equal(x, 0)
+    angle = ops.arctan(y / ops.where(steep, 1.0, x))
+    left = ops.where(ops.less(y, 0), angle - math.pi, angle + math.pi)
+    return ops.where(steep, ops.sign(y) * (math.pi / 2), ops.where(ops.less(x, 0), left, angle))
+
+
+def _place(operator: str) -> Rule:
+    """argmax and argmin, along one axis."""
+
+    def rule(w: Writer, v: Value) -> None:
+        (x,) = v.symbol.args
+        w.node(operator, w.operand(x, _working(x.dtype)), axis=v.static["axis"], keepdims=0)
+
+    return rule
+
+
+def _ordered(part: int) -> Rule:
+    """The sorted numbers (part 0), or their places (part 1)."""
+
+    def rule(w: Writer, v: Value) -> None:
+        (x,), axis = v.symbol.args, v.static["axis"]
+        work = _working(x.dtype)
+        outputs = [w.name("sorted"), w.name("places")]
+        w.append("TopK", [w.operand(x, work), w.integers([v.shape[axis]])], outputs, axis=axis, largest=0)
+        w.node("Identity", outputs[1]) if part else w.node("Cast", outputs[0], to=w.kind(v.symbol.dtype))
+
+    return rule
+
+
+def _triangle(w: Writer, v: Value) -> None:
+    k = w.constant(v.static["k"], np.int64)
+    w.node("Trilu", w.values[v.symbol.args[0]], k, upper=int(not v.static["lower"]))
 
 
 def _cos(w: Writer, v: Value) -> None:
@@ -381,8 +455,6 @@ RULES: dict[Op, Rule] = {
     ops.sub: _of("Sub"),
     ops.mul: _of("Mul"),
     ops.div: _of("Div"),
-    ops.remainder: _remainder,
-    ops.floor_divide: _floor_divide,
     ops.neg: _of("Neg"),
     ops.pow: _of("Pow"),
     ops.exp: _of("Exp"),
@@ -405,6 +477,38 @@ RULES: dict[Op, Rule] = {
     ops.greater_equal: _comparison("GreaterOrEqual"),
     ops.less: _comparison("Less"),
     ops.less_equal: _comparison("LessOrEqual"),
+    ops.logical_and: _logical("And"),
+    ops.logical_or: _logical("Or"),
+    ops.logical_xor: _logical("Xor"),
+    ops.logical_not: _logical("Not"),
+    ops.isnan: _composed(lambda x: ops.not_equal(x, x)),
+    ops.isinf: _composed(lambda x: ops.equal(ops.abs(x), math.inf)),
+    ops.isfinite: _composed(lambda x: ops.less(ops.abs(x), math.inf)),
+    ops.floor: _of("Floor"),
+    ops.ceil: _of("Ceil"),
+    ops.rint: _of("Round"),
+    ops.trunc: _composed(lambda x: ops.sign(x) * ops.floor(ops.abs(x))),
+    ops.floor_divide: _floor_divide,
+    ops.remainder: _remainder,
+    ops.exp2: _composed(lambda x: ops.exp(x * math.log(2))),
+    ops.expm1: _composed(lambda x: ops.tanh(x * 0.5) * (ops.exp(x) + 1.0)),
+    ops.log2: _composed(lambda x: ops.log(x) * (1 / math.log(2))),
+    ops.log10: _composed(lambda x: ops.log(x) * (1 / math.log(10))),
+    ops.logaddexp: _composed(lambda a, b: ops.maximum(a, b) + ops.log1p(ops.exp(-ops.abs(a - b)))),
+    ops.tan: _composed(lambda x: ops.sin(x) / ops.cos(x)),
+    ops.sinh: _composed(lambda x: (ops.expm1(x) - ops.expm1(-x)) * 0.5),
+    ops.cosh: _composed(lambda x: (ops.exp(x) + ops.exp(-x)) * 0.5),
+    ops.arcsin: _composed(lambda x: ops.arctan(x / ops.sqrt((1.0 - x) * (1.0 + x)))),
+    ops.arccos: _composed(lambda x: math.pi / 2 - ops.arcsin(x)),
+    ops.arctan: _single("Atan"),
+    ops.arctan2: _composed(_arctan2),
+    ops.arcsinh: _composed(
+        lambda x: ops.sign(x) * ops.log1p(ops.abs(x) + x * x / (ops.sqrt(x * x + 1.0) + 1.0)),
+    ),
+    ops.arccosh: _composed(lambda x: ops.log(x + ops.sqrt(x - 1.0) * ops.sqrt(x + 1.0))),
+    ops.arctanh: _composed(lambda x: (ops.log1p(x) - ops.log1p(-x)) * 0.5),
+    ops.erf: _single("Erf"),
+    ops.erfc: _composed(lambda x: 1.0 - ops.erf(x)),
     ops.where: _where,
     elementwise._clip: _clip,
     elementwise._astype: _astype,
@@ -418,6 +522,11 @@ RULES: dict[Op, Rule] = {
     reduce._softmax: _along("Softmax"),
     reduce._log_softmax: _along("LogSoftmax"),
     reduce._cumsum: _cumsum,
+    reduce._argmax: _place("ArgMax"),
+    reduce._argmin: _place("ArgMin"),
+    index._sort: _ordered(0),
+    index._argsort: _ordered(1),
+    shape._triangle: _triangle,
     shape._reshape: _reshape,
     shape._transpose: _transpose,
     shape._concatenate: _concatenate,

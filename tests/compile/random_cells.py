@@ -116,6 +116,15 @@ UNARY: dict[str, tuple[str, Callable[[float], float]]] = {
     "twice": ("{v} + {v}", lambda m: 2 * m),
     "same": ("+{v}", lambda m: m),
     "to and fro": ("ops.astype(ops.astype({v}, 'float64'), {v}.dtype)", lambda m: m),
+    "gelu tanh": ("ops.gelu({v}, approximate='tanh')", lambda m: m),
+    "erf": ("ops.erf({v})", lambda _m: 1.0),
+    "expm1": ("ops.expm1({v} * 0.1)", lambda m: math.exp(m * 0.1)),
+    "log2": ("ops.log2({v} * {v} + 0.5) - ops.log10({v} * {v} + 0.5)", lambda m: 1 + math.log1p(m * m)),
+    "exp2": ("ops.exp2(0.1 * {v})", lambda m: math.exp(m * 0.1)),
+    "floor": ("ops.floor({v} + 0.137) + ops.round({v} - 0.291, 0)", lambda m: 2 * m + 1),
+    "fraction": ("({v} + 0.137) % 0.731", lambda _m: 0.8),
+    "whole part": ("0.1 * (({v} + 0.137) // -0.731)", lambda m: 0.2 * m + 1),
+    "masks": ("{v} * (~({v} > 0.137) | ({v} > 0.3) & ops.isfinite({v}))", lambda m: m),
 }
 
 # l and r are the operands, broadcast against each other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import tracemalloc
 import weakref
@@ -24,6 +25,7 @@ from tinygrad_rnn.errors import (
     InputError,
     NonFiniteError,
     ShapeError,
+    TinygradRNNError,
 )
 from tinygrad_rnn.tensor import Tensor, grad
 
@@ -501,6 +503,70 @@ def test_shape_errors_name_op_and_shapes() -> None:
     ):
         with pytest.raises(ShapeError, match=text):
             call()
+
+
+def test_arguments_that_mean_nothing_are_refused_in_one_line() -> None:
+    x = leaf([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+    w = leaf(1.0, 2.0)
+    for call, text in (
+        (lambda: ops.concatenate([w, [1.0]]), "^concatenate: expected an array or a tensor, got list; make one with"),
+        (lambda: ops.stack([w, 1.0]), "^stack: expected an array or a tensor, got float"),
+        (lambda: ops.stack([x, w]), r"^stack: expected arrays of one shape, got shapes \(2, 3\), \(2,\)"),
+        (lambda: ops.sum(w, 0.5), r"^sum: expected axes in \[-1, 1\) for shape \(2,\), got 0.5"),
+        (lambda: ops.sum(w, True), r"^sum: expected axes in \[-1, 1\) for shape \(2,\), got True"),
+        (lambda: ops.sum(x, (0, 0)), r"^sum: expected each axis once, got \(0, 0\) for shape \(2, 3\)"),
+        (lambda: ops.expand_dims(w, (0, 0)), r"^expand_dims: expected each axis once"),
+        (lambda: ops.squeeze(x[None], (0, 1)), r"^squeeze: expected size 1 at axis \(0, 1\), got shape \(1, 2, 3\)"),
+        (lambda: ops.pad(w, "1"), "^pad: expected a size, a whole number or a tuple of them, got '1'"),
+        (lambda: ops.pad(w, -1), "^pad: expected 1 pairs of sizes >= 0, got -1"),
+        (lambda: ops.pad(x, ((1, 2, 3), (0, 0))), "^pad: expected 2 pairs"),
+        (lambda: ops.clip(w, "0"), "^clip: expected numbers or arrays as limits, got str"),
+        (lambda: ops.einsum("ij,jk", x), "^einsum: expected 2 operands for 'ij,jk', got 1"),
+        (lambda: ops.einsum("ij,jk", x, x), "^einsum: expected one size for 'j' in 'ij,jk', got 3 and 2"),
+        (lambda: ops.einsum("i", x), r"^einsum: expected 'i' to name the axes of shape \(2, 3\)"),
+        (lambda: ops.einsum("ij->k", x), "^einsum: expected each letter of the result once, and in an operand"),
+        (lambda: ops.einsum(x, [0, 1]), "^einsum: expected subscripts like 'ij,jk->ik', got Tensor"),
+        (lambda: ops.tensordot(x, x, 1), r"^tensordot: expected equal sizes at the summed axes, got \(2, 3\) and"),
+        (lambda: ops.roll(x, 0.5), "^roll: expected a shift, a whole number or a tuple of them, got 0.5"),
+        (lambda: ops.repeat(x, (1, 2), 1), "^repeat: expected one or 3 counts >= 0"),
+        (lambda: ops.moveaxis(x, 0, (0, 1)), "^moveaxis: expected as many places as axes, got 0 and"),
+        (lambda: ops.diag(x[None]), "^diag: expected a vector or a matrix"),
+        (lambda: ops.tril(w), "^tril: expected a matrix"),
+        (lambda: ops.round(x, 0.5), "^round: expected decimals, a whole number, got 0.5"),
+        (lambda: ops.gelu(x, "exact"), "^gelu: expected approximate 'none' .* or 'tanh', got 'exact'"),
+        (lambda: ops.astype(x, "floating"), "^astype: expected a dtype, as 'float32', got 'floating'"),
+        (lambda: ops.astype(x, "datetime64[s]"), "^astype: expected a dtype of real numbers"),
+        (lambda: ops.exp(None), "^exp: got None"),
+        (lambda: ops.add([1.0], None), r"^add: got \[1.0\], None"),
+    ):
+        with pytest.raises(InputError, match=text):
+            call()
+
+
+NONSENSE: list[Any] = [
+    None, "q", 0.5, True, [0.5], ((0,),), -7, 9, (0, 0), (), {}, object(), math.nan, 1j, np.array(["s"]), [None],
+    "ij,jk", slice(None), [[1, 2], [3]], 99, (1, 2, 3, 4, 5), np.ones((2, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in vars(ops) if callable(getattr(ops, name))])
+def test_no_argument_gets_an_error_from_the_inside(name: str) -> None:
+    """Whatever is passed: an answer, or one line of our own. (A missing argument is Python's to say.)"""
+    x, v = leaf([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]), leaf(1.0, 2.0, 3.0)
+    calls = [
+        *[(bad,) for bad in NONSENSE],
+        *[(good, bad) for good in (x, v, x.data) for bad in NONSENSE],
+        *[(bad, good) for good in (x, 1) for bad in NONSENSE],
+        *[(x, axis, bad) for axis in (0, None, v) for bad in NONSENSE[:-1]],  # no array for a yes or no
+    ]
+    for arguments in calls:
+        with np.errstate(all="ignore"):
+            try:
+                getattr(ops, name)(*arguments)
+            except TinygradRNNError as error:
+                assert "\n" not in str(error)
+            except TypeError as error:
+                assert "argument" in str(error) and ("missing" in str(error) or "positional" in str(error)), arguments
 
 
 def test_dtype_errors() -> None:

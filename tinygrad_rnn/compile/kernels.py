@@ -4,7 +4,8 @@ A vector is one register of the machine: `lanes` numbers. What is written here i
 `llvm_executor` compiles it together with the code of a cell.
 
 Errors of the vector functions against float64 (measured in tests/compile/test_kernels.py, in units in the last place):
-float32 exp 1, sigmoid 3, tanh 2; float64 exp 2, sigmoid 3, tanh 2. Results below the smallest normal number are 0.
+float32 exp 1, sigmoid 3, tanh 2, erf 3, erfc 6; float64 exp 2, sigmoid 3, tanh 2, erf 3, erfc 6.
+Results below the smallest normal number are 0.
 Source of the coefficients: S. Moshier, Cephes mathematical library (expf, exp, tanhf, tanh).
 """
 
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from tinygrad_rnn.ops.functions import ERF_NEAR, ERFC_TAIL, ERFC_ZERO
 
 COLUMNS = 4  # vectors of a register tile
 ROWS = 6  # rows of a register tile: 24 accumulators of the 32 registers of AVX-512 and NEON
@@ -87,13 +90,13 @@ class Typed:
 
 
 def functions(t: Typed) -> str:
-    """exp, sigmoid and tanh of a vector, and the declarations of LLVM's own functions."""
+    """exp, sigmoid, tanh, erf and erfc of a vector, and the declarations of LLVM's own functions."""
     v, f = t.vector, t.suffix
     lines = [
         f"declare {v} @llvm.{name}.{f}({', '.join([v] * count)})"
         for name, count in (
             ("fmuladd", 3), ("rint", 1), ("fabs", 1), ("copysign", 2), ("sqrt", 1), ("log", 1), ("sin", 1), ("cos", 1),
-            ("pow", 2), ("trunc", 1), ("fma", 3),
+            ("pow", 2), ("floor", 1), ("ceil", 1), ("trunc", 1), ("exp2", 1), ("log2", 1), ("log10", 1),
         )
     ]  # fmt: skip
     lines += [
@@ -102,7 +105,7 @@ def functions(t: Typed) -> str:
         f"declare {t.scalar} @llvm.vector.reduce.fadd.{f}({t.scalar}, {v})",
         f"declare {t.scalar} @llvm.vector.reduce.fmax.{f}({v})",
     ]
-    return "\n".join([*lines, _exp(t), _sigmoid(t), _tanh(t)]) + "\n"
+    return "\n".join([*lines, _exp(t), _sigmoid(t), _tanh(t), _erf(t), _erfc(t)]) + "\n"
 
 
 class _Body:
@@ -215,6 +218,47 @@ def _tanh(t: Typed) -> str:
     large = b.call("copysign", large, "%x")
     near = b.do(f"fcmp olt {t.vector} {size}, {t.splat(0.625)}")
     return _function(t, "tanh", b, b.select(near, small, large))
+
+
+def _erf_tail(b: _Body, size: str) -> str:
+    """erfc for numbers >= 0, as `ops.erfc` computes it."""
+    t = b.t
+    short = b.op("fmul", b.call("rint", b.op("fmul", size, t.splat(16.0))), t.splat(0.0625))
+    e = b.do(f"call {t.vector} @exp({t.vector} {b.op('fmul', b.op('fsub', t.splat(-0.0), short), short)})")
+    rest = b.op("fmul", b.op("fsub", short, size), b.op("fadd", short, size))
+    e = b.op("fmul", e, b.do(f"call {t.vector} @exp({t.vector} {rest})"))
+    place = b.op("fdiv", b.op("fsub", size, t.splat(3.75)), b.op("fadd", size, t.splat(3.75)))
+    p = b.polynomial(place, *ERFC_TAIL[::-1])
+    return b.op("fmul", e, b.op("fdiv", p, b.fma(size, t.splat(2.0), t.splat(1.0))))
+
+
+def _size(b: _Body) -> str:
+    """|x|, up to where erfc is 0."""
+    t = b.t
+    size = b.call("fabs", "%x")
+    return b.select(b.do(f"fcmp ogt {t.vector} {size}, {t.splat(ERFC_ZERO)}"), t.splat(ERFC_ZERO), size)
+
+
+def _erf_near(b: _Body, size: str) -> str:
+    """erf for numbers in [0, 1]."""
+    return b.op("fmul", size, b.polynomial(b.op("fmul", size, size), *ERF_NEAR[::-1]))
+
+
+def _erf(t: Typed) -> str:
+    b = _Body(t)
+    size = _size(b)
+    far = b.op("fsub", t.splat(1.0), _erf_tail(b, size))
+    y = b.select(b.do(f"fcmp olt {t.vector} {size}, {t.splat(1.0)}"), _erf_near(b, size), far)
+    return _function(t, "erf", b, b.call("copysign", y, "%x"))
+
+
+def _erfc(t: Typed) -> str:
+    b = _Body(t)
+    size = _size(b)
+    near = b.op("fsub", t.splat(1.0), _erf_near(b, size))
+    y = b.select(b.do(f"fcmp olt {t.vector} {size}, {t.splat(0.5)}"), near, _erf_tail(b, size))
+    negative = b.do(f"fcmp olt {t.vector} %x, {t.splat(0.0)}")
+    return _function(t, "erfc", b, b.select(negative, b.op("fsub", t.splat(2.0), y), y))
 
 
 # ----------------------------------------------------------------------------------------- matrix products

@@ -415,8 +415,6 @@ class _Writer:
             long = choose("oeq", d, zero, a, long)
             return choose("oeq", u, t.splat(math.inf), u, long)
 
-        if name in ("remainder", "floor_divide"):
-            return self.division(name, x[0], x[1], intrinsic, choose)
         if name in ("add", "sub", "mul", "div"):
             return binary({"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}[name], x[0], x[1])
         if name == "total":
@@ -428,10 +426,31 @@ class _Writer:
             return x[0]
         if name == "neg":
             return self.do(f"fneg {v} {x[0]}")
-        if name in ("tanh", "sigmoid", "exp"):
+        if name in ("tanh", "sigmoid", "exp", "erf", "erfc"):
             return call(name, x[0])
-        if name in ("log", "sqrt", "sin", "cos"):
+        if name in ("log", "sqrt", "sin", "cos", "floor", "ceil", "trunc", "rint", "exp2", "log2", "log10"):
             return intrinsic(name, x[0])
+        if name == "expm1":  # (u - 1) x / log(u) for u = exp(x) as it was rounded (Kahan)
+            u = call("exp", x[0])
+            d = self.do(f"fsub {v} {u}, {one}")
+            long = self.do(f"fdiv {v} {self.do(f'fmul {v} {d}, {x[0]}')}, {intrinsic('log', u)}")
+            long = choose("oeq", u, one, x[0], choose("oeq", u, zero, d, long))
+            return choose("oeq", u, t.splat(math.inf), u, long)
+        if name in ("remainder", "floor_divide"):
+            return self.modulo(name, x[0], x[1], choose)
+        if name == "logical_not":
+            return choose("oeq", x[0], zero, one, zero)
+        if name in ("logical_and", "logical_or", "logical_xor"):
+            a, b = (choose("une", value, zero, one, zero) for value in x)
+            if name == "logical_xor":
+                return choose("une", a, b, one, zero)
+            return choose("oeq", a, zero, zero, b) if name == "logical_and" else choose("oeq", a, zero, b, one)
+        if name == "isnan":
+            return choose("uno", x[0], x[0], one, zero)
+        if name in ("isinf", "isfinite"):
+            yes, no = (one, zero) if name == "isfinite" else (zero, one)
+            finite = choose("olt", intrinsic("fabs", x[0]), t.splat(math.inf), yes, no)
+            return choose("uno", x[0], x[0], zero, finite)
         if name == "abs":
             return intrinsic("fabs", x[0])
         if name == "log1p":
@@ -459,6 +478,20 @@ class _Writer:
             return self.power(x[0], float(args[1]), intrinsic, binary)
         raise Unsupported(f"{name} ({s.where})")
 
+    def modulo(self, name: str, a: str, b: str, choose: Any) -> str:
+        """a % b or a // b, as NumPy makes them from C's fmod."""
+        t, v = self.t, self.t.vector
+        zero = t.splat(0.0)
+        rest = self.do(f"frem {v} {a}, {b}")
+        whole = self.do(f"fdiv {v} {self.do(f'fsub {v} {a}, {rest}')}, {b}")
+        across = choose("olt", self.do(f"fmul {v} {choose('olt', rest, zero, t.splat(-1.0), t.splat(1.0))}, {b}"), zero,
+                        t.splat(1.0), zero)  # fmt: skip
+        across = choose("oeq", rest, zero, zero, across)  # 1 where the rest has the other sign
+        if name == "remainder":
+            return str(choose("oeq", across, zero, rest, self.do(f"fadd {v} {rest}, {b}")))
+        whole = self.do(f"call {v} @llvm.rint.{t.suffix}({v} {self.do(f'fsub {v} {whole}, {across}')})")
+        return str(choose("oeq", b, zero, self.do(f"fdiv {v} {a}, {b}"), whole))
+
     def power(self, x: str, p: float, intrinsic: Any, binary: Any) -> str:
         t = self.t
         if p == 0.5:
@@ -469,31 +502,6 @@ class _Writer:
                 result = binary("fmul", result, x)
             return result if p > 0 else str(binary("fdiv", t.splat(1.0), result))
         return str(intrinsic("pow", x, t.splat(p)))
-
-    def division(self, name: str, a: str, b: str, intrinsic: Any, choose: Any) -> str:
-        """What NumPy makes of C's fmod. Each pass is exact, and takes the bits of one number off the quotient."""
-        t = self.t
-        v, zero = t.vector, t.splat(0.0)
-        rest = a
-        for _ in range(2):
-            quotient = intrinsic("trunc", self.do(f"fdiv {v} {rest}, {b}"))
-            less = intrinsic("fma", self.do(f"fneg {v} {quotient}"), b, rest)
-            rest = choose("oeq", quotient, zero, rest, less)  # not 0 * inf
-        size = intrinsic("fabs", b)  # a quotient that was rounded up leaves a rest of the other sign
-        up = choose("olt", rest, zero, self.do(f"fadd {v} {rest}, {size}"), rest)
-        down = choose("ogt", rest, zero, self.do(f"fsub {v} {rest}, {size}"), rest)
-        rest = choose("olt", a, zero, down, up)
-
-        def floored(yes: str, no: str) -> str:
-            """`yes` where the signs of the rest and of b differ."""
-            above, below = choose("ogt", rest, zero, yes, no), choose("olt", rest, zero, yes, no)
-            return str(choose("olt", b, zero, above, below))
-
-        if name == "remainder":
-            return floored(self.do(f"fadd {v} {rest}, {b}"), rest)
-        whole = intrinsic("rint", self.do(f"fdiv {v} {self.do(f'fsub {v} {a}, {rest}')}, {b}"))
-        whole = floored(self.do(f"fsub {v} {whole}, {t.splat(1.0)}"), whole)
-        return str(choose("oeq", b, zero, self.do(f"fdiv {v} {a}, {b}"), whole))
 
     def layout_args(self, s: Symbol) -> list[Any]:
         """The arguments of a node as the layout has them: products that were added up in memory are one of them."""

@@ -31,10 +31,14 @@ POOL = Pool()
 PIECE_BYTES = 1 << 21  # of the widest value: rows that `before` and `after` work on at a time
 
 ONE: dict[Any, str] = {ops.neg: "negative", ops.abs: "absolute", ops.sign: "sign"} | {
-    op: op.__name__ for op in (ops.exp, ops.log, ops.log1p, ops.sqrt, ops.sin, ops.cos, ops.tanh)
-}
+    op: op.__name__
+    for op in (
+        ops.exp, ops.log, ops.log1p, ops.sqrt, ops.sin, ops.cos, ops.tanh, ops.exp2, ops.expm1, ops.log2, ops.log10,
+        ops.floor, ops.ceil, ops.trunc, ops.rint,
+    )
+}  # fmt: skip
 TWO: dict[Any, str] = {ops.add: "add", ops.sub: "subtract", ops.mul: "multiply", ops.div: "divide"} | {
-    op: op.__name__ for op in (ops.maximum, ops.minimum, ops.remainder, ops.floor_divide)
+    op: op.__name__ for op in (ops.maximum, ops.minimum, ops.floor_divide, ops.remainder)
 }
 TESTS: dict[Any, str] = {
     op: op.__name__

@@ -38,13 +38,22 @@ from tinygrad_rnn.engine import Op
 CHEAP = frozenset(
     {
         ops.add, ops.sub, ops.mul, ops.neg, ops.abs, ops.sign, ops.relu, ops.maximum, ops.minimum, ops.where,
-        ops.equal, ops.not_equal, ops.greater, ops.greater_equal, ops.less, ops.less_equal, total,
+        ops.equal, ops.not_equal, ops.greater, ops.greater_equal, ops.less, ops.less_equal, ops.logical_and,
+        ops.logical_or, ops.logical_xor, ops.logical_not, ops.isnan, ops.isinf, ops.isfinite, ops.floor, ops.ceil,
+        ops.trunc, ops.rint, total,
     }
 )  # fmt: skip
 COSTLY = frozenset(
     {
-        ops.div, ops.floor_divide, ops.remainder, ops.pow, ops.exp, ops.log, ops.log1p, ops.sqrt, ops.sin, ops.cos,
-        ops.tanh, ops.sigmoid, ops.softplus,
+        ops.div, ops.pow, ops.exp, ops.log, ops.log1p, ops.sqrt, ops.sin, ops.cos, ops.tanh, ops.sigmoid, ops.softplus,
+        ops.exp2, ops.expm1, ops.log2, ops.log10, ops.erf, ops.erfc, ops.floor_divide, ops.remainder,
+    }
+)  # fmt: skip
+# Elementwise too, but not in machine code.
+OTHERS = frozenset(
+    {
+        ops.tan, ops.sinh, ops.cosh, ops.arcsin, ops.arccos, ops.arctan, ops.arcsinh, ops.arccosh, ops.arctanh,
+        ops.arctan2, ops.logaddexp,
     }
 )  # fmt: skip
 
@@ -243,7 +252,7 @@ def rowwise(s: Symbol, rows: set[Symbol]) -> bool:
     of_rows = [a for a in s.parents if a in rows]
     if not of_rows or not shape or any(a.dtype.kind not in "fb" for a in s.parents):
         return False
-    if op in CHEAP or op in COSTLY:
+    if op in CHEAP or op in COSTLY or op in OTHERS:
         return all(len(a.shape) == len(shape) for a in of_rows) and all(
             a in rows or len(a.shape) < len(shape) or a.shape[0] == 1 for a in s.parents
         )
@@ -252,9 +261,9 @@ def rowwise(s: Symbol, rows: set[Symbol]) -> bool:
         return a in rows and b not in rows and len(b.shape) == 2 and len(a.shape) == 2
     name = getattr(op, "__name__", "")
     B = s.graph.B
-    if name in ("sum", "max", "min", "softmax", "log_softmax", "logsumexp", "norm"):
+    if name in ("sum", "max", "min", "softmax", "log_softmax", "logsumexp", "norm", "scale"):
         return all(axis != 0 for axis in static["axes"])
-    if name in ("cumsum", "flip", "concatenate", "stack"):
+    if name in ("cumsum", "flip", "concatenate", "stack", "sort"):
         return bool(static["axis"] != 0) and len(of_rows) == len(s.args)
     if name == "transpose":
         return bool(static["axes"][0] == 0)

@@ -1,6 +1,5 @@
 """Every op, on arrays and on tensors alike. Array values are positional, configuration is by keyword or last."""
 
-from tinygrad_rnn.engine import broadcast_to as broadcast_to
 from tinygrad_rnn.ops.elementwise import abs as abs
 from tinygrad_rnn.ops.elementwise import add as add
 from tinygrad_rnn.ops.elementwise import astype as astype
@@ -93,6 +92,7 @@ from tinygrad_rnn.ops.reduce import std as std
 from tinygrad_rnn.ops.reduce import sum as sum
 from tinygrad_rnn.ops.reduce import trace as trace
 from tinygrad_rnn.ops.reduce import var as var
+from tinygrad_rnn.ops.shape import broadcast_to as broadcast_to
 from tinygrad_rnn.ops.shape import concatenate as concatenate
 from tinygrad_rnn.ops.shape import diag as diag
 from tinygrad_rnn.ops.shape import diagonal as diagonal

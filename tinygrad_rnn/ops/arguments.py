@@ -20,12 +20,25 @@ def shape_of(x: Any, name: str) -> tuple[int, ...]:
     return shape
 
 
+def told(value: Any) -> str:
+    """`value` for a message: on one line, and not longer than that."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def integer(value: Any, name: str, what: str) -> int:
+    """`value` as a Python integer. Raises InputError, for `what` of the op `name`, unless it is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputError(f"{name}: expected {what}, a whole number, got {told(value)}")
+    return int(value)
+
+
 def integers(values: Any, name: str, what: str) -> tuple[int, ...]:
     """`values`, one integer or a sequence of them, as a tuple. Raises InputError, for `what` of the op `name`."""
     values = values.tolist() if isinstance(values, np.ndarray) else values
     parts = tuple(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else (values,)
     if any(isinstance(n, bool) or not isinstance(n, int | np.integer) for n in parts):
-        raise InputError(f"{name}: expected {what}, a whole number or a tuple of them, got {values!r}")
+        raise InputError(f"{name}: expected {what}, a whole number or a tuple of them, got {told(values)}")
     return tuple([int(n) for n in parts])
 
 
@@ -33,7 +46,7 @@ def checked_axis(x: Any, axis: Any, name: str) -> int:
     """`axis` counted from the front. Raises ShapeError, for the op `name`, unless it is one axis of `x`."""
     rank = len(shape_of(x, name))
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or not -rank <= axis < rank:
-        raise ShapeError(f"{name}: expected an axis in [-{rank}, {rank}) for shape {tuple(x.shape)}, got {axis!r}")
+        raise ShapeError(f"{name}: expected an axis in [-{rank}, {rank}) for shape {tuple(x.shape)}, got {told(axis)}")
     return int(axis) % rank
 
 
@@ -49,8 +62,8 @@ def checked_axes(x: Any, axis: Any, name: str, rank: int | None = None) -> tuple
     except InputError:
         axes = (rank,)  # which is none
     if any(not -rank <= a < rank for a in axes):
-        raise ShapeError(f"{name}: expected axes in [-{rank}, {rank}) for shape {tuple(shape)}, got {axis!r}")
+        raise ShapeError(f"{name}: expected axes in [-{rank}, {rank}) for shape {tuple(shape)}, got {told(axis)}")
     found = tuple([a % rank for a in axes])
     if len(set(found)) < len(found):
-        raise ShapeError(f"{name}: expected each axis once, got {axis!r} for shape {tuple(shape)}")
+        raise ShapeError(f"{name}: expected each axis once, got {told(axis)} for shape {tuple(shape)}")
     return found

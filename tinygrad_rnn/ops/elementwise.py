@@ -10,6 +10,7 @@ import numpy as np
 from tinygrad_rnn import engine
 from tinygrad_rnn.engine import Operand, Variable, primitive
 from tinygrad_rnn.errors import DtypeError, InputError
+from tinygrad_rnn.ops.arguments import integer, shape_of, told
 
 # Comparisons and logic: boolean, without a gradient, and read by the rules of others.
 
@@ -158,12 +159,13 @@ for _step in (sign, floor, ceil, trunc, rint):
 
 def round(x: Any, decimals: int = 0) -> Any:
     """x with `decimals` digits behind the point, as NumPy rounds; its gradient is 0."""
-    if isinstance(decimals, bool) or not isinstance(decimals, int | np.integer):
-        raise InputError(f"round: expected a whole number of decimals, got {decimals!r}")
+    decimals = integer(decimals, "round", "decimals")
+    if not -300 <= decimals <= 300:
+        raise InputError(f"round: expected decimals in [-300, 300], got {decimals}")
     if decimals == 0:
         return rint(x)
-    scale = 10.0 ** int(decimals if decimals > 0 else -decimals)
-    return rint(x * scale) / scale if decimals > 0 else rint(x / scale) * scale
+    scale = 10.0 ** (decimals if decimals > 0 else -decimals)
+    return div(rint(mul(x, scale)), scale) if decimals > 0 else mul(rint(div(x, scale)), scale)
 
 
 @primitive(broadcasts=True)
@@ -435,7 +437,13 @@ where.vjp(
 
 def astype(x: Any, dtype: Any) -> Any:
     """`x` in another dtype; the gradient comes back in the dtype of `x`, and none from a dtype that is not floating."""
-    dtype = np.dtype(dtype)
+    shape_of(x, "astype")
+    try:
+        dtype = np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise DtypeError(f"astype: expected a dtype, as 'float32', got {told(dtype)}") from error
+    if dtype.kind not in "fiub":
+        raise DtypeError(f"astype: expected a dtype of real numbers or booleans, got {dtype}")
     return (_astype if dtype.kind == "f" else _discrete)(x, dtype=dtype, source=x.dtype)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygrad_rnn.engine import primitive
 from tinygrad_rnn.errors import InputError
+from tinygrad_rnn.ops.arguments import shape_of, told
 from tinygrad_rnn.ops.elementwise import (
     abs,
     clip,
@@ -20,6 +21,7 @@ from tinygrad_rnn.ops.elementwise import (
     logical_and,
     logical_not,
     maximum,
+    mul,
     relu,
     sigmoid,
     sqrt,
@@ -30,7 +32,7 @@ from tinygrad_rnn.ops.elementwise import (
 
 def square(x: Any) -> Any:
     """x * x."""
-    return x * x
+    return mul(x, x)
 
 
 @primitive
@@ -178,13 +180,13 @@ arctan2.vjp(lambda g, _y, y, x: g * _over_square(x, y), lambda g, _y, y, x: -g *
 # ---------------------------------------------------------------------------- the error function, GELU
 
 # erf(x) / x as a polynomial in x^2, for x in [0, 1]: the lowest power first.
-_NEAR = (
+ERF_NEAR = (
     1.1283791670955126, -0.37612638903183543, 0.11283791670945006, -0.02686617064323777, 0.0052239776071164225,
     -0.0008548325975389692, 0.00012055294904839707, -1.492473690741966e-05, 1.6447424703317362e-06,
     -1.6208483801871705e-07, 1.3720064546777686e-08, -7.795898827002142e-10,
 )  # fmt: skip
 # erfc(x) exp(x^2) (1 + 2 x) as a polynomial in (x - 3.75) / (x + 3.75), for x >= 0: the lowest power first.
-_TAIL = (
+ERFC_TAIL = (
     1.2375126308378275, -0.14024059858554522, 0.0035854154854663067, 0.08227673848999159, -0.10880393014193915,
     0.09230432116435616, -0.058693398584491845, 0.028362277371370044, -0.00974657962081509, 0.0017556261692276722,
     0.00029371408777227685, -0.0002901553656394713, 5.164737123871838e-05, 2.238759272534769e-05,
@@ -192,7 +194,7 @@ _TAIL = (
     -2.4996538037405243e-07, 1.8778501156468795e-08, 3.256499083798513e-08, -1.952790162974837e-09,
     -2.7293941332533855e-09,
 )  # fmt: skip
-_FAR = 40.0  # where erfc is 0, and 1 - tanh of GELU's polynomial too
+ERFC_ZERO = 40.0  # from where on erfc is 0, and 1 - tanh of GELU's polynomial too
 
 
 def _polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
@@ -208,9 +210,9 @@ def _wide(x: Any) -> Any:
 
 
 def _tail(x: Any) -> Any:
-    """erfc(x) for x in [0, _FAR]. A rounded x^2 would cost digits of exp(-x^2): x is cut where its square is exact."""
+    """erfc(x) for x in [0, ERFC_ZERO]. A rounded square costs digits of exp(-x^2): x is cut so that it is exact."""
     short = np.rint(x * 16.0) * 0.0625
-    rational = _polynomial((x - 3.75) / (x + 3.75), _TAIL) / (x * 2.0 + 1.0)
+    rational = _polynomial((x - 3.75) / (x + 3.75), ERFC_TAIL) / (x * 2.0 + 1.0)
     return np.exp(-short * short) * np.exp((short - x) * (short + x)) * rational
 
 
@@ -221,34 +223,35 @@ def erf(x: Any) -> Any:
     Within 1e-15 of the exact value in float64, relatively. Source: polynomials at Chebyshev nodes; for the tail in the
     variable of Shepherd & Laframboise 1981, Chebyshev approximation of (1 + 2x) exp(x^2) erfc x, Math. Comp. 36.
     """
-    a = np.minimum(np.abs(_wide(x)), _FAR)
+    a = np.minimum(np.abs(_wide(x)), ERFC_ZERO)
     near = np.minimum(a, 1.0)
-    size = np.where(np.less(a, 1.0), near * _polynomial(near * near, _NEAR), 1.0 - _tail(a))
+    size = np.where(np.less(a, 1.0), near * _polynomial(near * near, ERF_NEAR), 1.0 - _tail(a))
     return np.sign(x) * size.astype(x.dtype)
 
 
 @primitive
 def erfc(x: Any) -> Any:
     """1 - erf(x), with all digits where that is small: within 2e-15 in float64, relatively, down to 1e-307."""
-    tail = _tail(np.minimum(np.abs(_wide(x)), _FAR))
+    tail = _tail(np.minimum(np.abs(_wide(x)), ERFC_ZERO))
     return np.where(np.less(x, 0.0), 2.0 - tail, tail).astype(x.dtype)
 
 
-erf.vjp(lambda g, _y, x: g * (exp(-square(clip(x, -_FAR, _FAR))) * (2.0 / math.sqrt(math.pi))))
-erfc.vjp(lambda g, _y, x: -g * (exp(-square(clip(x, -_FAR, _FAR))) * (2.0 / math.sqrt(math.pi))))
+erf.vjp(lambda g, _y, x: g * (exp(-square(clip(x, -ERFC_ZERO, ERFC_ZERO))) * (2.0 / math.sqrt(math.pi))))
+erfc.vjp(lambda g, _y, x: -g * (exp(-square(clip(x, -ERFC_ZERO, ERFC_ZERO))) * (2.0 / math.sqrt(math.pi))))
 
 
-def gelu(x: Any, approximate: str = "none") -> Any:
+def gelu(x: Any, approximate: Any = "none") -> Any:
     """Gaussian error linear unit: x times the probability that a standard normal number is below x.
 
     ``approximate="tanh"``: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), within 5e-4 of it and cheaper. The names are
     PyTorch's. Source: Hendrycks & Gimpel 2016, arXiv 1606.08415. Raises InputError for another name.
     """
-    if approximate not in ("none", "tanh"):
-        raise InputError(f"gelu: expected approximate 'none' (the exact form) or 'tanh', got {approximate!r}")
-    z = clip(x, -_FAR, _FAR)  # beyond which the unit is relu, and powers may overflow
+    shape_of(x, "gelu")
+    if not isinstance(approximate, str) or approximate not in ("none", "tanh"):
+        raise InputError(f"gelu: expected approximate 'none' (the exact form) or 'tanh', got {told(approximate)}")
+    z = clip(x, -ERFC_ZERO, ERFC_ZERO)  # beyond which the unit is relu, and powers may overflow
     if approximate == "tanh":
         unit = z * 0.5 * (tanh((z + z * z * z * 0.044715) * math.sqrt(2.0 / math.pi)) + 1.0)
     else:
         unit = z * 0.5 * erfc(z * -math.sqrt(0.5))
-    return where(less(abs(x), _FAR), unit, relu(x))
+    return where(less(abs(x), ERFC_ZERO), unit, relu(x))

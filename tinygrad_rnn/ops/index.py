@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import EllipsisType
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from tinygrad_rnn import backend
 from tinygrad_rnn.engine import Op, Scatter, Variable, primitive
 from tinygrad_rnn.errors import DtypeError, ShapeError
-from tinygrad_rnn.ops.arguments import checked_axis, integers, shape_of
+from tinygrad_rnn.ops.arguments import checked_axis, integers, shape_of, told
 
 BASIC = (int, slice, EllipsisType, np.integer)  # with None, what NumPy answers with a view; but True is a mask
 
@@ -48,7 +49,10 @@ def _plain(index: Any, x: Any, name: str) -> Any:
     if isinstance(index, Variable):
         index = frozen(index)
     elif isinstance(index, list):
-        array = np.asarray(index, dtype=None if index else np.intp)
+        try:
+            array = np.asarray(index, dtype=None if index else np.intp)
+        except (ValueError, TypeError) as error:
+            raise ShapeError(f"{name}: expected lists of equal lengths as index, got {told(index)}") from error
         index = backend.from_host(array, backend.namespace(x.data if isinstance(x, Variable) else x))
     if backend.is_array(index):
         backend.check_device(name, x.data if isinstance(x, Variable) else x, index)
@@ -97,15 +101,17 @@ def scatter(values: Any, index: Any, shape: tuple[int, ...]) -> Any:
 
 def sort(x: Any, axis: int | None = -1) -> Any:
     """`x` in ascending order along `axis`, NaN last; flat when None. Each gradient goes where its element came from."""
+    shape = shape_of(x, "sort")
     if axis is None:
-        x, axis = x.reshape(-1), 0
+        x, axis = x.reshape(math.prod(shape)), 0
     return _sort(x, axis=checked_axis(x, axis, "sort"))
 
 
 def argsort(x: Any, axis: int | None = -1) -> Any:
     """The places of the elements of `x` in ascending order along `axis`, of equal ones as they come. No gradient."""
+    shape = shape_of(x, "argsort")
     if axis is None:
-        x, axis = x.reshape(-1), 0
+        x, axis = x.reshape(math.prod(shape)), 0
     return _argsort(x, axis=checked_axis(x, axis, "argsort"))
 
 
@@ -143,7 +149,7 @@ def checked_ids(table: Any, ids: Any) -> Any:
         raise ShapeError(f"embedding: expected a table (V, H), got shape {tuple(table.shape)}")
     ids = _plain(ids, table, "embedding")
     if not hasattr(ids, "dtype") or ids.dtype.kind not in "iu":
-        raise DtypeError(f"embedding: expected integer ids, got {getattr(ids, 'dtype', repr(ids))}")
+        raise DtypeError(f"embedding: expected integer ids, got {getattr(ids, 'dtype', told(ids))}")
     if ids.size and isinstance(ids, np.ndarray) and not (0 <= int(ids.min()) and int(ids.max()) < table.shape[0]):
         raise ShapeError(f"embedding: expected ids in [0, {table.shape[0]}), got {int(ids.min())} to {int(ids.max())}")
     return ids

@@ -10,7 +10,8 @@ import numpy as np
 
 from tinygrad_rnn.engine import primitive
 from tinygrad_rnn.errors import InputError, ShapeError
-from tinygrad_rnn.ops.arguments import checked_axes, shape_of
+from tinygrad_rnn.ops.arguments import checked_axes, shape_of, told
+from tinygrad_rnn.ops.elementwise import mul
 from tinygrad_rnn.ops.reduce import sum
 from tinygrad_rnn.ops.shape import diagonal, expand_dims, ravel, reshape, squeeze, swapaxes, transpose
 
@@ -127,19 +128,21 @@ def matmul(a: Any, b: Any) -> Any:
 
 def outer(a: Any, b: Any) -> Any:
     """The matrix a_i b_j of the elements of a and b, each in a row."""
-    return expand_dims(ravel(a), 1) * expand_dims(ravel(b), 0)
+    return mul(expand_dims(ravel(a), 1), expand_dims(ravel(b), 0))
 
 
 def dot(a: Any, b: Any) -> Any:
     """The sum of products over the last axis of a and the last but one of b (its only one, of a vector)."""
     if not shape_of(a, "dot") or not shape_of(b, "dot"):
-        return a * b
+        return mul(a, b)
     return _paired(a, b, (-1,), (-2 if len(b.shape) > 1 else -1,), "dot")
 
 
 def inner(a: Any, b: Any) -> Any:
     """The sum of products over the last axes of a and b."""
-    return a * b if not shape_of(a, "inner") or not shape_of(b, "inner") else _paired(a, b, (-1,), (-1,), "inner")
+    if not shape_of(a, "inner") or not shape_of(b, "inner"):
+        return mul(a, b)
+    return _paired(a, b, (-1,), (-1,), "inner")
 
 
 def vdot(a: Any, b: Any) -> Any:
@@ -155,7 +158,7 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
             raise ShapeError(f"tensordot: expected at most as many axes as a and b have, got {axes}")
         return _paired(a, b, range(rank - int(axes), rank), range(axes), "tensordot")
     if not isinstance(axes, Sequence) or isinstance(axes, str) or len(axes) != 2:
-        raise InputError(f"tensordot: expected a number of axes or a pair (axes of a, axes of b), got {axes!r}")
+        raise InputError(f"tensordot: expected a number of axes or a pair (axes of a, axes of b), got {told(axes)}")
     return _paired(a, b, axes[0], axes[1], "tensordot")
 
 
@@ -164,18 +167,19 @@ def kron(a: Any, b: Any) -> Any:
     rank = max(len(shape_of(a, "kron")), len(shape_of(b, "kron")))
     left, right = ((1,) * (rank - len(x.shape)) + tuple(x.shape) for x in (a, b))
     pairs = list(zip(left, right, strict=True))
-    apart = reshape(a, [n for size, _ in pairs for n in (size, 1)]) * reshape(
-        b, [n for _, size in pairs for n in (1, size)]
-    )
+    above = reshape(a, [n for size, _ in pairs for n in (size, 1)])
+    apart = mul(above, reshape(b, [n for _, size in pairs for n in (1, size)]))
     return reshape(apart, [n * m for n, m in pairs])
 
 
-def einsum(subscripts: str, *operands: Any) -> Any:
+def einsum(subscripts: Any, *operands: Any) -> Any:
     """Einstein's summation, as in ``einsum("tbh,hk->tbk", x, W)``: letters not behind the arrow are summed over.
 
     Written in matrix products, two operands at a time from the left, so that gradients of any order and compiled code
     follow. Raises InputError for subscripts that mean nothing, ShapeError for operands that do not fit them.
     """
+    if not isinstance(subscripts, str):
+        raise InputError(f"einsum: expected subscripts like 'ij,jk->ik', got {type(subscripts).__name__}")
     shapes = [shape_of(x, "einsum") for x in operands]
     names, result = _subscripts(subscripts, shapes)
     sizes: dict[str, int] = {}
@@ -191,13 +195,11 @@ def einsum(subscripts: str, *operands: Any) -> Any:
         later = {*result, *(letter for _, others in terms[i:] for letter in others)}
         y, held = _multiplied(y, held, x, letters, later)
     y, held = _summed(y, held, {*result})
-    return transpose(y, [held.index(letter) for letter in result])
+    return _in_order(y, held, result)
 
 
-def _subscripts(text: Any, shapes: Sequence[tuple[int, ...]]) -> tuple[list[list[str]], list[str]]:
+def _subscripts(text: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[list[str]], list[str]]:
     """The letters of each operand and of the result; an ellipsis becomes letters of its own, "0", "1", ..."""
-    if not isinstance(text, str):
-        raise InputError(f"einsum: expected subscripts like 'ij,jk->ik', got {type(text).__name__}")
     left, arrow, right = text.replace(" ", "").replace("...", ".").partition("->")
     parts = left.split(",")
     if not shapes or len(parts) != len(shapes):
@@ -247,6 +249,10 @@ def _summed(x: Any, letters: list[str], kept: set[str]) -> tuple[Any, list[str]]
     return (sum(x, axes) if axes else x), [letter for letter in letters if letter in kept]
 
 
+def _in_order(x: Any, letters: list[str], wanted: list[str]) -> Any:
+    return x if letters == wanted else transpose(x, [letters.index(letter) for letter in wanted])
+
+
 def _multiplied(a: Any, p: list[str], b: Any, q: list[str], kept: set[str]) -> tuple[Any, list[str]]:
     """The product of `a` with letters `p` and `b` with letters `q`, summed over those in both that are not kept."""
     a, p = _summed(a, p, kept | {*q})
@@ -255,8 +261,8 @@ def _multiplied(a: Any, p: list[str], b: Any, q: list[str], kept: set[str]) -> t
     summed = [letter for letter in p if letter in q and letter not in kept]
     rows = [letter for letter in p if letter not in q]
     columns = [letter for letter in q if letter not in p]
-    a = transpose(a, [p.index(letter) for letter in [*batch, *rows, *summed]])
-    b = transpose(b, [q.index(letter) for letter in [*batch, *summed, *columns]])
+    a = _in_order(a, p, [*batch, *rows, *summed])
+    b = _in_order(b, q, [*batch, *summed, *columns])
     n, m, k = len(batch), len(batch) + len(rows), len(batch) + len(summed)
     shape = (*a.shape[:m], *b.shape[k:])
     flat = [math.prod(sizes) for sizes in (a.shape[n:m], a.shape[m:], b.shape[k:])]

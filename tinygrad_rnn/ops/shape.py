@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.engine import broadcast_to, primitive
+from tinygrad_rnn import engine
+from tinygrad_rnn.engine import primitive
 from tinygrad_rnn.errors import InputError, ShapeError
-from tinygrad_rnn.ops.arguments import Axes, checked_axes, checked_axis, integers, shape_of
+from tinygrad_rnn.ops.arguments import Axes, checked_axes, checked_axis, integer, integers, shape_of, told
 from tinygrad_rnn.ops.index import getitem, scatter
 
 
@@ -42,7 +43,7 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Any:
     rank = len(shape_of(x, "transpose"))
     order = checked_axes(x, range(rank)[::-1] if axes is None else axes, "transpose")
     if len(order) != rank:
-        raise ShapeError(f"transpose: expected each of {rank} axes once, got {axes}")
+        raise ShapeError(f"transpose: expected each of {rank} axes once, got {told(axes)}")
     return _transpose(x, axes=order)
 
 
@@ -67,7 +68,7 @@ def moveaxis(x: Any, source: Axes, destination: Axes) -> Any:
     taken = checked_axes(x, source, "moveaxis")
     places = checked_axes(x, destination, "moveaxis")
     if len(taken) != len(places):
-        raise ShapeError(f"moveaxis: expected as many places as axes, got {source} and {destination}")
+        raise ShapeError(f"moveaxis: expected as many places as axes, got {told(source)} and {told(destination)}")
     order = [axis for axis in range(len(x.shape)) if axis not in taken]
     for place, axis in sorted(zip(places, taken, strict=True)):
         order.insert(place, axis)
@@ -95,7 +96,7 @@ def squeeze(x: Any, axis: Axes | None = None) -> Any:
         return reshape(x, tuple(n for n in shape if n != 1))
     axes = checked_axes(x, axis, "squeeze")
     if any(shape[a] != 1 for a in axes):
-        raise ShapeError(f"squeeze: expected size 1 at axis {axis}, got shape {tuple(shape)}")
+        raise ShapeError(f"squeeze: expected size 1 at axis {told(axis)}, got shape {tuple(shape)}")
     return reshape(x, tuple(n for i, n in enumerate(shape) if i not in axes))
 
 
@@ -128,7 +129,7 @@ def stack(xs: Sequence[Any], axis: int = 0) -> Any:
         raise ShapeError(f"stack: expected arrays of one shape, got shapes {_listed(shapes)}")
     axes = checked_axes(xs[0], axis, "stack", len(shapes[0]) + 1)
     if len(axes) != 1:
-        raise ShapeError(f"stack: expected one axis, got {axis}")
+        raise ShapeError(f"stack: expected one axis, got {told(axis)}")
     return _stack(*xs, axis=axes[0])
 
 
@@ -183,7 +184,7 @@ def pad(x: Any, widths: Any) -> Any:
         rows = [(*rows[0], *rows[1])] * rank
     pairs = [row * 2 if len(row) == 1 else row for row in (rows * rank if len(rows) == 1 else rows)]
     if len(pairs) != rank or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
-        raise ShapeError(f"pad: expected {rank} pairs of sizes >= 0, got {widths!r}")
+        raise ShapeError(f"pad: expected {rank} pairs of sizes >= 0, got {told(widths)}")
     return _pad(x, widths=tuple((a, b) for a, b in pairs), source=tuple(x.shape))
 
 
@@ -207,7 +208,7 @@ def roll(x: Any, shift: int | Sequence[int], axis: Axes | None = None) -> Any:
     shifts = shifts * len(axes) if len(shifts) == 1 else shifts
     axes = axes * len(shifts) if len(axes) == 1 else axes
     if len(shifts) != len(axes):
-        raise ShapeError(f"roll: expected as many shifts as axes, got {shift} and {axis}")
+        raise ShapeError(f"roll: expected as many shifts as axes, got {told(shift)} and {told(axis)}")
     for by, each in zip(shifts, axes, strict=True):
         a = checked_axis(x, each, "roll")
         if shape[a] and by % shape[a]:
@@ -217,12 +218,18 @@ def roll(x: Any, shift: int | Sequence[int], axis: Axes | None = None) -> Any:
     return x
 
 
+def broadcast_to(x: Any, shape: int | Sequence[int]) -> Any:
+    """`x` repeated to `shape` by NumPy's broadcasting rules; a view."""
+    shape_of(x, "broadcast_to")
+    return engine.broadcast_to(x, integers(shape, "broadcast_to", "a shape"))
+
+
 def repeat(x: Any, repeats: int | Sequence[int], axis: int | None = None) -> Any:
     """Each element `repeats` times (a number, or one for each element), along `axis`; in a row when None."""
     x, axis = (ravel(x), 0) if axis is None else (x, checked_axis(x, axis, "repeat"))
     counts, size = integers(repeats, "repeat", "repeats"), x.shape[axis]
     if any(n < 0 for n in counts) or len(counts) not in (1, size):
-        raise ShapeError(f"repeat: expected one or {size} counts >= 0 for shape {tuple(x.shape)}, got {repeats}")
+        raise ShapeError(f"repeat: expected one or {size} counts >= 0 for shape {tuple(x.shape)}, got {told(repeats)}")
     if len(counts) == 1:
         shape = (*x.shape[: axis + 1], counts[0], *x.shape[axis + 1 :])
         copies = broadcast_to(expand_dims(x, axis + 1), shape)
@@ -235,7 +242,7 @@ def tile(x: Any, reps: int | Sequence[int]) -> Any:
     counts = integers(reps, "tile", "counts")
     rank = max(len(shape_of(x, "tile")), len(counts))
     if any(n < 0 for n in counts):
-        raise ShapeError(f"tile: expected counts >= 0, got {reps}")
+        raise ShapeError(f"tile: expected counts >= 0, got {told(reps)}")
     shape = (1,) * (rank - len(x.shape)) + tuple(x.shape)
     counts = (1,) * (rank - len(counts)) + counts
     apart = reshape(x, tuple(itertools.chain.from_iterable((1, n) for n in shape)))
@@ -251,7 +258,7 @@ def diagonal(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
 
 
 def _diagonal(n: int, m: int, offset: int, name: str) -> tuple[list[int], list[int]]:
-    [offset] = integers(offset, name, "an offset")[:1]
+    offset = integer(offset, name, "an offset")
     rows = range(max(0, -offset), min(n, m - offset))
     return list(rows), [row + offset for row in rows]
 
@@ -263,7 +270,7 @@ def diag(x: Any, k: int = 0) -> Any:
         return diagonal(x, k)
     if len(shape) != 1:
         raise ShapeError(f"diag: expected a vector or a matrix, got shape {tuple(shape)}")
-    size = shape[0] + abs(*integers(k, "diag", "a diagonal")[:1])
+    size = shape[0] + abs(integer(k, "diag", "a diagonal"))
     return scatter(x, _diagonal(size, size, k, "diag"), (size, size))
 
 
@@ -280,7 +287,7 @@ def triu(x: Any, k: int = 0) -> Any:
 def _checked_k(x: Any, k: int, name: str) -> int:
     if len(shape_of(x, name)) < 2:
         raise ShapeError(f"{name}: expected a matrix, got shape {tuple(x.shape)}")
-    return integers(k, name, "a diagonal")[0]
+    return integer(k, name, "a diagonal")
 
 
 @primitive
