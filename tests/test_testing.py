@@ -102,10 +102,18 @@ def test_what_is_no_fault_and_worth_knowing_is_noted(cls: type[Cell], words: str
     assert words in noted
 
 
+def not_passed(report: CellReport, name: str) -> list[str]:
+    """The rows that found something; one without a reference is compared with the tests' formula, in tests/cells."""
+    bare = load_cell(name).cls.reference is Cell.reference
+    return [
+        check.name for check in report.checks if check.outcome != "passed" and not (bare and check.name == "reference")
+    ]
+
+
 @pytest.mark.usefixtures("numpy_alone")
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_cells(name: str) -> None:
-    assert {check.outcome for check in check_cell(name).checks} == {"passed"}
+    assert not_passed(check_cell(name), name) == []
 
 
 @pytest.mark.slow
@@ -114,7 +122,7 @@ def test_built_in_cells_and_variants_as_machine_code(name: str, options: dict[st
     if importlib.util.find_spec("llvmlite") is None:
         pytest.skip("needs llvmlite, of the extra fast")
     report = check_cell(name, options=options)
-    assert report.options == options and {check.outcome for check in report.checks} == {"passed"}, report.text()
+    assert report.options == options and not_passed(report, name) == [], report.text()
 
 
 @pytest.mark.slow

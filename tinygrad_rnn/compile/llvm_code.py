@@ -413,8 +413,6 @@ class _Writer:
             long = choose("oeq", d, zero, a, long)
             return choose("oeq", u, t.splat(math.inf), u, long)
 
-        if name in ("remainder", "floor_divide"):
-            return self.division(name, x[0], x[1], intrinsic, choose)
         if name in ("add", "sub", "mul", "div"):
             return binary({"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}[name], x[0], x[1])
         if name == "total":
@@ -502,31 +500,6 @@ class _Writer:
                 result = binary("fmul", result, x)
             return result if p > 0 else str(binary("fdiv", t.splat(1.0), result))
         return str(intrinsic("pow", x, t.splat(p)))
-
-    def division(self, name: str, a: str, b: str, intrinsic: Any, choose: Any) -> str:
-        """What NumPy makes of C's fmod. Each pass is exact, and takes the bits of one number off the quotient."""
-        t = self.t
-        v, zero = t.vector, t.splat(0.0)
-        rest = a
-        for _ in range(2):
-            quotient = intrinsic("trunc", self.do(f"fdiv {v} {rest}, {b}"))
-            less = intrinsic("fma", self.do(f"fneg {v} {quotient}"), b, rest)
-            rest = choose("oeq", quotient, zero, rest, less)  # not 0 * inf
-        size = intrinsic("fabs", b)  # a quotient that was rounded up leaves a rest of the other sign
-        up = choose("olt", rest, zero, self.do(f"fadd {v} {rest}, {size}"), rest)
-        down = choose("ogt", rest, zero, self.do(f"fsub {v} {rest}, {size}"), rest)
-        rest = choose("olt", a, zero, down, up)
-
-        def floored(yes: str, no: str) -> str:
-            """`yes` where the signs of the rest and of b differ."""
-            above, below = choose("ogt", rest, zero, yes, no), choose("olt", rest, zero, yes, no)
-            return str(choose("olt", b, zero, above, below))
-
-        if name == "remainder":
-            return floored(self.do(f"fadd {v} {rest}, {b}"), rest)
-        whole = intrinsic("rint", self.do(f"fdiv {v} {self.do(f'fsub {v} {a}, {rest}')}, {b}"))
-        whole = floored(self.do(f"fsub {v} {whole}, {t.splat(1.0)}"), whole)
-        return str(choose("oeq", b, zero, self.do(f"fdiv {v} {a}, {b}"), whole))
 
     def layout_args(self, s: Symbol) -> list[Any]:
         """The arguments of a node as the layout has them: products that were added up in memory are one of them."""
