@@ -83,6 +83,7 @@ t' = t + 1"""
         return specs
 
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
-        heard = [s.h[:, units.start :] @ getattr(p, f"W_h{i}") for i, (units, _) in enumerate(self.modules())]
-        n = tap("n", ops.tanh(x @ p.W_xh + ops.concatenate(heard, axis=-1) + p.b_h))
+        heard = [s.h[:, units.start :] if units.start else s.h for units, _ in self.modules()]
+        recurrent = [h @ getattr(p, f"W_h{i}") for i, h in enumerate(heard)]
+        n = tap("n", ops.tanh(x @ p.W_xh + ops.concatenate(recurrent, axis=-1) + p.b_h))
         return {"h": ops.where(ops.equal(ops.remainder(s.t, p.period), 0.0), n, s.h)}
