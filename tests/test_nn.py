@@ -153,7 +153,7 @@ def test_another_seed_gives_other_numbers(name: str) -> None:
         ("ortogonal", "no initialiser 'ortogonal'; did you mean orthogonal"),
         (
             "ortogonal",
-            "known: chrono, constant, glorot, identity, normal, orthogonal, reservoir, signs, sparse, uniform",
+            "known: chrono, constant, glorot, identity, lecun, normal, orthogonal, reservoir, signs, sparse, uniform",
         ),
         ("", "no initialiser ''; known: chrono, constant, glorot"),
         ("uniform:", "'uniform:': expected a number after the colon, got ''"),

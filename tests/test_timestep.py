@@ -256,7 +256,7 @@ class Missing(Counting):
     ("cls", "text"),
     [
         (Returning, "cell counting, state t: expected the library alone to count timesteps, got it from step"),
-        (First, "cell counting: expected the output as the first state, got the timestep"),
+        (First, "cell counting: expected the output as the first state, or named .*, got the timestep t"),
         (Missing, r"cell counting: expected step to return a dict with the states \['h'\], got \['H'\]"),
     ],
 )

@@ -69,7 +69,12 @@ def test_info(invoke: Any, name: str) -> None:
     shapes = {param["name"]: param["shape"] for param in facts["params"]}
     assert ["I", "H"] in shapes.values()
     assert (["H", "H"] in shapes.values()) is (name not in ("clockwork", "mingru", "minlstm"))
-    assert facts["states"][0] == {"name": "h", "shape": ["H"], "start": 0.0, "timestep": False}
+    assert facts["states"][0] == {
+        "name": "re" if name == "lru" else "h",
+        "shape": ["H"],
+        "start": 0.0,
+        "timestep": False,
+    }
     assert [state["name"] for state in facts["states"] if state["timestep"]] == ["t"] * (name == "clockwork")
     assert all(option["help"] for option in facts["options"])
 

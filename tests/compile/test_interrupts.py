@@ -238,7 +238,7 @@ def test_stepping_after_an_interrupt_takes_other_memory(threaded: None, monkeypa
     pytest.importorskip("llvmlite")
     model, step = training_step("gru", "llvm")
     step()
-    program = next(iter(model.cells[0].__dict__["_programs"].programs.values()))
+    program = next(iter(model.cells[0].__dict__["_programs"].shared.held.values()))
     rng = np.random.default_rng(0)
     weights = {w: rng.normal(size=w.shape).astype(np.float32) for w in program.plan.weights}
     x = rng.normal(size=(1, 4, program.plan.step.x.shape[-1])).astype(np.float32)

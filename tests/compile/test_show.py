@@ -130,7 +130,7 @@ def numbers(cell: Cell, B: int) -> Numbers:
     )
     new = counted(cell, new, leaves, states)
     loss = sum((ops.sum(new[n] * seeds[n]) for n in states), start=Tensor(0.0))
-    found = grad(loss, list(leaves.values()))
+    found = grad(loss, list(leaves.values()), unused="zeros")
     gradients = {n: g.data for n, g in zip(leaves, found, strict=True)}
     return Numbers(
         {**given, **weights, **{f"seed {n}": g for n, g in seeds.items()}},
