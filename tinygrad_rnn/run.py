@@ -37,6 +37,7 @@ CHECKPOINTS = "checkpoints"
 BEST = "best.json"
 TEXT = "text.txt"
 FORMAT = 1
+ENCODER = json.JSONEncoder(allow_nan=False)
 
 # What run.json holds by custom, see create_run.
 _TABLES = ("cell", "optimizer", "data", "vocabulary", "versions", "imported")
@@ -202,7 +203,11 @@ def _metric_line(record: Mapping[str, Any]) -> bytes:
     if isinstance(record.get("step"), bool) or not isinstance(record.get("step"), int):
         raise InputError(f"metrics: expected a record with an int 'step', got step {record.get('step')!r}")
     try:
-        return json.dumps(_plain(record), allow_nan=False, separators=(", ", ": ")).encode("ascii") + b"\n"
+        try:
+            text = ENCODER.encode(record)
+        except (TypeError, ValueError):  # NaN, or a number of NumPy's
+            text = ENCODER.encode(_plain(record))
+        return text.encode("ascii") + b"\n"
     except (TypeError, ValueError) as error:
         raise InputError(f"metrics: expected JSON values ({error})") from error
 

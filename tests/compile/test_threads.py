@@ -160,7 +160,7 @@ STEPS = """
 import os, sys, threading, time
 import numpy as np
 import tinygrad_rnn as tr
-from tinygrad_rnn import engine
+from tinygrad_rnn import engine, optim
 from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.diagnostics import watch_gradients
 
@@ -209,8 +209,15 @@ time.sleep(0.2)  # what waits after the initialisers' products falls asleep
 before = spent()
 assert len(before) > 1 or os.cpu_count() == 1, "BLAS has no threads"
 for model, params in models:
+    rule, _ = optim.build_optimizer(tr.OptimConfig())
+    values = optim.Block.copy_of({name: value.data for name, value in params.items()})
+    state = optim.init_state(rule, values)
     for _ in range(20):
-        forward, loss, _ = step(model, params)
+        forward, loss, found = step(model, params)
+        grads = optim.Block.copy_of({name: g.data for name, g in zip(params, found)})
+        optim.clip_norm(grads, 1.0)
+        optim.update(rule, values, grads, state, 1e-3)
+        optim.global_norm(values)
     watch_gradients(forward, loss, y, cell="lstm")
     with engine.no_grad():
         model.forward(params, x)
