@@ -303,6 +303,12 @@ CASES: dict[str, Case] = {
     "erfc": (lambda x, h: ops.erfc(h), lambda x, h: 1 - erf(h)),
     "logaddexp": (lambda x, h: ops.logaddexp(3 * x, h), lambda x, h: np.logaddexp(3 * x, h)),
     "arctan2": (lambda x, h: ops.arctan2(x, h), lambda x, h: np.arctan2(x, h)),
+    "floor_divide": (lambda x, h: x // 0.3 + 0.7 // h, lambda x, h: x // 0.3 + 0.7 // h),
+    "remainder": (lambda x, h: x % -0.3 + h % (x * x + 0.2), lambda x, h: x % -0.3 + h % (x * x + 0.2)),
+    "remainder of whole numbers": (
+        lambda x, h: ops.astype(ops.astype(9 * h, "int32") % 4 + ops.astype(9 * x, "int32") // 4, h.dtype),
+        lambda x, h: np.trunc(9 * h) % 4 + np.trunc(9 * x) // 4,
+    ),
     "logical_and": (lambda x, h: h * ((x > 0) & (h < 0.3)), lambda x, h: h * ((x > 0) & (h < 0.3))),
     "logical_or": (lambda x, h: h * ((x > 0) | (h < 0.3)), lambda x, h: h * ((x > 0) | (h < 0.3))),
     "logical_xor": (lambda x, h: h * ((x > 0) ^ (h < 0.3)), lambda x, h: h * ((x > 0) ^ (h < 0.3))),
