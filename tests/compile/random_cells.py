@@ -519,7 +519,7 @@ def random_cells(draw: Callable[..., Any], longest: int = 12) -> RandomCell:
     returned: dict[str, str] = {}
     for name, shape in states.items():
         others = [f"s.{other}" for other, size in states.items() if size == shape]
-        kind = draw(st.sampled_from(["made"] * 15 + ["old", "counter", "x", "parameter", "again"]))
+        kind = draw(st.sampled_from(["made"] * 15 + ["old", "counter", "x", "x", "x", "parameter", "again"]))
         if kind == "old":
             returned[name] = draw(st.sampled_from(others))
         elif kind == "counter":
