@@ -10,7 +10,7 @@ import numpy as np
 
 from tinygrad_rnn import backend, dispatch, engine, ops
 from tinygrad_rnn.engine import Operand, Variable, record_two, wrap
-from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, ShapeError
+from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, InputError, ShapeError
 from tinygrad_rnn.ops.reduce import Axis
 
 
@@ -615,6 +615,8 @@ def grad(
     Raises GradientError when y or a target has no place on the tape, and when y was not computed from a target, which
     gets zeros with ``unused="zeros"``. A fresh slice or a copy of what y was computed from is another tensor.
     """
+    if unused not in ("zeros", "error"):
+        raise InputError(f"grad: expected unused='error' or 'zeros', got {unused!r}")
     single = isinstance(wrt, Tensor)
     targets: list[Tensor] = [wrt] if isinstance(wrt, Tensor) else list(wrt)
     root = _root(y)

@@ -1005,3 +1005,10 @@ def test_a_tensor_of_one_element_formats_like_a_number() -> None:
     assert f"{Tensor([1.0])}" == repr(Tensor([1.0]))
     with pytest.raises(ShapeError, match="one element"):
         f"{Tensor([1.0, 2.0]):.2f}"
+
+
+@pytest.mark.parametrize("unused", ["errors", None, True])
+def test_unused_is_error_or_zeros(unused: Any) -> None:
+    w, v = (Tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    with pytest.raises(InputError, match="expected unused='error' or 'zeros', got"):
+        grad(ops.sum(w), v, unused=unused)
