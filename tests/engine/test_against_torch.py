@@ -64,7 +64,7 @@ def in_torch(torch: Any) -> Any:
             },
             "softplus": staticmethod(functional.softplus),
             "flip": staticmethod(lambda x, axis: torch.flip(x, (axis,))),
-            "gelu": staticmethod(lambda x: functional.gelu(x, approximate="tanh")),
+            "gelu": staticmethod(functional.gelu),
             "cross_entropy": staticmethod(lambda x, t: functional.cross_entropy(x, torch.tensor(t))),
         },
     )
