@@ -42,7 +42,6 @@ def main() -> None:
     optimizer = torch.optim.Adam(params, lr=2e-3)
     out = Path(folder)
     out.mkdir(parents=True)
-    (out / "size.json").write_text(str(B * T))
     going = True
 
     def stop(*_: object) -> None:

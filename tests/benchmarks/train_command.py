@@ -51,8 +51,8 @@ def torch(python: str, cell: str, shape: tuple[int, ...], text: Path, out: Path)
     return [python, str(HERE / "torch_loop.py"), cell, ",".join(map(str, shape)), str(text), str(out)]
 
 
-def speed(command: list[str], out: Path, seconds: float) -> float:
-    """Symbols a second of a process that trains, from the records it leaves in `out`."""
+def speed(command: list[str], out: Path, seconds: float, symbols: int) -> float:
+    """Symbols a second of a process that trains on so many a step, from the records it leaves in `out`."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         records = out / "metrics.jsonl"
@@ -68,14 +68,11 @@ def speed(command: list[str], out: Path, seconds: float) -> float:
             said.seek(0)
             sys.exit(f"{' '.join(command)}: {said.read().decode(errors='replace')}")
     steps = [row for row in map(json.loads, records.read_text().splitlines()) if "symbols_per_s" in row]
-    elapsed = [row["step"] / row["symbols_per_s"] for row in steps]  # times the symbols of a step
-    size = json.loads((out / "size.json").read_text()) if (out / "size.json").exists() else None
-    config = json.loads((out / "run.json").read_text())["config"]["data"] if size is None else None
-    symbols = size if config is None else config["batch"] * config["seq_len"]
-    warm = next((i for i, value in enumerate(elapsed) if value * symbols >= WARM_S), 0)
+    elapsed = [row["step"] * symbols / row["symbols_per_s"] for row in steps]
+    warm = next((i for i, value in enumerate(elapsed) if value >= WARM_S), 0)
     if warm >= len(steps) - 1:  # a side that does less than a step a second
         warm = 0
-    return (steps[-1]["step"] - steps[warm]["step"]) / (elapsed[-1] - elapsed[warm])
+    return (steps[-1]["step"] - steps[warm]["step"]) * symbols / (elapsed[-1] - elapsed[warm])
 
 
 @contextlib.contextmanager
@@ -109,7 +106,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                             if side == "ours"
                             else torch(options.torch_python, cell, shape, options.text, out)
                         )
-                        speeds.append(speed(command, out, options.seconds))
+                        speeds.append(speed(command, out, options.seconds, shape[2] * shape[3]))
             row[str(beside)] = found
             sys.stderr.write(f"{datetime.datetime.now():%H:%M:%S} {cell} {shape} {beside} busy: {found}\n")
         rows.append(row)
