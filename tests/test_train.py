@@ -14,12 +14,13 @@ import pytest
 
 from tinygrad_rnn import plugins, train
 from tinygrad_rnn.checkpoint import load, save
-from tinygrad_rnn.config import RunConfig, recipe, replace
+from tinygrad_rnn.config import RunConfig, SampleConfig, recipe, replace
 from tinygrad_rnn.data import Dataset, load_dataset
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
 from tinygrad_rnn.optim import Optimizer, register_optimizer
 from tinygrad_rnn.restore import load_run_model
 from tinygrad_rnn.run import checkpoints, open_run, read_metrics, run_config
+from tinygrad_rnn.sample import generate
 from tinygrad_rnn.train import (
     DivergedError,
     Event,
@@ -166,6 +167,7 @@ RESUMED: list[dict[str, Any]] = [
     {"model__cell": "mut3", "optim__optim": "adamw", "train__bptt": 30, "optim__lr_decay": "exp:0.5@1"},
     {"model__cell": "clockwork", "train__bptt": 30, "train__dtype": "float32"},
     {"model__embed": "onehot", "data__tokens": "bytes", "data__batch": 40, "data__seq_len": 80},
+    {"model__cell": "gru", "data__batch": 40, "data__seq_len": 50, "train__bptt": 100},  # a pass ends with 35 and 35
 ]
 
 
@@ -311,6 +313,64 @@ def test_a_cell_that_cannot_run_leaves_no_folder(tmp_path: Path, own_registry: N
     with pytest.raises(PluginError, match=r"cell broken, step \(broken.py:7\): no 'c' was declared"):
         start_training(config, dataset_of(config), tmp_path / "run", plugins=[plugin])
     assert not (tmp_path / "run").exists()
+
+
+# --------------------------------------------------------------------------- what is read, and from where
+
+
+def test_an_epoch_reads_every_symbol_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"data__batch": 1, "data__seq_len": 1000, "train__steps": 0, "train__epochs": 1, "data__val_frac": 0.1}
+    trainer = begin(tmp_path / "run", **changes)
+    read = []
+    original = trainer._gradients
+
+    def gradients(x: Any, y: Any, start: Any) -> Any:
+        read.append(y)
+        return original(x, y, start)
+
+    monkeypatch.setattr(trainer, "_gradients", gradients)
+    steps = of_kind(list(trainer.events()), StepDone)
+    assert np.array_equal(np.concatenate(read)[:, 0], trainer.dataset.train[1:])
+    assert [len(y) for y in read] == [1000] * 21 + [599]
+    assert len(steps) == 22 and steps[-1].epoch == 1
+    assert steps[-1].loss == pytest.approx(steps[-2].loss, rel=0.3)  # a mean over its own steps
+
+
+def test_the_loss_that_is_a_sum_counts_the_steps_of_its_window(tmp_path: Path) -> None:
+    losses = []
+    for kind in ("mean", "sum"):
+        changes = {"data__batch": 40, "data__seq_len": 50, "train__steps": 13, "optim__lr": 0.0, "train__loss": kind}
+        losses.append([e.loss for e in of_kind(list(begin(tmp_path / kind, **changes).events()), StepDone)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_the_state_at_the_end_of_a_pass_is_kept(tmp_path: Path) -> None:
+    """It is what samples go on from; the next pass begins at the start state."""
+    changes = {"data__batch": 40, "data__seq_len": 80, "train__steps": 8}
+    trainer = begin(tmp_path / "run", **changes)
+    list(trainer.events())
+    assert (trainer.progress.epoch, trainer.progress.cursor) == (1, 0)
+    carried, kept = trainer.carried(), load_run_model(tmp_path / "run", which="latest").carried
+    assert kept is not None and kept.symbol == carried.symbol == trainer.dataset.train[570]
+    for layer, other in zip(carried.state, kept.state, strict=True):
+        for name, value in layer.items():
+            assert value.shape == (1, 12) and np.abs(value).max() > 0
+            assert np.array_equal(value, other[name])
+    _, _, start = trainer._window()
+    assert all(not value.any() for layer in start for value in layer.values())
+
+
+def test_samples_in_training_go_on_from_the_carried_state(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", train__sample_every=5, train__steps=5, train__sample_length=60, optim__lr=0.05)
+    (sampled,) = of_kind(list(trainer.events()), Sampled)
+    texts = []
+    for carried in (trainer.carried(), None):
+        rng = np.random.default_rng([0, 2, 5])
+        options = SampleConfig(length=60)
+        pieces = generate(trainer.model, trainer.params, trainer.dataset.vocabulary, options, rng, carried)
+        texts.append("".join(piece for (piece,) in pieces))
+    assert sampled.text == texts[0] != texts[1]
+    assert trainer.carried().symbol == trainer.dataset.train[50]
 
 
 # ------------------------------------------------------------------------------------ truncated BPTT

@@ -96,7 +96,9 @@ if TYPE_CHECKING:
     from tinygrad_rnn.errors import TinygradRNNError as TinygradRNNError
     from tinygrad_rnn.errors import nearest as nearest
     from tinygrad_rnn.evaluate import Score as Score
+    from tinygrad_rnn.evaluate import is_cold as is_cold
     from tinygrad_rnn.evaluate import score as score
+    from tinygrad_rnn.evaluate import start_losses as start_losses
     from tinygrad_rnn.events import Event as Event
     from tinygrad_rnn.events import Finished as Finished
     from tinygrad_rnn.events import RolledBack as RolledBack
@@ -117,6 +119,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.interchange import save_torch as save_torch
     from tinygrad_rnn.interchange import to_torch as to_torch
     from tinygrad_rnn.interchange import torch_code as torch_code
+    from tinygrad_rnn.model import Carried as Carried
     from tinygrad_rnn.model import Forward as Forward
     from tinygrad_rnn.model import Model as Model
     from tinygrad_rnn.model import build_model as build_model
@@ -232,13 +235,13 @@ _PUBLIC = {
         "CheckpointError DataError DeviceError DtypeError FileError GradientError InPlaceError InputError "
         "NonFiniteError PluginError ShapeError TinygradRNNError nearest"
     ),
-    "evaluate": "Score score",
+    "evaluate": "Score is_cold score start_losses",
     "events": "Event Finished RolledBack Sampled Saved Started StepDone Validated Watched",
     "graph": "cell_to_dot to_dot",
     "interchange": (
         "Imported StateDict from_torch import_torch read_state_dict read_vocabulary save_torch to_torch torch_code"
     ),
-    "model": "Forward Model build_model",
+    "model": "Carried Forward Model build_model",
     "optim": "Optimizer build_optimizer pieces:gradient_pieces register_optimizer",
     "onnx_export": "onnx_difference onnx_inputs onnx_session onnxruntime_version save_onnx to_onnx",
     "options": "check_limits coerce field_types parse_options",

@@ -57,9 +57,15 @@ class DataConfig:
     corpus: str = setting("python-docs", "the embedded corpus used when no text is named")
     tokens: Literal["chars", "bytes", "words"] = setting("chars", "what one symbol is")
     min_count: int = setting(1, "rarer symbols become the unknown symbol", minimum=1)
+    vocab_from: Literal["train", "text"] = setting(
+        "train", "whose symbols the model knows: those of the training part, or of the whole text"
+    )
     errors: Literal["strict", "replace", "ignore"] = setting("strict", "what to do with bytes that are not UTF-8")
     seq_len: int = setting(50, "time steps per batch and between two updates (k1)", minimum=1)
     batch: int = setting(50, "parallel streams of text (B)", minimum=1)
+    drop_last: bool = setting(
+        False, "leave out the end of the text that fills no window of all streams, as char-rnn and torch-rnn do"
+    )
     val_frac: float = setting(0.05, "share of the text, at its end, held out for validation", minimum=0, below=1)
     test_frac: float = setting(
         0.0, "share of the text, behind the validation part, never looked at", minimum=0, below=1
@@ -78,7 +84,8 @@ class OptimConfig:
     )
     lr: float = setting(2e-3, "learning rate", minimum=0)
     lr_decay: str = setting(
-        "none", "none, exp:FACTOR@EPOCH (every epoch after it) or step:FACTOR@EPOCHS (every so many)"
+        "none",
+        "none, exp:FACTOR@EPOCH (every epoch after it) or step:FACTOR@EPOCHS (every so many)",
     )
     momentum: float = setting(0.0, "momentum of sgd", minimum=0, below=1)
     beta1: float = setting(0.9, "decay of adam's first moment", minimum=0, below=1)
@@ -164,6 +171,8 @@ RECIPES: Mapping[str, Mapping[str, Scalar]] = {
         "model.init_bias": "zeros",
         "data.seq_len": 25,
         "data.batch": 1,
+        "data.drop_last": True,
+        "data.vocab_from": "text",
         "data.val_frac": 0.0,
         "optim.optim": "adagrad",
         "optim.lr": 0.1,
@@ -181,6 +190,8 @@ RECIPES: Mapping[str, Mapping[str, Scalar]] = {
         "model.init_bias": "uniform:0.08",
         "data.seq_len": 50,
         "data.batch": 50,
+        "data.drop_last": True,
+        "data.vocab_from": "text",
         "data.val_frac": 0.05,
         "optim.optim": "rmsprop",
         "optim.lr": 2e-3,
@@ -201,6 +212,8 @@ RECIPES: Mapping[str, Mapping[str, Scalar]] = {
         "model.embed": "64",
         "data.seq_len": 50,
         "data.batch": 50,
+        "data.drop_last": True,
+        "data.vocab_from": "text",
         "data.val_frac": 0.1,
         "data.test_frac": 0.1,
         "optim.optim": "adam",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,32 @@ import numpy as np
 
 from tinygrad_rnn import backend, engine
 from tinygrad_rnn.compile.ends import cross_entropy
-from tinygrad_rnn.data import Streams, fitted_streams
-from tinygrad_rnn.model import Model, Params, State, detach
+from tinygrad_rnn.errors import DataError
+from tinygrad_rnn.model import Carried, Model, Params, State, detach
 
-DRAWN_BLOCKS = 1 << 18  # how many numbers of blocks are drawn at a time
+STREAMS = 64  # a text is read in at most so many streams,
+WARM_UP = 256  # each of which first reads this many symbols that the stream before it has scored,
+WORTH = 4  # and is at least so many times as long
+LOGITS = 1 << 21  # how many logits a window of all streams may have; but no window has more steps than
+WINDOW = 128
+FIRST = 1000  # symbols that are read from two states to compare them,
+COLD = 0.5  # which are said to differ from so many nats per symbol on
+FEWEST = 100  # losses for an interval: its variance rests on 8 cosines then
+MOST_COSINES = 32
+NORMAL = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
 class Score:
-    """The mean surprise of a model at a text. `low` and `high` bound `nats` with 95 % (block bootstrap)."""
+    """The mean surprise of a model at a text.
+
+    `low` and `high` are the 95 % confidence interval of `nats` (see `confidence_interval`), None for a text of fewer
+    than 100 symbols.
+    """
 
     nats: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     symbols: int
     by_symbol: tuple[tuple[int, float, int], ...]
     """(symbol number, mean surprise in nats, how often it occurs), the costliest in sum first"""
@@ -39,36 +52,20 @@ class Score:
         return math.exp(self.nats) if self.nats < 700 else math.inf
 
 
-def mean_loss(model: Model, params: Params, streams: Streams) -> float:
-    """The mean cross-entropy in nats per symbol over `streams`, from the start state, without dropout."""
-    total = 0.0
-    for losses in _batches(model, params, streams):
-        total += float(losses.sum(dtype=np.float64))
-    return total / (len(streams) * streams.batch * streams.seq_len)
+def mean_loss(model: Model, params: Params, ids: np.ndarray[Any, Any]) -> float:
+    """The mean cross-entropy of the text `ids`, (N,), in nats per symbol: `score` without the rest."""
+    return float(symbol_losses(model, params, ids).mean())
 
 
-def score(
-    model: Model,
-    params: Params,
-    ids: np.ndarray[Any, Any],
-    rng: np.random.Generator,
-    *,
-    batch: int = 20,
-    seq_len: int = 100,
-    block: int = 100,
-) -> Score:
-    """Score the text `ids` (N,), read as up to `batch` contiguous streams with a carried state.
+def score(model: Model, params: Params, ids: np.ndarray[Any, Any]) -> Score:
+    """Score the text `ids` (N,), whose N - 1 symbols behind the first are predicted.
 
-    A short text makes fewer streams, of at least `seq_len` symbols where it has them. Of the N - 1 symbols that can be
-    predicted, fewer than `batch` at the end are left out.
-
-    The interval comes from resampling blocks of `block` neighbouring symbols, because neighbours are not independent
-    (Kuensch 1989). Raises DataError for fewer than two symbols.
+    It is read as `symbol_losses` reads it. Raises DataError for fewer than two symbols.
     """
-    batches = _batches(model, params, _whole(ids, batch, seq_len))
-    losses = np.concatenate(list(batches)).T.reshape(-1)  # stream after stream, which is the order of the text
-    targets = ids[1 : 1 + losses.size]
-    low, high = _interval(losses, block, rng)
+    losses = symbol_losses(model, params, ids)
+    interval = confidence_interval(losses)
+    low, high = interval or (None, None)
+    targets = ids[1:]
     count = np.bincount(targets, minlength=model.V)
     total = np.bincount(targets, weights=losses, minlength=model.V)
     order: Sequence[int] = [int(i) for i in np.argsort(-total, kind="stable") if count[i]]
@@ -76,40 +73,100 @@ def score(
     return Score(float(losses.mean()), low, high, int(losses.size), by_symbol)
 
 
-def _whole(ids: np.ndarray[Any, Any], batch: int, seq_len: int) -> Iterator[tuple[Any, Any]]:
-    """Batches (x, y) of fitted streams, and a shorter last one with what whole batches leave of every stream."""
-    streams = fitted_streams(ids, batch, seq_len)
-    yield from streams
-    B, n = streams.batch, streams.stream_length
-    done = len(streams) * streams.seq_len
-    if done < n:
-        x, y = (ids[shift : shift + B * n].reshape(B, n)[:, done:].T.astype(np.intp, order="C") for shift in (0, 1))
-        yield x, y
+def symbol_losses(model: Model, params: Params, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The loss of each of the N - 1 predicted symbols of the text `ids` (N,), in its order, float64, without dropout.
+
+    The text begins at the start state. A long one is read in up to 64 streams side by side, none of them cold: each
+    but the first begins at least 256 symbols early, in text that the stream before it scores, so that its state has
+    forgotten where it began. The result is that of a single stream, as far as 256 symbols are enough for that.
+    Raises DataError for fewer than two symbols.
+    """
+    _check_length(ids)
+    predicted = len(ids) - 1
+    B = max(1, min(STREAMS, predicted // (WORTH * WARM_UP)))
+    length = predicted if B == 1 else WARM_UP + -(-(predicted - WARM_UP) // B)
+    starts = np.arange(B) * (predicted - length) // max(B - 1, 1)
+    losses = read_losses(model, params, ids, starts, length)
+    warm = [0, *(starts[:-1] + length - starts[1:])]  # what the stream before has scored
+    return np.concatenate([losses[skipped:, b] for b, skipped in enumerate(warm)])
 
 
-def _batches(model: Model, params: Params, batches: Iterable[tuple[Any, Any]]) -> Iterator[np.ndarray[Any, Any]]:
-    """The losses (T, B) of each batch, float64 on the host."""
+def start_losses(model: Model, params: Params, ids: np.ndarray[Any, Any], carried: Carried) -> tuple[float, float]:
+    """The mean loss of the first (at most 1000) symbols of a text from the start state, and from the carried one.
+
+    They differ by little where a model forgets its state. A network with two attractors, as tanh's symmetry can make
+    them, may be trained in one and be started in the other: `is_cold` says whether the difference is so large.
+    Raises DataError for fewer than two symbols.
+    """
+    _check_length(ids)
+    state = [
+        {name: backend.namespace(value).concatenate([value, layer[name]]) for name, value in start.items()}
+        for start, layer in zip(model.start(1, params), carried.state, strict=True)
+    ]
+    losses = read_losses(model, params, ids, np.zeros(2, np.intp), min(len(ids) - 1, FIRST), state).mean(axis=0)
+    return float(losses[0]), float(losses[1])
+
+
+def is_cold(losses: tuple[float, float]) -> bool:
+    """Whether the start state costs so much more than the carried one that a short warm-up cannot be the reason."""
+    return losses[0] > losses[1] + COLD
+
+
+def read_losses(
+    model: Model, params: Params, ids: np.ndarray[Any, Any], starts: Any, length: int, state: State | None = None
+) -> np.ndarray[Any, Any]:
+    """The losses (length, B), float64 on the host, of B streams that begin at the places `starts` (B,) of `ids`."""
     xp = backend.namespace(params["readout.W"].data)
-    state: State | None = None
+    B = len(starts)
+    T = max(1, min(WINDOW, LOGITS // (B * model.V)))
+    losses = np.empty((length, B))
+    if state is None:
+        state = model.start(B, params)
     with engine.no_grad():
-        for x, y in batches:
-            if state is None:
-                state = model.start(x.shape[1], params)
-            out = model.forward(params, backend.from_host(x, xp), state)
-            losses = cross_entropy(out.logits, backend.from_host(y, xp), reduction="none")
+        for k in range(0, length, T):
+            places = starts + np.arange(k, min(k + T, length))[:, None]
+            x, y = (backend.from_host(ids[places + shift].astype(np.intp), xp) for shift in (0, 1))
+            out = model.forward(params, x, state)
             state = detach(out.state)
-            yield backend.to_host(losses.data).astype(np.float64)
+            losses[k : k + T] = backend.to_host(cross_entropy(out.logits, y, reduction="none").data)
+    return losses
 
 
-def _interval(
-    losses: np.ndarray[Any, Any], block: int, rng: np.random.Generator, draws: int = 1000
-) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles of the mean over resampled blocks."""
-    count = max(1, len(losses) // block)
-    means = np.array([part.mean() for part in np.array_split(losses, count)])
-    some = max(1, DRAWN_BLOCKS // count)  # a long text has many blocks: not all draws at once
-    resampled = np.concatenate(
-        [means[rng.integers(0, count, (min(some, draws - k), count))].mean(axis=1) for k in range(0, draws, some)]
+def confidence_interval(losses: np.ndarray[Any, Any]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of the mean of a series (n,) whose neighbours are not independent.
+
+    The variance of the mean is averaged over the squares of the series' first K = min(32, 0.4 n^(2/3)) cosine
+    coefficients, which see what slow variation there is, and the quantile is that of Student's t with K degrees of
+    freedom (Mueller 2004; Lazarus, Lewis, Stock and Watson 2018, "HAR Inference: Recommendations for Practice",
+    J. Business & Economic Statistics 36(4)). K is bounded because a text varies on longer scales than its losses'
+    autocorrelation. It covers the mean of the process that the series comes from, as far as that is stationary.
+    None for fewer than 100 losses.
+    """
+    n = len(losses)
+    if n < FEWEST:
+        return None
+    K = min(MOST_COSINES, int(0.4 * n ** (2 / 3)))
+    mean = losses.mean()
+    deviations = losses - mean
+    phases = (np.arange(n) + 0.5) * (math.pi / n)
+    squares = [float(deviations @ np.cos(j * phases)) ** 2 for j in range(1, K + 1)]
+    half = _student(K) * math.sqrt(2 * sum(squares) / K) / n
+    return float(mean) - half, float(mean) + half
+
+
+def _check_length(ids: np.ndarray[Any, Any]) -> None:
+    if len(ids) < 2:
+        raise DataError(
+            f"expected at least 2 symbols to evaluate on, got {len(ids)}; raise --val-frac, or give more text"
+        )
+
+
+def _student(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t: Fisher's expansion, to 0.001 from 8 degrees of freedom on."""
+    z, v = NORMAL, degrees
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
     )
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return float(low), float(high)

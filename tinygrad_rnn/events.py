@@ -21,6 +21,8 @@ class Started:
     executor: str
     reason: str
     from_step: int
+    division: str
+    """in words, how the text is divided into parts, streams and windows"""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Finished:
     reason: str
     best_loss: float | None
     path: Path
+    start_losses: tuple[float, float] | None = None
+    """nats per symbol on the held-out text from the start state, and from the carried one (see `start_losses`)"""
 
 
 Event = Started | StepDone | Validated | Sampled | Watched | Saved | RolledBack | Finished

@@ -41,6 +41,14 @@ TABLE = 1024  # symbols up to which a stepper computes once for each what depend
 
 
 @dataclass(frozen=True)
+class Carried:
+    """Where a training stands in its first stream: the state, arrays (1, *shape), and the symbol it reads next."""
+
+    state: State
+    symbol: int
+
+
+@dataclass(frozen=True)
 class Forward:
     """What a forward pass gives: logits (T, B, V), the state after the last step, every layer's sequence, and `inputs`
     (T, B, I), what the first layer saw.
@@ -135,9 +143,12 @@ class Model:
             h = nn.dropout(h, self.config.dropout, rng)
         return Forward(self._read_out(params, h), [dict(layer.state) for layer in layers], tuple(layers), inputs)
 
-    def stepper(self, params: Mapping[str, Tensor], B: int) -> Stepper:
-        """The model for B streams of symbols that arrive one after the other, as in sampling; see `Stepper`."""
-        return Stepper(self, params, B)
+    def stepper(self, params: Mapping[str, Tensor], B: int, state: State | None = None) -> Stepper:
+        """The model for B streams of symbols that arrive one after the other, as in sampling; see `Stepper`.
+
+        They begin at the start state, or all at `state` (1, *shape).
+        """
+        return Stepper(self, params, B, state)
 
     def _embed(self, params: Mapping[str, Any], x: Any) -> Any:
         """What the first layer sees (T, B, I)."""
@@ -157,18 +168,20 @@ class Model:
 
 
 class Stepper:
-    """Final. `forward` without a gradient, from the start state, for B streams that arrive piece by piece.
+    """Final. `forward` without a gradient, from one state, for B streams that arrive piece by piece.
 
     The first call runs `forward`, which checks everything and compiles the cells. A later one of one timestep repeats
     that with the same programs and arrays: `params` are to stay as they are. What cannot be compiled, and what
     `anomaly()` or a listener wants to see, goes through `forward` every time.
     """
 
-    def __init__(self, model: Model, params: Mapping[str, Tensor], B: int) -> None:
+    def __init__(self, model: Model, params: Mapping[str, Tensor], B: int, state: State | None = None) -> None:
         self.model = model
         self.params = params
         self.B = B
         self.state = model.start(B, params)
+        if state is not None:
+            self.state = [{name: value.repeat(B, axis=0) for name, value in layer.items()} for layer in state]
         self.arrays = {name: value.data for name, value in params.items()}
         self.programs: list[Any] | None = None  # of each layer
         clocks = any(timesteps(specification(cell)[0]) for cell in model.cells)

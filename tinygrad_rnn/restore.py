@@ -14,7 +14,7 @@ from tinygrad_rnn.backend import Device
 from tinygrad_rnn.config import RunConfig, as_dict
 from tinygrad_rnn.data import Vocabulary
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
-from tinygrad_rnn.model import Model, Params, build_model
+from tinygrad_rnn.model import Carried, Model, Params, build_model
 from tinygrad_rnn.plugins import (
     CELLS,
     DATASETS,
@@ -55,6 +55,8 @@ class LoadedModel:
     config: RunConfig
     step: int
     path: Path
+    carried: Carried | None = None
+    """the state that its training carried; None for a run that was imported"""
     changed: str | None = None
     """in words, how the code of the cell differs from that which the checkpoint was made with"""
 
@@ -256,7 +258,25 @@ def load_run_model(
         if changed is None:
             raise
         raise CheckpointError(f"{changed}, and does not fit any more ({error}); take the old code") from error
-    return LoadedModel(model, params, vocabulary, config, int(meta["step"]), Path(run.path), changed)
+    carried = _carried(model, params, arrays, meta)
+    return LoadedModel(model, params, vocabulary, config, int(meta["step"]), Path(run.path), carried, changed)
+
+
+def _carried(
+    model: Model, params: Params, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]
+) -> Carried | None:
+    """What training carried in its first stream; None where the checkpoint has none that fits the cell."""
+    if "next_symbol" not in meta:
+        return None
+    xp = backend.namespace(params["readout.W"].data)
+    state = model.start(1, params)
+    for i, layer in enumerate(state):
+        for name, start in layer.items():
+            stored = arrays.get(f"state/0/{i}/{name}")
+            if stored is None or stored[:1].shape != start.shape:
+                return None
+            layer[name] = backend.from_host(stored[:1], xp)
+    return Carried(state, int(meta["next_symbol"]))
 
 
 def changed_code(run: Run, meta: Mapping[str, Any], group: PluginGroup, identity: PluginIdentity) -> str | None:

@@ -12,19 +12,25 @@ from tinygrad_rnn import backend
 from tinygrad_rnn.config import SampleConfig, check_memory
 from tinygrad_rnn.data import Vocabulary
 from tinygrad_rnn.errors import DataError, InputError, NonFiniteError
-from tinygrad_rnn.model import Model, Params
+from tinygrad_rnn.model import Carried, Model, Params
 
 SAMPLE_BYTES = 100  # what the objects of one sample take at least
 
 
 def generate(
-    model: Model, params: Params, vocabulary: Vocabulary, options: SampleConfig, rng: np.random.Generator
+    model: Model,
+    params: Params,
+    vocabulary: Vocabulary,
+    options: SampleConfig,
+    rng: np.random.Generator,
+    carried: Carried | None = None,
 ) -> Iterator[list[str]]:
     """Sample ``options.num`` texts side by side; each step yields one new piece of text per sample.
 
     The first step yields the priming text. A sample that has reached ``options.stop`` yields '' from then on; the stop
     text itself is part of the sample. Without a priming text the model starts after a line end where it knows one,
-    else after a random symbol, which is not part of the text. The unknown symbol is never drawn.
+    else after a random symbol, which is not part of the text. With `carried` it goes on where its training stands:
+    from that state, after the priming text or the symbol that training reads next. The unknown symbol is never drawn.
 
     The same seed and options give the same texts on the same machine. Every step draws ``options.num`` numbers from
     `rng`, one per sample in their order, for those too that have stopped; none where the likeliest is taken.
@@ -41,14 +47,14 @@ def generate(
     number = params["readout.W"].data.itemsize
     least = B * (number * (model.config.hidden * model.config.layers + model.V) + SAMPLE_BYTES)
     check_memory(least, f"--num {B}: expected a number of samples", "it")
-    first = _first_symbols(vocabulary, options, rng)
+    first = np.array([carried.symbol]) if carried and not options.prime else _first_symbols(vocabulary, options, rng)
     # Only bytes can leave a character unfinished.
     decoders = [vocabulary.decoder() for _ in range(B)] if vocabulary.kind == "bytes" else []
     if options.prime:
         yield [vocabulary.decode(first)] * B
     written = [""] * B
     alive = [True] * B
-    step = model.stepper(params, B)
+    step = model.stepper(params, B, carried.state if carried else None)
     xp = backend.namespace(params["readout.W"].data)
     x = np.repeat(first.astype(np.intp)[:, None], B, axis=1)  # (T, B)
     for _ in range(options.length):

@@ -17,10 +17,10 @@ from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
 from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.config import RunConfig, SampleConfig, as_dict, check_memory
-from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
+from tinygrad_rnn.data import Dataset, Streams, Vocabulary, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
 from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFiniteError, PluginError, TinygradRNNError
-from tinygrad_rnn.evaluate import mean_loss
+from tinygrad_rnn.evaluate import mean_loss, start_losses
 from tinygrad_rnn.events import (
     Event,
     Finished,
@@ -32,7 +32,7 @@ from tinygrad_rnn.events import (
     Validated,
     Watched,
 )
-from tinygrad_rnn.model import Forward, Model, Params, State, build_model, detach
+from tinygrad_rnn.model import Carried, Forward, Model, Params, State, build_model, detach
 from tinygrad_rnn.optim import Optimizer, build_optimizer
 from tinygrad_rnn.plugins import CALLBACKS, CELLS, DATASETS, OPTIMIZERS, PluginIdentity, by_author, check_function
 from tinygrad_rnn.plugins import load as load_plugin
@@ -175,10 +175,7 @@ class Trainer:
             value.data = self._values[name]
         self._grads = optim.Block.zeros_like(self._values)
         self.optim_state = optim.init_state(parts.optimizer, self._values)
-        self.streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
-        self.held_out = (
-            fitted_streams(dataset.val, config.data.batch, config.data.seq_len) if len(dataset.val) > 1 else None
-        )
+        self.streams = training_streams(config, dataset)
         self.rng = np.random.default_rng([config.train.seed, 1])
         self.progress = Progress()
         self.state: State = model.start(config.data.batch, params)
@@ -249,6 +246,7 @@ class Trainer:
             executor,
             reason,
             now.step,
+            describe_division(self.dataset, self.streams),
         )
         if now.step == 0:
             yield self._save(None)  # so that there is always a sound checkpoint to go back to
@@ -256,10 +254,12 @@ class Trainer:
         from_step = now.step
         reason = "done"
         saved_at = now.step
+        symbols = 0
         while now.step < self.total:
             if self.stopped:
                 reason = self.stopped
                 break
+            window = now.cursor
             try:
                 done, report = self._step()
             except DivergedError as error:
@@ -270,10 +270,10 @@ class Trainer:
                 continue
             elapsed = time.perf_counter() - start
             per_step = elapsed / (now.step - from_step) if now.step > from_step else elapsed
-            size = self.config.data.batch * self.config.data.seq_len
+            symbols += self.config.data.batch * self.streams.steps(window)
             done = dataclasses.replace(
                 done,
-                symbols_per_s=size / per_step if per_step else 0.0,
+                symbols_per_s=symbols / elapsed if elapsed else 0.0,
                 seconds_left=per_step * (self.total - now.step),
             )
             self._record({"kind": "step", **vars(done)})
@@ -300,7 +300,9 @@ class Trainer:
                 break
         if now.step != saved_at:
             yield self._save(None)
-        yield Finished(now.step, reason, now.best_loss, self.run.path)
+        held_out = self.dataset.val if len(self.dataset.val) > 1 else self.dataset.train
+        losses = start_losses(self.model, self.params, held_out, self.carried()) if reason != "interrupted" else None
+        yield Finished(now.step, reason, now.best_loss, self.run.path, losses)
 
     def _record(self, record: Mapping[str, Any]) -> None:
         """Note a record for metrics.jsonl. Steps wait a moment, so that a short one does not open a file."""
@@ -324,7 +326,7 @@ class Trainer:
         x, y, start = self._window()
         random = self.rng.bit_generator.state
         anomaly = config.train.anomaly
-        T = config.data.seq_len
+        T = len(y)
         try:
             with np.errstate(all="ignore"):
                 if anomaly:
@@ -366,7 +368,7 @@ class Trainer:
         config = self.config
         forward = self.model.forward(self.params, self._on_device(x), start, rng=self.rng)
         logits = forward.logits
-        T = config.data.seq_len
+        T = len(y)
         if len(x) > T:
             logits = logits[len(x) - T :]  # the loss of the new steps only; their gradient flows further back
         loss = cross_entropy(logits, self._on_device(y))
@@ -379,6 +381,8 @@ class Trainer:
     def _window(self) -> tuple[Array, Array, State]:
         """The symbols x (k2, B) of this update, the targets y (k1, B) of its new steps, and the state before x."""
         now = self.progress
+        if now.cursor == 0:  # not at the end of a pass: its last state is the one to save and to sample from
+            self.state, self.history = self.model.start(self.config.data.batch, self.params), []
         x, y = self.streams[now.cursor]
         back = min(len(self.history), self.depth - 1)
         if not back:
@@ -395,7 +399,13 @@ class Trainer:
         now.cursor += 1
         if now.cursor == self.steps_per_epoch:
             now.cursor, now.epoch = 0, now.epoch + 1
-            self.state, self.history = self.model.start(self.config.data.batch, self.params), []
+
+    def carried(self) -> Carried:
+        """The state of the first stream, and what it reads next."""
+        now = self.progress
+        windows = now.cursor or (len(self.streams) if now.step else 0)
+        state = [{name: value[:1] for name, value in layer.items()} for layer in self.state]
+        return Carried(state, int(self.streams.next_symbols(windows)[0]))
 
     def _on_device(self, array: Any) -> Array:
         return backend.from_host(array, self.device.xp)
@@ -403,10 +413,10 @@ class Trainer:
     # -------------------------------------------------------------------------- evaluation, samples
 
     def _validate(self, counts: bool) -> Validated | None:
-        if self.held_out is None:
+        if len(self.dataset.val) < 2:
             return None
         now = self.progress
-        loss = mean_loss(self.model, self.params, self.held_out)
+        loss = mean_loss(self.model, self.params, self.dataset.val)
         best = now.best_loss is None or loss < now.best_loss
         if best:
             now.best_loss, now.since_best = loss, 0
@@ -419,7 +429,7 @@ class Trainer:
         # a stream of random numbers of its own: a sample more or less changes no training run
         rng = np.random.default_rng([self.config.train.seed, 2, self.progress.step])
         options = SampleConfig(length=self.config.train.sample_length)
-        pieces = generate(self.model, self.params, self.dataset.vocabulary, options, rng)
+        pieces = generate(self.model, self.params, self.dataset.vocabulary, options, rng, self.carried())
         text = "".join(piece[0] for piece in pieces)
         self._record({"kind": "sample", "step": self.progress.step, "text": text})
         return Sampled(self.progress.step, text)
@@ -449,6 +459,7 @@ class Trainer:
     def _checkpoint_meta(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self.progress),
+            "next_symbol": self.carried().symbol,
             "optim_step": self.optim_state["step"],
             "rng": self.rng.bit_generator.state,
             "data_sha256": self.dataset.sha256,
@@ -567,6 +578,17 @@ def _bptt_batches(config: RunConfig) -> int:
     return k2 // k1
 
 
+def training_streams(config: RunConfig, dataset: Dataset) -> Streams:
+    """How `config` divides the training part. Raises DataError when it is shorter than one window of all streams."""
+    return Streams(dataset.train, config.data.batch, config.data.seq_len, config.data.drop_last)
+
+
+def describe_division(dataset: Dataset, streams: Streams) -> str:
+    """In words, how the text is divided into parts, and the training part into streams and windows."""
+    held_out = f"{len(dataset.val)} for validation, {len(dataset.test)} for a test"
+    return f"{len(dataset.train)} symbols to train on: {streams.describe()}; {held_out}"
+
+
 # ------------------------------------------------------------------------------------ start and resume
 
 
@@ -646,7 +668,7 @@ def start_training(
             flags = " ".join([f"--cell {theirs.cell}", *(f"--wrap {wrap}" for wrap in theirs.wrap)])
             flags += f" --hidden {theirs.hidden} --layers {theirs.layers} --embed {theirs.embed}"
             raise InputError(f"{error}, which has {flags}; give these") from error
-    Streams(dataset.train, config.data.batch, config.data.seq_len)
+    training_streams(config, dataset)
     _first_step(model, params, device)
     run = new_run(
         out,
@@ -765,6 +787,7 @@ class Plan:
     steps_per_epoch: int
     activation_bytes: int
     seconds_per_step: float
+    division: str
 
     @property
     def seconds(self) -> float:
@@ -780,7 +803,7 @@ def plan(
     parts = _prepare(config, dataset.vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
-    streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
+    streams = training_streams(config, dataset)
     x, y = (backend.from_host(part, device.xp) for part in streams[0])
     trained = [value for value in params.values() if value.requires_grad]
     times = []
@@ -792,7 +815,8 @@ def plan(
         times.append(time.perf_counter() - began)
         kept = _kept_bytes(loss, params)
     total = config.train.steps or config.train.epochs * len(streams)
-    return Plan(model.count(), dataset.characters, total, len(streams), kept, float(np.median(times)))
+    division = describe_division(dataset, streams)
+    return Plan(model.count(), dataset.characters, total, len(streams), kept, float(np.median(times)), division)
 
 
 def _kept_bytes(loss: Tensor, params: Params) -> int:

@@ -127,6 +127,7 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
                 f"{number(event.steps)} steps ({event.steps / event.steps_per_epoch:.4g} epochs){begun} on "
                 f"{event.device}"
             )
+            say(f"text: {event.division}")
             tell = say if event.executor == "unroll" and event.device == "cpu" else detail
             tell(f"cells run by {event.executor}: {event.reason}")
         case tr.StepDone():

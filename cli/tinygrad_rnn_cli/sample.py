@@ -25,13 +25,26 @@ from tinygrad_rnn_cli.options import Command, Flag, common, load_run, old_names,
     shown="stream on a terminal",
     help="print each symbol as it is drawn",
 )
+@click.option(
+    "--state",
+    type=click.Choice(["start", "carried"]),
+    default="start",
+    show_default=True,
+    help="begin at the cell's start state, or go on from the state that training carried",
+)
 @which_checkpoint
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object, with the samples in a list")
 @settings("sample.*", short={"sample.length": "-n", "sample.temperature": "-t"})
 @old_names("sample")
 @common("config", "seed", "device", "plugin")
 def sample(
-    run: Path | None, prime_file: Path | None, stream: bool | None, which: str, allow_changed_cell: bool, as_json: bool
+    run: Path | None,
+    prime_file: Path | None,
+    stream: bool | None,
+    state: str,
+    which: str,
+    allow_changed_cell: bool,
+    as_json: bool,
 ) -> None:
     """Let the model of RUN write. Prints the text and nothing else.
 
@@ -60,7 +73,10 @@ def sample(
         options = dataclasses.replace(options, prime=_read(prime_file, loaded.vocabulary.kind))
     detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {found.run.train.seed}")
     rng = np.random.default_rng(found.run.train.seed)
-    pieces = _aside(tr.generate(loaded.model, loaded.params, loaded.vocabulary, options, rng))
+    carried = loaded.carried if state == "carried" else None
+    if state == "carried" and carried is None:
+        raise click.UsageError(f"--state carried: run {run} holds no state of a training; use --state start")
+    pieces = _aside(tr.generate(loaded.model, loaded.params, loaded.vocabulary, options, rng, carried))
     if stream is None:
         stream = is_terminal(sys.stdout)
     if as_json or options.num > 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import note
+from tinygrad_rnn_cli.console import note, warn
 from tinygrad_rnn_cli.options import given
 
 if TYPE_CHECKING:
@@ -39,6 +39,17 @@ def own_text(loaded: LoadedModel, run: Path) -> Dataset:
         return tr.load_dataset(data, loaded.vocabulary, third_party=given().third_party)
     except tr.DataError as error:
         raise tr.DataError(f"the text of run {run} cannot be used ({error}); name another text") from error
+
+
+def warn_of_start(losses: tuple[float, float] | None) -> None:
+    """Say when samples and scores begin in a state from which the model is far worse than it was trained to be."""
+    if losses is not None and tr.is_cold(losses):
+        start, carried = losses
+        warn(
+            f"from its start state the model pays {start:.2f} nats per symbol, from the state that training carried "
+            f"{carried:.2f}: scores and samples begin at the start state; try sample --state carried, or train with "
+            "another --seed"
+        )
 
 
 def symbols_to_look_at(loaded: LoadedModel, run: Path, text: str | None) -> Any:

@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, detail, emit, memory, note, number, seconds, warn
 from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, old_names, resolve, run_folder, settings
+from tinygrad_rnn_cli.texts import warn_of_start
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Dataset, Finished, Plan
@@ -62,6 +63,7 @@ def train(
     with aside():
         _check_plugins(found)
         dataset, piped = load_text(found, init_from)
+        warn_of_unknown(dataset)
         planned = tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party) if plan else None
     if planned is not None:
         show_plan(planned, found)
@@ -94,6 +96,13 @@ def _check_plugins(found: Settings) -> None:
     tr.build_optimizer(found.run.optim, third_party=found.third_party)
     for text in found.run.train.callbacks if found.run.train.callbacks != ("none",) else ():
         tr.load_plugin(tr.CALLBACKS, text.partition(":")[0], third_party=found.third_party)
+
+
+def warn_of_unknown(dataset: Dataset) -> None:
+    """Say how many symbols of the held-out parts are not scored, because the training part has none like them."""
+    for part, count in zip(("validation", "test"), dataset.left_out[1:], strict=True):
+        if count:
+            warn(f"{number(count)} symbols of the {part} part occur nowhere in the training part: they are left out")
 
 
 def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, bytes | None]:
@@ -141,6 +150,7 @@ def show_plan(plan: Plan, found: Settings) -> None:
     for name, value in [
         ("parameters", f"{number(plan.params)} ({memory(plan.params * width)})"),
         ("text", f"{number(plan.characters)} characters"),
+        ("division", plan.division),
         ("steps", f"{number(plan.steps)} ({number(plan.steps_per_epoch)} per epoch)"),
         ("memory", f"{memory(plan.activation_bytes)} for the backward pass of one step"),
         (
@@ -174,6 +184,7 @@ def advise_next(finished: Finished) -> None:
         warn("nothing was held out, so there is no validation loss; see --val-frac")
     elif finished.best_loss is not None:
         note(f"best validation loss {finished.best_loss:.4f} nats per symbol")
+    warn_of_start(finished.start_losses)
     note("next:")
     for command, why in [
         (f"sample {finished.path}", "let it write"),

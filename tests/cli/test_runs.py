@@ -70,7 +70,21 @@ def test_plan_writes_nothing(invoke: Any, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     for word in ("parameters", "memory", "time", "steps"):
         assert word in done.stdout
+    division = (
+        "22800 symbols to train on: 4 streams of 5700 steps a pass, in 570 windows of 10 steps; 1200 for validation, "
+        "0 for a test"
+    )
+    assert f"division     {division}\n" in done.stdout
+    dropped = invoke(["train", *TINY, "--seq-len", "9", "--recipe", "min-char-rnn", "--plan"]).stdout
+    assert "in 666 windows of 9 steps; the last 23 symbols are left out (--drop-last)" in dropped
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_says_how_its_text_is_divided(invoke: Any) -> None:
+    done = invoke(["train", *TINY, "--seq-len", "77", "--steps", "1"])
+    division = "4 streams of 5700 steps a pass, in 73 windows of 77 steps, 1 of 40 and 1 of 39; 1200 for validation"
+    assert f"text: 22800 symbols to train on: {division}, 0 for a test\n" in done.stderr
+    assert "(0.01333 epochs)" in done.stderr
 
 
 def test_advice_on_size(invoke: Any, tmp_path: Path) -> None:
@@ -267,3 +281,61 @@ def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_
     assert done.exit_code == 1
     assert "error: expected one of the" in done.stderr and "'q'" in done.stderr
     assert not (tmp_path / "third").exists()
+
+
+def test_symbols_of_the_held_out_text_that_training_lacks_are_counted(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 60 + "ZEBRA " * 20)
+    small = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --steps 2 --val-frac 0.1 --test-frac 0.1 --out run".split()
+    made = invoke(["train", "text.txt", *small])
+    assert made.exit_code == 0, made.output
+    assert "warning: 100 symbols of the test part occur nowhere in the training part: they are left out" in made.stderr
+    assert "validation part occur" not in made.stderr
+    scored = invoke("eval run --part test --json")
+    facts = json.loads(scored.stdout)
+    assert (facts["left_out"], facts["symbols"]) == (100, 55)
+    assert "warning: 100 symbols of the test part of" in scored.stderr
+    assert json.loads(invoke("eval run --json").stdout)["left_out"] == 0
+    skipped = invoke("eval run - --unknown skip --json", input="the zebra sat\n")
+    assert json.loads(skipped.stdout)["left_out"] == 4 and "warning: 4 symbols" in skipped.stderr
+    assert invoke("resume run --steps 4").exit_code == 0
+
+
+def test_eval_and_the_validation_of_train_say_the_same(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, and the rat sat on the cat. " * 400)
+    small = "--hidden 8 --layers 1 --batch 4 --seq-len 1000 --steps 2 --val-frac 0.2 --dtype float64 --out run".split()
+    assert invoke(["train", "text.txt", *small]).exit_code == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (validated,) = (record["loss"] for record in records if record["kind"] == "val")
+    facts = json.loads(invoke("eval run --json").stdout)
+    assert facts["nats"] == validated
+    assert facts["symbols"] == 4159
+
+
+def test_eval_of_a_short_text_gives_no_interval(invoke: Any, trained: Path) -> None:
+    done = invoke(["eval", trained, "-"], input="hello world\n" * 8)
+    assert "without an interval: it takes 100 symbols" in done.stdout
+    facts = json.loads(invoke(["eval", trained, "-", "--json"], input="hello world\n" * 8).stdout)
+    assert (facts["symbols"], facts["low"], facts["high"]) == (95, None, None)
+
+
+def test_sample_goes_on_from_the_state_that_training_carried(invoke: Any) -> None:
+    made = invoke(["train", *TINY, "--cell", "rnn", "--steps", "100", "--lr", "0.02", "--out", "run"])
+    assert made.exit_code == 0, made.output
+    # training has read 1000 characters of lines of 12: "hell", and goes on with "o world"
+    assert invoke("sample run -n 7 --greedy --state carried").stdout == " world\n"
+    assert invoke("sample run -n 7 --greedy").stdout == invoke("sample run -n 7 --greedy --state start").stdout
+    assert invoke("sample run -n 5 --state carried --prime hello --num 2").stdout.count("\nhello") == 2
+    assert invoke("sample run --state none").exit_code == 2
+
+
+def test_a_start_state_that_costs_too_much_is_reported(
+    invoke: Any, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = invoke(["eval", trained, "--json"])
+    assert "start state" not in quiet.stderr
+    facts = json.loads(quiet.stdout)
+    assert facts["start_nats"] == pytest.approx(facts["carried_nats"], abs=0.1)
+    monkeypatch.setattr("tinygrad_rnn.evaluate.COLD", -1.0)
+    assert "warning: from its start state the model pays" in invoke(["eval", trained]).stderr
+    done = invoke(["train", *TINY, "--steps", "2", "--out", "cold"])
+    assert "warning: from its start state the model pays" in done.stderr and "--state carried" in done.stderr

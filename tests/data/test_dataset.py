@@ -59,7 +59,7 @@ def test_tinyshakespeare_is_what_it_is_known_to_be(tinyshakespeare: str, kind: s
         assert (statistics.symbols, statistics.distinct, statistics.tokens) == (65, 65, 1_115_394)
         assert statistics.frequent[0] == (" ", 169_892)
         assert dict(text_statistics(dataset, top=65).frequent)["\n"] == 40_000
-        assert len(Streams(dataset.train, 50, 50)) == 423  # as many as char-rnn has
+        assert len(Streams(dataset.train, 50, 50, drop_last=True)) == 423  # as many as char-rnn has
 
 
 def test_the_last_tenth_is_the_usual_validation_part(tinyshakespeare: str) -> None:
@@ -90,9 +90,9 @@ def test_the_parts_are_the_text_in_order(text: str, kind: str, val_frac: float, 
     sizes = [math.ceil(round(total * share, 6)) for share in (test_frac, val_frac)]
     if 1 in sizes or total - sum(sizes) < 2:
         with pytest.raises(DataError):
-            loaded(text.encode(), tokens=kind, val_frac=val_frac, test_frac=test_frac)
+            loaded(text.encode(), tokens=kind, val_frac=val_frac, test_frac=test_frac, vocab_from="text")
         return
-    dataset = loaded(text.encode(), tokens=kind, val_frac=val_frac, test_frac=test_frac)
+    dataset = loaded(text.encode(), tokens=kind, val_frac=val_frac, test_frac=test_frac, vocab_from="text")
     assert [dataset.test.size, dataset.val.size] == sizes
     parts = (dataset.train, dataset.val, dataset.test)
     assert dataset.vocabulary.decode(np.concatenate(parts)) == text
@@ -118,6 +118,51 @@ def test_several_chunks_and_files_give_one_text(tmp_path: Path) -> None:
     joined = load_dataset(dataclasses.replace(LOOK, text=(str(tmp_path),), tokens="bytes"))
     assert joined.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert joined.source == f"{tmp_path} (2 files)"
+
+
+def test_what_is_held_out_decides_nothing_about_the_symbols() -> None:
+    """Ten characters of the test part change: the training and validation part stay as they were, to the number."""
+    split = {"val_frac": 0.2, "test_frac": 0.2}
+    text = "abcab cabca bcabc " * 20
+    a = loaded(text.encode(), **split)
+    b = loaded((text[:-10] + "0123456789").encode(), **split)
+    assert a.vocabulary == b.vocabulary and a.vocabulary.symbols == (" ", "a", "b", "c")
+    assert a.train.tolist() == b.train.tolist() and a.val.tolist() == b.val.tolist()
+    assert (a.left_out, b.left_out) == ((0, 0, 0), (0, 0, 10))
+    assert b.vocabulary.decode(b.test) == text[-72:-10]
+    whole = loaded((text[:-10] + "0123456789").encode(), vocab_from="text", **split)
+    assert whole.vocabulary.size == 14 and whole.left_out == (0, 0, 0)
+
+
+def test_counts_come_from_the_training_part() -> None:
+    """A word that is seen once in training is rare, however often the test part has it."""
+    text = "to be or not to be or rare rare rare or new "
+    split = {"tokens": "words", "min_count": 2, "test_frac": 0.33}
+    dataset = loaded(text.encode(), **split)
+    assert dataset.vocabulary.symbols == (" ", "<unk>", "be", "or", "to")
+    assert dataset.vocabulary.decode(dataset.test).split(" ")[-3:] == ["or", "<unk>", ""]
+    assert dataset.left_out == (0, 0, 0)
+    assert "rare" in loaded(text.encode(), vocab_from="text", **split).vocabulary.symbols
+
+
+def test_the_cut_is_where_it_was_when_a_run_reads_its_text_again() -> None:
+    """With the vocabulary of the first reading, as `resume` and `eval` have it, though symbols are left out."""
+    raw = b"abab" * 30 + b"aZbZZab" * 10
+    first = loaded(raw, val_frac=0.3, test_frac=0.1)
+    again = loaded(raw, first.vocabulary, val_frac=0.3, test_frac=0.1)
+    assert first.left_out == again.left_out == (0, 22, 8)
+    for part in ("train", "val", "test"):
+        assert getattr(first, part).tolist() == getattr(again, part).tolist()
+        assert not getattr(first, part).flags.writeable
+
+
+def test_held_out_parts_of_unknown_symbols_are_refused() -> None:
+    with pytest.raises(DataError, match=r"that the training part has too, got 1 of 10; raise --val-frac, or set it"):
+        loaded(b"ab" * 45 + b"aZZZZZZZZZ", val_frac=0.1)
+    with pytest.raises(DataError, match="2 distinct symbols in the training part of standard input, got only 'a'"):
+        loaded(b"aaaa" * 9 + b"bbbb", val_frac=0.1)
+    with pytest.raises(DataError, match=r"expected at least 2 symbols in standard input that the model knows .* got 1"):
+        load_dataset(LOOK, Vocabulary("chars", ("a", "b")), io.BytesIO(b"aZZ"), unknown="skip")
 
 
 def test_rare_symbols_are_replaced() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, final
 
@@ -31,6 +32,7 @@ from tinygrad_rnn.data.tokens import (
 from tinygrad_rnn.errors import DataError, InputError, PluginError
 from tinygrad_rnn.plugins import BUILT_IN, DATASETS, PluginEntry, available, by_author, check_function, load, register
 
+CHUNK = 1 << 18  # symbols that are looked at together
 SKIPPED_FOLDERS = frozenset({"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"})
 
 
@@ -92,6 +94,8 @@ class Dataset:
     sha256: str
     source: str
     characters: int
+    left_out: tuple[int, int, int] = (0, 0, 0)
+    """how many symbols of each part the vocabulary lacks and the part therefore skips"""
 
 
 @final
@@ -208,15 +212,18 @@ def load_dataset(
     """Read the text that `config` names (its corpus if none) and cut it into train, validation and test part.
 
     The text is read twice, in chunks: once to count its symbols, once to number them; standard input is kept in
-    a temporary file in between. A given `vocabulary` is used as it is, and then `config.tokens` and
-    `config.min_count` are not looked at; what it lacks is treated as `unknown` says (by default it is replaced
-    where there is an unknown symbol, and an error otherwise). The parts follow each other: the validation part
-    is ``ceil(val_frac * N)`` of the N symbols, the test part likewise. To look at a text and not train on
-    it, set ``batch=1, seq_len=1, val_frac=0``.
+    a temporary file in between. The parts follow each other: the validation part is ``ceil(val_frac * N)`` of the
+    N symbols, the test part likewise. To look at a text and not train on it, set ``batch=1, seq_len=1, val_frac=0``.
+
+    The vocabulary comes from the training part (with ``vocab_from="text"`` from the whole text). A symbol that
+    only a held-out part has becomes the unknown symbol where there is one; otherwise that part skips it, and
+    `Dataset.left_out` counts it. A given `vocabulary` is used as it is, and then `config.tokens`, `min_count` and
+    `vocab_from` are not looked at; what it lacks of the training part is treated as `unknown` says (by default it
+    is replaced where there is an unknown symbol, and an error otherwise).
 
     Without `third_party` only the embedded corpora are known.
-    Raises DataError: missing, empty, binary or badly encoded text, an unknown corpus, a text of one distinct
-    symbol, a training part shorter than one batch, a held-out part of one symbol. Raises InputError: fractions
+    Raises DataError: missing, empty, binary or badly encoded text, an unknown corpus, a training part of one distinct
+    symbol or shorter than one batch, a held-out part with fewer than 2 known symbols. Raises InputError: fractions
     or sizes that cannot work.
     """
     check_sizes(config.batch, config.seq_len)
@@ -231,28 +238,36 @@ def load_dataset(
         else:
             name, text = _open_corpus(config.corpus, third_party)
             raw = partial(_as_bytes, text)
-        if kind == "bytes":
-            loaded = _load_bytes(raw)
-        else:
-            loaded = _load_text(kind, text, vocabulary, config.min_count, unknown)
+        loaded = _load_bytes(raw) if kind == "bytes" else _load_text(kind, text)
     total = loaded.ids.size
     if total < 2:
         raise DataError(f"expected at least 2 symbols in {name}, got {total}; give more text")
-    if vocabulary is None and loaded.distinct < 2:
-        only = loaded.vocabulary.decode(loaded.ids[:1])
-        hint = " or lower --min-count" if config.min_count > 1 and kind != "bytes" else ""
-        raise DataError(f"expected at least 2 distinct symbols in {name}, got only {only!r}; give another text{hint}")
     train, val = _cuts(total, config)
-    _check_parts(config, name, train, val - train, total - val)
-    loaded.ids.flags.writeable = False
+    sizes = (train, val - train, total - val)
+    _check_parts(config, name, *sizes)
+    if vocabulary is None:
+        counts = loaded.counts(loaded.ids[:train] if config.vocab_from == "train" else loaded.ids)
+        vocabulary = build_vocabulary(kind, counts, config.min_count)
+        if min(vocabulary.size, len(counts)) < 2:
+            where = f"the training part of {name}" if val - train or total - val else name
+            only = next(iter(counts)) if len(counts) == 1 else vocabulary.symbols[0]
+            hint = " or lower --min-count" if config.min_count > 1 and kind != "bytes" else ""
+            raise DataError(
+                f"expected at least 2 distinct symbols in {where}, got only {only!r}; give another text{hint}"
+            )
+    parts = _renumbered(loaded, sizes, vocabulary, unknown)
+    _check_known(config, name, sizes, [part.size for part in parts])
+    train_left, val_left, test_left = (size - part.size for size, part in zip(sizes, parts, strict=True))
+    left_out = (train_left, val_left, test_left)
     return Dataset(
-        vocabulary=loaded.vocabulary,
-        train=loaded.ids[:train],
-        val=loaded.ids[train:val],
-        test=loaded.ids[val:],
+        vocabulary=vocabulary,
+        train=parts[0],
+        val=parts[1],
+        test=parts[2],
         sha256=loaded.sha256,
         source=name,
         characters=loaded.characters,
+        left_out=left_out,
     )
 
 
@@ -260,8 +275,8 @@ def text_statistics(dataset: Dataset, top: int = 10) -> TextStatistics:
     """Count the symbols of all three parts of a data set; `top` is how many of the most frequent are named."""
     counts = np.zeros(dataset.vocabulary.size, np.int64)
     for part in (dataset.train, dataset.val, dataset.test):
-        for start in range(0, part.size, 1 << 18):  # bincount widens its input to 8 bytes a symbol
-            counts += np.bincount(part[start : start + (1 << 18)], minlength=counts.size)
+        for start in range(0, part.size, CHUNK):  # bincount widens its input to 8 bytes a symbol
+            counts += np.bincount(part[start : start + CHUNK], minlength=counts.size)
     total = int(counts.sum())
     shares = counts[counts > 0] / total
     order = np.argsort(-counts, kind="stable")[:top]
@@ -281,40 +296,33 @@ def text_statistics(dataset: Dataset, top: int = 10) -> TextStatistics:
 @final
 @dataclass(frozen=True, eq=False)
 class _Loaded:
+    """A whole text, numbered by the vocabulary of all its symbols."""
+
     vocabulary: Vocabulary
     ids: Ids
-    distinct: int
     characters: int
     sha256: str
 
+    def counts(self, ids: Ids) -> dict[str, int]:
+        """How often each symbol occurs among `ids`; those that do not are left out."""
+        numbers = np.zeros(self.vocabulary.size, np.int64)
+        for start in range(0, ids.size, CHUNK):  # bincount widens its input to 8 bytes a symbol
+            numbers += np.bincount(ids[start : start + CHUNK], minlength=numbers.size)
+        return {self.vocabulary.symbols[i]: int(numbers[i]) for i in np.flatnonzero(numbers)}
 
-def _load_text(
-    kind: Literal["chars", "words"],
-    read: Callable[[], Iterator[str]],
-    vocabulary: Vocabulary | None,
-    min_count: int,
-    unknown: UnknownPolicy | None,
-) -> _Loaded:
+
+def _load_text(kind: Literal["chars", "words"], read: Callable[[], Iterator[str]]) -> _Loaded:
     counts = count_symbols(kind, read())
-    if vocabulary is None:
-        vocabulary = build_vocabulary(kind, counts, min_count)
-    policy = unknown or ("error" if vocabulary.unknown is None else "replace")
-    known = counts.keys() & set(vocabulary.symbols)
-    total = sum(counts.values() if policy == "replace" else (counts[symbol] for symbol in known))
-    ids = np.empty(total, vocabulary.dtype)
+    vocabulary = build_vocabulary(kind, counts)
+    ids = np.empty(sum(counts.values()), vocabulary.dtype)
     digest = hashlib.sha256()
     chunks = _passed_to(digest.update, read())
-    filled = position = 0
+    filled = 0
     for symbols in chunks if kind == "chars" else word_chunks(chunks):
-        some = vocabulary.encode_symbols(symbols, policy, start=position)
-        position += len(symbols)
-        filled = _fill(ids, filled, some)
+        filled = _fill(ids, filled, vocabulary.encode_symbols(symbols, "skip"))
     _check_filled(ids, filled)
-    occurring = set(known)
-    if policy == "replace" and vocabulary.unknown is not None and len(counts) > len(known):
-        occurring.add(vocabulary.symbols[vocabulary.unknown])
     characters = sum(len(symbol) * count for symbol, count in counts.items())
-    return _Loaded(vocabulary, ids, len(occurring), characters, digest.hexdigest())
+    return _Loaded(vocabulary, ids, characters, digest.hexdigest())
 
 
 def _load_bytes(read: Callable[[], Iterator[bytes]]) -> _Loaded:
@@ -329,8 +337,30 @@ def _load_bytes(read: Callable[[], Iterator[bytes]]) -> _Loaded:
         filled = _fill(ids, filled, np.frombuffer(raw, np.uint8))
     _check_filled(ids, filled)
     continuations = int(counts[0x80:0xC0].sum())
-    vocabulary = build_vocabulary("bytes", {})
-    return _Loaded(vocabulary, ids, int((counts > 0).sum()), ids.size - continuations, digest.hexdigest())
+    return _Loaded(build_vocabulary("bytes", {}), ids, ids.size - continuations, digest.hexdigest())
+
+
+def _renumbered(
+    loaded: _Loaded, sizes: Sequence[int], vocabulary: Vocabulary, unknown: UnknownPolicy | None
+) -> list[Ids]:
+    """The parts of a text, of these sizes, by the numbers of `vocabulary`: read-only views of one array.
+
+    What it lacks of the first part is treated as `unknown` says; the other parts never raise an error for it.
+    """
+    policy = unknown or ("error" if vocabulary.unknown is None else "replace")
+    held_out: UnknownPolicy = "skip" if vocabulary.unknown is None else "replace"
+    ids, cuts = loaded.ids, list(accumulate(sizes))
+    if vocabulary.symbols != loaded.vocabulary.symbols:
+        ids = np.empty(ids.size, vocabulary.dtype)
+        translate = vocabulary.translator(loaded.vocabulary)
+        start = filled = 0
+        for i, way in enumerate((policy, held_out, held_out)):
+            for begin in range(start, cuts[i], CHUNK):
+                some = translate(loaded.ids[begin : min(begin + CHUNK, cuts[i])], way, begin)
+                filled = _fill(ids, filled, some)
+            start, cuts[i] = cuts[i], filled
+    ids.flags.writeable = False
+    return [ids[begin:end] for begin, end in zip([0, *cuts], cuts, strict=False)]
 
 
 def _passed_to(update: Callable[[bytes], object], chunks: Iterator[str]) -> Iterator[str]:
@@ -384,6 +414,18 @@ def _check_parts(config: DataConfig, name: str, train: int, val: int, test: int)
     for flag, size in (("--val-frac", val), ("--test-frac", test)):
         if size == 1:
             raise DataError(f"expected at least 2 symbols held out of {name}, got 1; raise {flag}, or set it to 0")
+
+
+def _check_known(config: DataConfig, name: str, sizes: Sequence[int], known: Sequence[int]) -> None:
+    """Raise DataError where a part is too short once the symbols are left out that the vocabulary lacks."""
+    if known[0] < config.batch * config.seq_len + 1:
+        raise too_short(f"{name} that the model knows", known[0], config.batch, config.seq_len)
+    for flag, size, left in zip(("--val-frac", "--test-frac"), sizes[1:], known[1:], strict=True):
+        if size and left < 2:
+            raise DataError(
+                f"expected at least 2 symbols held out of {name} that the training part has too, got {left} of {size}; "
+                f"raise {flag}, or set it to 0"
+            )
 
 
 def _source_name(names: Sequence[str], files: int) -> str:

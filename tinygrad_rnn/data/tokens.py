@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -80,18 +80,32 @@ class Vocabulary:
 
         `start` is how many symbols came before, for the position in an error message.
         """
+        return self._settled(self._find(symbols), unknown, lambda where: symbols[where], start)
+
+    def translator(self, other: Vocabulary) -> Callable[[Ids, UnknownPolicy, int], Ids]:
+        """A function of (ids, unknown, start): `encode_symbols` for what `other` has numbered already."""
+        table = self._find(other.symbols)
+
+        def translate(ids: Ids, unknown: UnknownPolicy, start: int) -> Ids:
+            return self._settled(table[ids], unknown, lambda where: other.symbols[ids[where]], start)
+
+        return translate
+
+    def _settled(
+        self, numbers: npt.NDArray[np.int32], unknown: UnknownPolicy, symbol: Callable[[int], str], start: int
+    ) -> Ids:
+        """`numbers`, with what is not in the vocabulary (-1) treated as `unknown` says; `symbol` names it by place."""
         _check_policy(unknown)
         if unknown == "replace" and self.unknown is None:
             raise InputError(
                 "expected a vocabulary with an unknown symbol to replace by, got one without; "
                 "use skip or error, or train with --min-count 2 or more"
             )
-        numbers = self._find(symbols)
         missing = numbers < 0
         if missing.any():
             if unknown == "error":
                 where = int(np.argmax(missing))
-                raise self._not_known(symbols[where], start + where)
+                raise self._not_known(symbol(where), start + where)
             if unknown == "replace" and self.unknown is not None:
                 numbers[missing] = self.unknown
             else:
