@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygrad_rnn.config import OptimConfig
+from tinygrad_rnn.config import RECIPES, OptimConfig
 from tinygrad_rnn.errors import DtypeError, InputError, PluginError, ShapeError
 from tinygrad_rnn.optim import (
     BLOCK,
@@ -406,8 +406,9 @@ def test_clipping_refuses_a_limit_that_is_none(limit: float) -> None:
         # char-rnn, -learning_rate_decay 0.97 -learning_rate_decay_after 10: the tenth pass still has the full rate
         ("exp:0.97@10", {0: 1, 9: 1, 9.999: 1, 10: 0.97, 10.5: 0.97, 11: 0.97**2, 49: 0.97**40}),
         ("exp:.5@1", {0: 1, 0.99: 1, 1: 0.5, 2: 0.25}),
-        # torch-rnn, -lr_decay_every 5 -lr_decay_factor 0.5
         ("step:0.5@5", {0: 1, 4.99: 1, 5: 0.5, 9.99: 0.5, 10: 0.25, 50: 0.5**10}),
+        # torch-rnn, -lr_decay_every 5 -lr_decay_factor 0.5: train.lua decays where (passes done + 1) % 5 is 0
+        (RECIPES["torch-rnn"]["optim.lr_decay"], {3.99: 1, 4: 0.5, 8.99: 0.5, 9: 0.25, 14: 0.125, 49.99: 0.5**10}),
         (" step:2@1 ", {0: 1, 1: 2, 3.5: 8}),
     ],
 )
@@ -438,6 +439,9 @@ def test_learning_rate_follows_char_rnn_line_by_line() -> None:
         "exp:0.9@1.5",
         "step:-1@5",
         "step:0@5",
+        "step:0.5@0+5",
+        "step:0.5@4+",
+        "exp:0.5@4+5",
         "linear:0.5@5",
         "exp:nan@3",
         "exp:inf@3",

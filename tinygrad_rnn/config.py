@@ -85,7 +85,7 @@ class OptimConfig:
     lr: float = setting(2e-3, "learning rate", minimum=0)
     lr_decay: str = setting(
         "none",
-        "none, exp:FACTOR@EPOCH (every epoch after it) or step:FACTOR@EPOCHS (every so many)",
+        "none, exp:FACTOR@EPOCH (every epoch after it), step:FACTOR@EPOCHS (every so many) or step:FACTOR@FIRST+EPOCHS",
     )
     momentum: float = setting(0.0, "momentum of sgd", minimum=0, below=1)
     beta1: float = setting(0.9, "decay of adam's first moment", minimum=0, below=1)
@@ -204,7 +204,7 @@ RECIPES: Mapping[str, Mapping[str, Scalar]] = {
         "train.eval_every": 1000,
         "train.save_every": 1000,
     },
-    # torch-rnn at 6e72b866: embedding of 64, Adam, rate halved every five epochs.
+    # torch-rnn at 6e72b866: embedding of 64, Adam, rate halved after 4, 9, 14, ... passes.
     "torch-rnn": {
         "model.cell": "lstm",
         "model.hidden": 128,
@@ -218,7 +218,7 @@ RECIPES: Mapping[str, Mapping[str, Scalar]] = {
         "data.test_frac": 0.1,
         "optim.optim": "adam",
         "optim.lr": 2e-3,
-        "optim.lr_decay": "step:0.5@5",
+        "optim.lr_decay": "step:0.5@4+5",
         "optim.clip_norm": 0.0,
         "optim.clip_value": 5.0,
         "train.epochs": 50,

@@ -425,26 +425,29 @@ def learning_rate(config: OptimConfig, epoch: float) -> float:
     """The rate for an update made when `epoch` passes over the training part lie behind it.
 
     ``none``: lr. ``exp:F@E`` (char-rnn): multiplied by F at the end of pass E and of every later one,
-    lr * F**max(0, floor(epoch) - E + 1) from floor(epoch) >= E on. ``step:F@E`` (torch-rnn): lr * F**floor(epoch / E).
+    lr * F**max(0, floor(epoch) - E + 1) from floor(epoch) >= E on. ``step:F@E``: by F after every E passes,
+    lr * F**floor(epoch / E); ``step:F@A+E`` (torch-rnn): after pass A, and every E passes from there on.
 
-    Raises InputError for any other text, a factor that is not above 0, or an E that is not a whole number from 1.
+    Raises InputError for any other text, a factor that is not above 0, or passes that are not whole numbers from 1.
     """
     text = config.lr_decay.strip()
     if text == "none":
         return config.lr
     kind, _, rest = text.partition(":")
-    factor_text, _, every_text = rest.partition("@")
+    factor_text, _, when = rest.partition("@")
+    first_text, plus, every_text = when.partition("+")
     try:
-        factor, every = float(factor_text), int(every_text)
+        factor, first, every = float(factor_text), int(first_text), int(every_text if plus else first_text)
     except ValueError:
-        factor, every = math.nan, 0
-    if kind not in ("exp", "step") or not (0 < factor < math.inf) or every < 1:
+        factor, first, every = math.nan, 0, 0
+    known = kind == "step" or (kind == "exp" and not plus)
+    if not known or not (0 < factor < math.inf) or first < 1 or every < 1:
         raise InputError(
-            f"learning-rate decay: expected none, exp:FACTOR@EPOCH or step:FACTOR@EPOCHS with FACTOR "
-            f"above 0 and a whole EPOCH from 1, got {config.lr_decay!r}"
+            f"learning-rate decay: expected none, exp:FACTOR@EPOCH, step:FACTOR@EPOCHS or step:FACTOR@FIRST+EPOCHS "
+            f"with FACTOR above 0 and whole EPOCHS from 1, got {config.lr_decay!r}"
         )
-    passes = max(0, math.floor(epoch))
-    return config.lr * factor ** (max(0, passes - every + 1) if kind == "exp" else passes // every)
+    since = math.floor(epoch) - first
+    return config.lr * factor ** (0 if since < 0 else since + 1 if kind == "exp" else since // every + 1)
 
 
 def _adam(o: Any, p: Array, g: Array, m: Array, v: Array, step: int, lr: float) -> None:

@@ -112,9 +112,12 @@ def _rate_after(flag: str, text: str, to: Translation, others: dict[str, str]) -
 def _rate_steps(flag: str, text: str, to: Translation, others: dict[str, str]) -> None:
     factor = _number(flag, others.get("-lr_decay_factor", "0.5"))
     every = tr.coerce(int, others.get("-lr_decay_every", "5"), flag)
-    to.set("optim.lr_decay", f"step:{factor:g}@{every}", flag)
+    first = max(1, every - 1)  # torch-rnn counts the pass that begins, not those that are done
+    decay = f"step:{factor:g}@{first}+{every}"
+    to.set("optim.lr_decay", decay, flag)
     to.notes.append(
-        f"{flag}: the rate is multiplied by {factor:g} every {every} epochs (--lr-decay step:{factor:g}@{every})"
+        f"{flag}: the rate is multiplied by {factor:g} after pass {first} and every {every} passes from there on "
+        f"(--lr-decay {decay})"
     )
 
 

@@ -45,7 +45,7 @@ def test_a_command_line_of_torch_rnn(invoke: Any) -> None:
     done = invoke("train -model_type rnn -wordvec_size 32 -lr_decay_every 3 -lr_decay_factor 0.7 -checkpoint_every 50 "
                   "-reset_iterations 1 -batchnorm 0 -gpu -1 --show-config")  # fmt: skip
     found = settings(done.stdout)
-    assert (found["model.cell"], found["model.embed"], found["optim.lr_decay"]) == ("rnn", "32", "step:0.7@3")
+    assert (found["model.cell"], found["model.embed"], found["optim.lr_decay"]) == ("rnn", "32", "step:0.7@2+3")
     assert (found["train.eval_every"], found["train.save_every"]) == ("50", "50")
 
 
