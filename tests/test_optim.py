@@ -532,7 +532,7 @@ class Misspelt:
     ("changes", "message"),
     [
         ({"summary": ""}, r"optimiser 'mine_of_test': expected a text in the class attribute 'summary', got none"),
-        ({"update": None}, r"expected the methods update to be written, got none"),
+        ({"update": None}, r"expected the method update to be written, got none"),
         ({"Options": type("Options", (), {})}, r"expected Options to be under @dataclass"),
         ({"Options": Misspelt}, r"a default for the option 'beta3', or the name of a shared setting; did you mean"),
     ],

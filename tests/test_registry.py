@@ -357,7 +357,7 @@ def test_a_registered_name_cannot_be_taken_again(tmp_path: Path) -> None:
         ({"summary": None}, r"cell 'mine': expected a text in the class attribute 'summary', got none"),
         ({"citation": "  "}, r"expected a text in the class attribute 'citation'"),
         ({"equation": 3}, r"expected a text in the class attribute 'equation'"),
-        ({"step": None}, r"expected the methods step to be written"),
+        ({"step": None}, r"expected the method step to be written"),
         ({"step": None, "state": None, "params": None}, r"the methods params, state, step to be written"),
         ({"Options": type("Options", (), {})}, r"expected Options to be under @dataclass"),
         ({"Options": type("Options", (Cell.Options,), {"gain": 1.0})}, r"expected Options to be under @dataclass"),

@@ -297,7 +297,8 @@ def check_class(cls: Any, base: type[Any], word: str, texts: tuple[str, ...]) ->
             raise PluginError(f"{where}: expected a text in the class attribute {name!r}, got none")
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
-        raise PluginError(f"{where}: expected the methods {', '.join(missing)} to be written, got none")
+        word = "method" if len(missing) == 1 else "methods"
+        raise PluginError(f"{where}: expected the {word} {', '.join(missing)} to be written, got none")
     options: Any = getattr(cls, "Options", None)
     # Of its own: without the decorator an heir of Base.Options would have no fields, and not a word would be said.
     if "__dataclass_fields__" not in getattr(options, "__dict__", {}):
