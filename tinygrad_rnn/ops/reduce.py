@@ -54,8 +54,8 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def averaged(x: Any, count: float, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The sum over `axis` divided by `count`, NaN for a count of 0 or less; of float16 by way of float32."""
-    share = 1.0 / count if count > 0 else math.nan
+    """The sum over `axis` divided by `count`, as NumPy by 0 for less than that; of float16 by way of float32."""
+    share = 1.0 / count if count > 0 else math.inf if x.size else math.nan
     if x.dtype == np.float16:
         return astype(sum(astype(x, np.float32), axis, keepdims) * share, np.float16)
     return sum(x, axis, keepdims) * share
@@ -80,7 +80,7 @@ def std(x: Any, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -
     if x.dtype == np.float16:
         return astype(std(astype(x, np.float32), axes, keepdims, ddof=ddof), np.float16)
     count = _count(x, axes) - ddof
-    return norm(x - mean(x, axes, keepdims=True), axes, keepdims) * (count**-0.5 if count > 0 else math.nan)
+    return norm(x - mean(x, axes, keepdims=True), axes, keepdims) * (count**-0.5 if count > 0 else math.inf)
 
 
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
