@@ -207,6 +207,20 @@ def test_retain_grad_on_an_output(executor: str) -> None:
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_outputs_as_a_whole_are_not_what_a_loss_of_one_was_computed_from(executor: str) -> None:
+    """No gradient of theirs could hold what flowed into their items; so it is refused, and the items are named."""
+    done, _ = linear(executor)
+    with pytest.raises(GradientError, match=r"^retain_grad: expected the output of one timestep.*outputs\[t\]\.retain"):
+        done.outputs.retain_grad()
+    with pytest.raises(
+        GradientError, match=r"used in the graph of y; y may be .* items: give those, \[outputs\[t\] for t"
+    ):
+        grad(ops.sum(done.outputs[-1]), done.outputs)
+    with pytest.raises(GradientError, match=r"^retain_grad: expected an output computed from tensors"):
+        Tensor([1.0]).retain_grad()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_the_gradient_of_an_output_in_a_masked_row_passes_by(executor: str) -> None:
     """Row 1 stops after two steps: its later outputs are that state, and the gradient is that of it."""
     mask = np.arange(6)[:, None] < np.array([6, 2])

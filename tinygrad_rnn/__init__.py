@@ -272,7 +272,10 @@ if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name
         if name == "ops":
             return importlib.import_module("tinygrad_rnn.ops")
         if name not in _SOURCES:
-            raise AttributeError(f"module 'tinygrad_rnn' has no attribute {name!r}")
+            from tinygrad_rnn.errors import nearest
+
+            close = "" if name.startswith("_") else nearest(name, __all__, whole=False)
+            raise AttributeError(f"module 'tinygrad_rnn' has no attribute {name!r}{close}")
         module, original = _SOURCES[name]
         return getattr(importlib.import_module(f"tinygrad_rnn.{module}"), original)
 
