@@ -17,10 +17,13 @@ from tinygrad_rnn import (
     ModelConfig,
     Tensor,
     build_model,
+    draw_noise,
     grad,
+    gradcheck,
     init_cell,
     load_cell,
     ops,
+    output_of,
     scan,
     unroll,
 )
@@ -51,6 +54,9 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "mask elsewhere": ({"mask": guard_arrays.asarray(MASK)}, DeviceError, "xs of numpy and mask of guard"),
     "mask of texts": ({"mask": MASK.astype(str)}, DtypeError, "expected a mask of booleans, got <U5"),
     "mask as a list": ({"mask": MASK.tolist()}, InputError, "expected a tensor or an array as mask, got list"),
+    "mask of shares": ({"mask": MASK * 0.5}, InputError, r"of 0 and 1, got float64 with other .* as in mask > 0\.5$"),
+    "mask of counts": ({"mask": MASK * 2}, InputError, "expected a mask of booleans, or of 0 and 1, got int64"),
+    "mask of NaN": ({"mask": np.where(MASK, 1.0, np.nan)}, InputError, "of 0 and 1, got float64 with other values"),
     "masked mask": ({"mask": np.ma.masked_array(MASK)}, InputError, "as mask, got a masked array"),
     "state of integers": ({"state": zeros(int)}, DtypeError, "xs of float64 and state h of int64"),
     "state as a number": ({"state": {**zeros(), "h": 0.0}}, InputError, "as state h, got float"),
@@ -69,9 +75,53 @@ def call(run: Any, change: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("run", [unroll, scan])
 def test_what_does_not_fit_is_told_where_it_enters(run: Any, what: str) -> None:
     change, kind, message = REFUSED[what]
-    with pytest.raises(kind, match=f"^unroll of lstm: .*{message}") as caught:
+    with pytest.raises(kind, match=f"^{run.__name__} of lstm: .*{message}") as caught:
         call(run, change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", [unroll, scan])
+def test_what_is_not_a_cell_or_its_parameters(run: Any) -> None:
+    wrong: list[tuple[Any, str]] = [
+        (
+            "lstm",
+            r"expected a cell with its sizes, got the name 'lstm'; make one with load_cell\('lstm'\)\.cls\(I, H\)$",
+        ),
+        (type(CELL), r"got the class LSTM; make one with LSTM\(I, H\)$"),
+        (3, r"expected a cell with its sizes, got int; make one with load_cell"),
+        (None, "expected a cell with its sizes, got NoneType"),
+    ]
+    for cell, message in wrong:
+        for use in (
+            lambda cell: run(cell, parameters(), XS),
+            lambda cell: init_cell(cell, np.random.default_rng(0)),
+            lambda cell: draw_noise(cell, 4, 2, np.random.default_rng(0)),
+            output_of,
+        ):
+            with pytest.raises(InputError, match=message):
+                use(cell)
+    for params, got in ((None, "NoneType"), (list(parameters().values()), "list")):
+        with pytest.raises(
+            InputError,
+            match=rf"^{run.__name__} of lstm: expected the parameters by name, got {got}; init_cell\(cell, rng\)",
+        ):
+            run(CELL, params, XS)
+
+
+def test_a_seed_is_not_a_generator() -> None:
+    seed: Any = 3
+    model = build_model(ModelConfig(cell="lstm", hidden=4), 5, load_cell("lstm"))
+    uses: list[tuple[str, Callable[[], Any]]] = [
+        ("init_cell", lambda: init_cell(CELL, seed)),
+        ("draw_noise", lambda: draw_noise(CELL, 4, 2, seed)),
+        ("gradcheck", lambda: gradcheck(ops.sin, np.ones(2), rng=seed)),
+        ("Model.init", lambda: model.init(seed)),
+        ("model", lambda: model.forward(model.init(np.random.default_rng(0)), np.zeros((2, 1), int), rng=seed)),
+    ]
+    for name, use in uses:
+        message = rf"^{name}: expected a numpy\.random\.Generator, got int; give np\.random\.default_rng\(3\)$"
+        with pytest.raises(InputError, match=message):
+            use()
 
 
 class Matrix(np.ndarray):

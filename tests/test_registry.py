@@ -30,9 +30,9 @@ from tinygrad_rnn import (
     ops,
     recurrent_matrix,
     register_cell,
-    specification,
     unroll,
 )
+from tinygrad_rnn.cell import noise_of
 from tinygrad_rnn.plugins import (
     CALLBACKS,
     CELLS,
@@ -511,13 +511,18 @@ def entry_of(**changes: Any) -> CellEntry:
             r"W: expected the name of an initialiser or a function of .*, got None",
         ),
         ({"params": lambda self: {"W": Param((2,), "zeros", "biass")}}, r"W: no role 'biass'; did you mean bias"),
-        ({"output": "H"}, r"expected the class attribute 'output' to name a state, one of h, got 'H'; did you mean h"),
-        ({"output": 3}, r"cell mine: expected the class attribute 'output' to name a state, one of h, got 3"),
+        ({"output": "H"}, r"cell mine, attribute output: no state 'H'; did you mean h\?$"),
+        ({"output": 3}, r"cell mine, attribute output: no state 3; known: h$"),
+        ({"state": lambda self: {"h": State}}, r"got the class State as 'h'; make one, State\(\(self\.H,\), \.\.\.\)$"),
+        (
+            {"noise": lambda self: {"k": 0.5}},
+            r"expected noise\(\) to return a dict of tinygrad_rnn\.Noise by name, got 0\.5 as",
+        ),
     ],
 )
 def test_a_declaration_that_makes_no_sense(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(PluginError, match=message):
-        specification(entry_of(**changes).cls(2, 3))
+        noise_of(entry_of(**changes).cls(2, 3))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from tinygrad_rnn.compile import program as compiler
 from tinygrad_rnn.compile.ends import affine, lookup
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
+from tinygrad_rnn.ops.arguments import generator
 from tinygrad_rnn.ops.index import checked_ids
 from tinygrad_rnn.registry import CellEntry
 from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, plain, scan, start_state
@@ -79,7 +80,7 @@ class Model:
 
     def init(self, rng: np.random.Generator, dtype: Any = np.float32, xp: Any = np) -> Params:
         """New parameters drawn from `rng`, on the device whose module is `xp`. Buffers do not require a gradient."""
-        return init_params(self.params(), rng, dtype, xp, self.cells[0].name)
+        return init_params(self.params(), generator(rng, "Model.init"), dtype, xp, self.cells[0].name)
 
     def start(self, B: int, params: Mapping[str, Tensor]) -> State:
         """The state before the first symbol, for B streams, as arrays like the parameters."""
@@ -104,6 +105,7 @@ class Model:
         Raises InputError for a missing parameter or what is no array, ShapeError for sizes or symbols that do not fit,
         DtypeError for symbols that are not integers.
         """
+        rng = None if rng is None else generator(rng, "model")
         x = plain("model", "symbols", x)
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
