@@ -48,7 +48,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "booleans": ({"xs": XS > 0}, DtypeError, "expected xs of a floating dtype, got bool"),
     "objects": ({"xs": XS.astype(object)}, DtypeError, "expected xs of a floating dtype, got object"),
     "float16": ({"xs": XS.astype(np.float16)}, DtypeError, "xs of float16 and parameter W_xi of float64"),
-    "masked": ({"xs": np.ma.masked_array(XS, XS > 0)}, InputError, "expected a plain array as xs, got a masked array"),
+    "masked": (
+        {"xs": np.ma.masked_array(XS, XS > 0)},
+        InputError,
+        "xs: expected an array without a mask, got a masked array",
+    ),
     "list": ({"xs": XS.tolist()}, InputError, "expected a tensor or an array as xs, got list"),
     "another device": ({"xs": guard_arrays.asarray(XS)}, DeviceError, "xs of guard and parameter W_xi of numpy"),
     "mask elsewhere": ({"mask": guard_arrays.asarray(MASK)}, DeviceError, "xs of numpy and mask of guard"),
@@ -57,7 +61,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "mask of shares": ({"mask": MASK * 0.5}, InputError, r"of 0 and 1, got float64 with other .* as in mask > 0\.5$"),
     "mask of counts": ({"mask": MASK * 2}, InputError, "expected a mask of booleans, or of 0 and 1, got int64"),
     "mask of NaN": ({"mask": np.where(MASK, 1.0, np.nan)}, InputError, "of 0 and 1, got float64 with other values"),
-    "masked mask": ({"mask": np.ma.masked_array(MASK)}, InputError, "as mask, got a masked array"),
+    "masked mask": ({"mask": np.ma.masked_array(MASK)}, InputError, "mask: expected an array without a mask"),
     "state of integers": ({"state": zeros(int)}, DtypeError, "xs of float64 and state h of int64"),
     "state as a number": ({"state": {**zeros(), "h": 0.0}}, InputError, "as state h, got float"),
     "state without names": ({"state": np.zeros((2, 4))}, InputError, "expected the states by name, got ndarray"),
@@ -148,6 +152,7 @@ KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "tensor of a memory map": lambda folder: {"xs": Tensor(mapped(folder))},
     "read-only": lambda _: {"xs": read_only()},
     "big-endian": lambda _: {"xs": XS.astype(">f8")},
+    "tensor of a big-endian array": lambda _: {"xs": Tensor(XS.astype(">f8"))},
     "fortran": lambda _: {"xs": np.asfortranarray(XS)},
     "records": lambda _: {"xs": XS.view(np.recarray)},
     "matrix": lambda _: {"W_xi": parameters()["W_xi"].data.view(Matrix)},
@@ -217,5 +222,5 @@ def test_symbols_that_are_no_array_are_told() -> None:
     params = model.init(np.random.default_rng(0))
     with pytest.raises(InputError, match=r"^model: expected a tensor or an array as symbols, got list"):
         model.forward(params, [[1, 2]])
-    with pytest.raises(InputError, match=r"^model: expected a plain array as symbols, got a masked array"):
+    with pytest.raises(InputError, match=r"^model: symbols: expected an array without a mask, got a masked array"):
         model.forward(params, np.ma.masked_array([[1, 2]]))

@@ -32,7 +32,7 @@ from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
 from tinygrad_rnn.ops.arguments import generator
 from tinygrad_rnn.ops.index import checked_ids
 from tinygrad_rnn.registry import CellEntry
-from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, plain, scan, start_state
+from tinygrad_rnn.sequence import LayerState, Unrolled, checked_array, detach_state, scan, start_state
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.wrap import wrap_cell
 
@@ -106,7 +106,7 @@ class Model:
         DtypeError for symbols that are not integers.
         """
         rng = None if rng is None else generator(rng, "model")
-        x = plain("model", "symbols", x)
+        x = checked_array("model", "symbols", x)
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
         B = x.shape[1]

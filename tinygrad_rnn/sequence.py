@@ -145,12 +145,12 @@ def _alike(
     who: str, params: dict[str, Any], xs: Any, begin: dict[str, Any], mask: Any, noise: dict[str, Any]
 ) -> tuple[dict[str, Any], Any, dict[str, Any], Any, dict[str, Any]]:
     """The same as plain arrays and tensors, of one kind. Raises what `checked_inputs` raises for those that are not."""
-    xs = plain(who, "xs", xs)
-    params = {name: plain(who, f"parameter {name}", value) for name, value in params.items()}
-    begin = {name: plain(who, f"state {name}", value) for name, value in begin.items()}
-    noise = {name: plain(who, f"noise {name}", value) for name, value in noise.items()}
+    xs = checked_array(who, "xs", xs)
+    params = {name: checked_array(who, f"parameter {name}", value) for name, value in params.items()}
+    begin = {name: checked_array(who, f"state {name}", value) for name, value in begin.items()}
+    noise = {name: checked_array(who, f"noise {name}", value) for name, value in noise.items()}
     if mask is not None:
-        mask = plain(who, "mask", mask)
+        mask = checked_array(who, "mask", mask)
         mask = _booleans(who, mask)
     like = xs.data if isinstance(xs, Tensor) else xs
     kind, dtype = type(like), like.dtype
@@ -192,22 +192,13 @@ def _booleans(who: str, mask: Any) -> Any:
     return alive
 
 
-def plain(who: str, what: str, value: Any) -> Any:
-    """A tensor or an array, as a plain one: of a memory map or a matrix what is in it; in this machine's byte order."""
-    data = value.data if isinstance(value, Tensor) else value
-    if type(data) is np.ndarray and data.dtype.isnative:
+def checked_array(who: str, what: str, value: Any) -> Any:
+    """A tensor, or a plain array (see `backend.plain`). Raises InputError for anything else."""
+    if isinstance(value, Tensor):
         return value
-    if not backend.is_array(data):
+    if not backend.is_array(value):
         raise InputError(f"{who}: expected a tensor or an array as {what}, got {type(value).__name__}")
-    if not isinstance(data, np.ndarray):
-        return value
-    if isinstance(data, np.ma.MaskedArray):
-        raise InputError(
-            f"{who}: expected a plain array as {what}, got a masked array, whose mask no op reads; give "
-            ".filled(...), and say with mask= which steps to skip"
-        )
-    bare = data.astype(data.dtype.newbyteorder("="), copy=False, subok=False)
-    return engine.wrap(Tensor, bare, value.node, value.version) if isinstance(value, Tensor) else bare
+    return backend.plain(value, f"{who}: {what}")
 
 
 def checked_state(
