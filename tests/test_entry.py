@@ -17,6 +17,8 @@ from tinygrad_rnn import (
     ModelConfig,
     Tensor,
     build_model,
+    cell_to_dot,
+    check_cell,
     draw_noise,
     grad,
     gradcheck,
@@ -25,7 +27,10 @@ from tinygrad_rnn import (
     ops,
     output_of,
     scan,
+    select_device,
+    step_graph,
     unroll,
+    wrap_cell,
 )
 from tinygrad_rnn import guard as guard_arrays
 
@@ -110,6 +115,58 @@ def test_what_is_not_a_cell_or_its_parameters(run: Any) -> None:
             match=rf"^{run.__name__} of lstm: expected the parameters by name, got {got}; init_cell\(cell, rng\)",
         ):
             run(CELL, params, XS)
+
+
+ENTRY = load_cell("lstm")
+CONFIG = ModelConfig(cell="lstm", hidden=4)
+WRONG: dict[str, tuple[Callable[..., Any], Any, str]] = {
+    "wrap a name": (
+        lambda given: wrap_cell(given, ["residual"]),
+        "lstm",
+        "^wrap_cell: expected the class of a cell, as .*lstm",
+    ),
+    "wrap a cell": (
+        lambda given: wrap_cell(given, ["residual"]),
+        CELL,
+        "^wrap_cell: expected the class of a cell, as .*LSTM",
+    ),
+    "wrap by a text": (lambda given: wrap_cell(ENTRY.cls, given), "residual", r"got 'residual'; write \['residual'\]$"),
+    "check a cell": (check_cell, CELL, "^check_cell: expected the class of a cell or its name, got <.*LSTM"),
+    "graph of a name": (step_graph, "lstm", "^expected a cell with its sizes, got the name 'lstm'"),
+    "graph of a class": (step_graph, ENTRY.cls, "^expected a cell with its sizes, got the class LSTM"),
+    "drawing of a class": (cell_to_dot, ENTRY.cls, "^cell_to_dot: expected a cell with its sizes, as .*LSTM"),
+    "model of a name": (
+        lambda given: build_model(CONFIG, 5, given),
+        "lstm",
+        r"^model: expected what load_cell\('lstm'\)",
+    ),
+    "name that is none": (load_cell, 3, "^cell: expected a name, got 3$"),
+    "options in a list": (
+        lambda given: ENTRY.cls(3, 4, given),
+        ["a"],
+        "^cell lstm: expected the options by name, got list",
+    ),
+    "model without parameters": (
+        lambda given: build_model(CONFIG, 5, ENTRY).forward(given, np.zeros((2, 1), int)),
+        None,
+        r"^model: expected the parameters by name, as init\(rng\) gives, got NoneType",
+    ),
+    "dtype": (
+        lambda given: Tensor([1.0], dtype=given),
+        "float31",
+        "^Tensor: expected a dtype, as 'float32', got 'float31'",
+    ),
+    "device": (lambda given: Tensor([1.0]).to(given), "tpu", "^device 'tpu': expected auto, cpu, cuda or cuda:N"),
+    "number of a device": (select_device, 3, "^device 3: expected auto, cpu"),
+}
+
+
+@pytest.mark.parametrize("what", list(WRONG))
+def test_what_cannot_work_is_refused_in_one_line(what: str) -> None:
+    use, given, message = WRONG[what]
+    with pytest.raises(InputError, match=message) as caught:
+        use(given)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_seed_is_not_a_generator() -> None:

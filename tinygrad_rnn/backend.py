@@ -52,7 +52,7 @@ def select(name: str) -> Device:
         return select("cuda") if _gpu_count() > 0 else select("cpu")
     if name == "cpu":
         return Device("cpu", np)
-    kind, _, number = name.partition(":")
+    kind, _, number = str(name).partition(":")
     if kind != "cuda" or (number and not number.isdigit()):
         raise DeviceError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
     if importlib.util.find_spec("cupy") is None:

@@ -140,6 +140,8 @@ class Cell(ABC):
                 raise InputError(f"cell {self.name}: expected {letter} to be a whole number from 1, got {size!r}")
         self.I = int(I)
         self.H = int(H)
+        if options is not None and not isinstance(options, Mapping):
+            raise InputError(f"cell {self.name}: expected the options by name, got {type(options).__name__}")
         self.options: Any = parse_options(type(self).Options, dict(options or {}), f"cell {self.name}")
         _by_author(self, "check", self.check)
 

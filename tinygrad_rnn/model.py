@@ -106,6 +106,8 @@ class Model:
         DtypeError for symbols that are not integers.
         """
         rng = None if rng is None else generator(rng, "model")
+        if not isinstance(params, Mapping):
+            raise InputError(f"model: expected the parameters by name, as init(rng) gives, got {type(params).__name__}")
         x = checked_array("model", "symbols", x)
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
@@ -285,6 +287,8 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
 
     Raises InputError for sizes or options that cannot work, PluginError when the cell breaks its contract.
     """
+    if not isinstance(entry, CellEntry):
+        raise InputError(f"model: expected what load_cell({config.cell!r}) returns, got {entry!r}")
     if entry.identity.name != config.cell:
         raise InputError(f"model: expected the cell {config.cell!r} of the configuration, got {entry.identity.name!r}")
     if V < 2:

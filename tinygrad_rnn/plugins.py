@@ -184,6 +184,8 @@ def load(group: PluginGroup, name: str, *, third_party: bool = True) -> PluginEn
     Raises InputError for an unknown name (with the nearest) and one that the environment leaves out, PluginError when
     its module does not import, it breaks the contract of its group, or two distributions claim the name.
     """
+    if not isinstance(name, str):
+        raise InputError(f"{group.word}: expected a name, got {name!r}")
     everything = _rows(group)
     rows = [row for row in everything if third_party or row.distribution == BUILT_IN]
     only = _only(group, everything)

@@ -11,7 +11,7 @@ import numpy as np
 from tinygrad_rnn import backend, dispatch, engine, ops
 from tinygrad_rnn.engine import Operand, Variable, record_two, wrap
 from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, InputError, ShapeError, nearest
-from tinygrad_rnn.ops.arguments import told
+from tinygrad_rnn.ops.arguments import checked_dtype, told
 from tinygrad_rnn.ops.reduce import Axis
 
 # What to write instead of a Python decision on the elements of an array.
@@ -276,7 +276,7 @@ class Tensor(Algebra, Variable):
             value, version = value.data, value.version
         data = backend.plain(value, "Tensor") if backend.is_array(value) else _from_python(value)
         if dtype is not None:
-            data = data.astype(dtype, copy=False)
+            data = data.astype(checked_dtype(dtype, "Tensor"), copy=False)
         if data.dtype.kind not in "fiub":
             raise DtypeError(f"Tensor: expected real numbers or booleans, got {data.dtype}")
         self.data = data
@@ -457,11 +457,15 @@ class Tensor(Algebra, Variable):
         self.no_loss("copy", "take .detach().copy(), which may be written")
         return Tensor(self.data.copy())
 
-    def to(self, device: backend.Device) -> Tensor:
-        """A constant or a leaf, again as such on `device`. Raises GradientError for the output of an op."""
+    def to(self, device: backend.Device | str) -> Tensor:
+        """A constant or a leaf, again as such on `device`, which may be its name.
+
+        Raises GradientError for the output of an op, DeviceError for a device that is not there.
+        """
         if not self.is_leaf:
             self.no_loss("to", "take .detach().to(...), or move the leaves that it is computed from")
-        moved = backend.from_host(backend.to_host(self.data), device.xp)
+        where = device if isinstance(device, backend.Device) else backend.select(device)
+        moved = backend.from_host(backend.to_host(self.data), where.xp)
         return Tensor(moved, requires_grad=self.requires_grad)
 
     # -------------------------------------------------------------------------------- gradients
@@ -619,6 +623,8 @@ def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
         g = _from_python(g)
     elif backend.is_array(g):
         g = backend.plain(g, "grad")
+    if not isinstance(g, Tensor | int | float | np.number) and not backend.is_array(g):
+        raise GradientError(f"grad: expected a tensor, an array or a number as g=, got {type(g).__name__}")
     data = g.data if isinstance(g, Tensor) else g if backend.is_array(g) else np.full_like(y.data, g)
     if data.shape != y.shape or data.dtype != y.dtype:
         raise ShapeError(f"grad: expected a gradient of shape {y.shape} {y.dtype}, got {data.shape} {data.dtype}")

@@ -104,6 +104,9 @@ def test_what_is_no_tensor_has_no_gradient() -> None:
         given: Any = targets
         with pytest.raises(GradientError, match=f"^grad: expected a tensor or a list of tensors as targets, got {got}"):
             grad(leaf(1.0).sum(), given)
+    for g in ("abc", object()):
+        with pytest.raises(GradientError, match=r"^grad: expected a tensor, an array or a number as g=, got "):
+            grad(leaf(1.0) * 1.0, leaf(1.0), g)
     with pytest.raises(GradientError, match="expected a tensor or None, got float"):
         leaf(1.0).grad = wrong
 

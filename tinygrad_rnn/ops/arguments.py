@@ -36,6 +36,17 @@ def generator(value: Any, name: str) -> np.random.Generator:
     )
 
 
+def checked_dtype(dtype: Any, name: str) -> Any:
+    """`dtype` as NumPy's. Raises DtypeError, for `name`, unless it is one of real numbers or booleans."""
+    try:
+        dtype = np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise DtypeError(f"{name}: expected a dtype, as 'float32', got {told(dtype)}") from error
+    if dtype.kind not in "fiub":
+        raise DtypeError(f"{name}: expected a dtype of real numbers or booleans, got {dtype}")
+    return dtype
+
+
 def integer(value: Any, name: str, what: str) -> int:
     """`value` as a Python integer. Raises InputError, for `what` of the op `name`, unless it is a whole number."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):

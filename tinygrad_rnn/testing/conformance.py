@@ -14,7 +14,7 @@ import numpy as np
 from tinygrad_rnn import engine
 from tinygrad_rnn.cell import Cell, check_declaration
 from tinygrad_rnn.compile.trace import global_generators
-from tinygrad_rnn.errors import PluginError
+from tinygrad_rnn.errors import InputError, PluginError
 from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.testing import agreement, contract, gradients, purity, stability
 from tinygrad_rnn.testing.report import CellCheck, CellReport, Outcome
@@ -62,6 +62,8 @@ def check_cell(
     is not known, and for options or sizes that the cell refuses.
     """
     cls = load_cell(cell).cls if isinstance(cell, str) else cell
+    if not isinstance(cls, type):
+        raise InputError(f"check_cell: expected the class of a cell or its name, got {cls!r}")
     trial = Trial(cls, dict(options or {}), I, H, seed, reference)
     started = time.perf_counter()
     rows: list[CellCheck] = []
