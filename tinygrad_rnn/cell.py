@@ -291,7 +291,7 @@ def noise_of(cell: Cell) -> dict[str, Noise]:
 
 
 def _checked_noise(cell: Cell) -> dict[str, Noise]:
-    noise: dict[str, Noise] = _by_author(cell, "noise", cell.noise)
+    noise: Any = _by_author(cell, "noise", cell.noise)
     _check_group(cell, "noise", noise, Noise)
     states, params = specification(cell)
     for name, kind in noise.items():
@@ -305,7 +305,8 @@ def _checked_noise(cell: Cell) -> dict[str, Noise]:
             raise PluginError(
                 f"cell {cell.name}, noise {name}: expected 0 < keep <= 1, every 'step' or 'sequence', got {kind}"
             )
-    return noise
+    checked: dict[str, Noise] = noise
+    return checked
 
 
 def draw_noise(
