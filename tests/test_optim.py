@@ -25,11 +25,13 @@ from tinygrad_rnn.optim import (
     State,
     build_optimizer,
     check_optimizer,
+    clip,
     clip_norm,
     clip_value,
     global_norm,
     init_state,
     learning_rate,
+    overflowing,
     pieces,
     register_optimizer,
     update,
@@ -377,6 +379,40 @@ def test_clip_norm_returns_a_non_finite_norm_and_spreads_no_nan(bad: float) -> N
     assert math.isnan(norm) == math.isnan(bad)
     np.testing.assert_array_equal(grads["a"], [1.0, bad])
     assert grads["b"].tolist() == [7.0]
+
+
+def test_clip_tells_the_norms_before_and_after_both_limits() -> None:
+    grads = {"g": np.array([3e20, -4e20], np.float32)}
+    norm, clipped = clip(grads, OptimConfig(clip_value=5.0, clip_norm=0.0))
+    assert (norm, clipped) == (pytest.approx(5e20, rel=1e-6), pytest.approx(5 * math.sqrt(2)))
+    np.testing.assert_array_equal(grads["g"], np.float32([5, -5]))
+    assert clip(grads, OptimConfig(clip_value=4.0, clip_norm=1.0)) == (pytest.approx(50**0.5), 1.0)
+    np.testing.assert_allclose(grads["g"], [0.5**0.5, -(0.5**0.5)], rtol=1e-6)
+    before = grads["g"].copy()
+    norm, clipped = clip(grads, OptimConfig(clip_value=1.0, clip_norm=2.0))
+    assert norm == clipped == pytest.approx(1.0)
+    np.testing.assert_array_equal(grads["g"], before)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_clip_leaves_what_is_not_finite_to_be_seen(bad: float) -> None:
+    grads = {"a": np.array([1.0, bad])}
+    norm, _ = clip(grads, OptimConfig(clip_value=5.0, clip_norm=5.0))
+    assert not math.isfinite(norm) and math.isnan(norm) == math.isnan(bad)
+    np.testing.assert_array_equal(grads["a"], [1.0, bad])
+
+
+def test_the_norm_is_finite_where_every_value_is() -> None:
+    assert global_norm({"g": np.array([3e200, 4e200])}) == pytest.approx(5e200, rel=1e-14)
+    assert global_norm({"g": np.array([3e-200]), "h": np.array([[4e-200]])}) == pytest.approx(5e-200, rel=1e-14)
+    assert global_norm(Block.copy_of({"g": np.full(4, 1e308)})) == math.inf  # the norm itself is beyond float64
+
+
+def test_a_slot_that_is_not_finite_is_found() -> None:
+    slots = {"m": {"W": np.ones(3), "b": np.ones(2)}, "v": {"W": np.full(3, 1e300), "b": np.array([0, np.inf])}}
+    assert overflowing(slots) == ("v", "b")
+    slots["v"]["b"][1] = 0
+    assert overflowing(slots) is None
 
 
 def test_clip_value() -> None:

@@ -25,13 +25,17 @@ class Started:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One update. `loss` is in nats per symbol; `grad_norm` is before and `clipped_norm` after clipping."""
+    """One update. `loss` is in nats per symbol; `grad_norm` is before any clipping, `clipped_norm` after all of it.
+
+    `clipped_share` is the share of the updates so far whose gradient was clipped.
+    """
 
     step: int
     epoch: float
     loss: float
     grad_norm: float
     clipped_norm: float
+    clipped_share: float
     param_norm: float
     lr: float
     symbols_per_s: float
@@ -83,12 +87,16 @@ class RolledBack:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event: ``done``, ``patience``, ``interrupted``, or ``callback NAME: WHY``."""
+    """The last event: ``done``, ``patience``, ``interrupted``, or ``callback NAME: WHY``.
+
+    `clipped` counts the updates, of all `step`, whose gradient was clipped.
+    """
 
     step: int
     reason: str
     best_loss: float | None
     path: Path
+    clipped: int = 0
 
 
 Event = Started | StepDone | Validated | Sampled | Watched | Saved | RolledBack | Finished

@@ -30,6 +30,8 @@ from tinygrad_rnn.plugins import OPTIMIZERS, PluginIdentity, by_author, check_cl
 # through the dozen passes that Adam makes.
 BLOCK = 65536
 
+SMALLEST_SQUARE = 1e-280  # below it a sum of squares has lost digits to underflow
+
 # The settings that optimisers share, each with a flag of its own.
 SHARED = ("momentum", "beta1", "beta2", "decay", "eps", "weight_decay")
 
@@ -389,8 +391,20 @@ def clip_value(grads: Mapping[str, Array], limit: float) -> None:
 def global_norm(grads: Mapping[str, Array]) -> float:
     """The Euclidean norm of all gradients together, summed in float64 whatever their dtype.
 
-    NaN or infinite if a gradient is; infinite, too, where the sum of squares leaves float64.
+    NaN where a gradient is NaN; infinite where one is, or where the norm itself leaves float64.
     """
+    total = _square_sum(grads)
+    if math.isnan(total) or SMALLEST_SQUARE < total < math.inf:
+        return math.sqrt(total)
+    # the squares leave float64 on one side or the other before the values do
+    largest = max((float(np.max(np.abs(grad)).item()) for grad in _as_one(grads).values() if grad.size), default=0.0)
+    if largest == 0.0 or math.isinf(largest):
+        return largest
+    with np.errstate(under="ignore"):
+        return largest * math.sqrt(_square_sum({name: np.divide(g, largest) for name, g in _as_one(grads).items()}))
+
+
+def _square_sum(grads: Mapping[str, Array]) -> float:
     total = 0.0
     elsewhere: Array = None
     for grad in _as_one(grads).values():
@@ -402,7 +416,25 @@ def global_norm(grads: Mapping[str, Array]) -> float:
         total += square_sum(grad)
     if elsewhere is not None:
         total += float(elsewhere.item())
-    return math.sqrt(total)
+    return total
+
+
+def clip(grads: Mapping[str, Array], config: OptimConfig) -> tuple[float, float]:
+    """Clamp the elements, then scale the norm, in place, as `config` says; the norms before and after both.
+
+    Where the norm before is not finite the gradients stay as they are: a clamp would turn an infinity into a number,
+    and nobody would see it any more.
+    """
+    norm = clipped = global_norm(grads)
+    if not math.isfinite(norm):
+        return norm, norm
+    if 0 < config.clip_value < norm:  # no element is larger than the norm
+        clip_value(grads, config.clip_value)
+        clipped = global_norm(grads)
+    if 0 < config.clip_norm < clipped:
+        _scale(grads, config.clip_norm / clipped)
+        clipped = config.clip_norm
+    return norm, clipped
 
 
 def clip_norm(grads: Mapping[str, Array], limit: float) -> float:
@@ -415,10 +447,29 @@ def clip_norm(grads: Mapping[str, Array], limit: float) -> float:
     active = _limit(limit)
     norm = global_norm(grads)
     if active and math.isfinite(norm) and norm > limit:
-        scale = float(limit) / norm
-        for grad in _as_one(grads).values():
-            np.multiply(grad, scale, out=grad)
+        _scale(grads, float(limit) / norm)
     return norm
+
+
+def _scale(grads: Mapping[str, Array], factor: float) -> None:
+    for grad in _as_one(grads).values():
+        np.multiply(grad, factor, out=grad)
+
+
+def overflowing(slots: Mapping[str, Mapping[str, Array]]) -> tuple[str, str] | None:
+    """The first slot, and the parameter it belongs to, that holds a NaN or an infinity; None where all are finite.
+
+    The rules that divide by a slot would never move that parameter again, and raise nothing.
+    """
+    for slot, arrays in slots.items():
+        if not math.isfinite(global_norm(arrays)):
+            return slot, unsound(arrays)
+    return None
+
+
+def unsound(arrays: Mapping[str, Array]) -> str:
+    """The name of the first array that holds a NaN or an infinity; '' where each is finite."""
+    return next((name for name, array in arrays.items() if not math.isfinite(global_norm({name: array}))), "")
 
 
 def learning_rate(config: OptimConfig, epoch: float) -> float:

@@ -176,9 +176,15 @@ def step_line(done: StepDone, view: View) -> str:
     """One line of a log, as char-rnn prints it and more."""
     return (
         f"step {done.step}/{view.total}  epoch {done.epoch:.2f}  loss {done.loss:.4f}  "
-        f"grad {done.grad_norm:.3g}->{done.clipped_norm:.3g}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
+        f"grad {_norms(done)}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
         f"{_rate(done.symbols_per_s)}  {seconds(done.seconds_left)} left"
     )
+
+
+def _norms(done: StepDone) -> str:
+    """The gradient norm before and after clipping, and how often it was clipped so far."""
+    share = f" ({done.clipped_share:.0%} clipped)" if done.clipped_share else ""
+    return f"{done.grad_norm:.3g}->{done.clipped_norm:.3g}{share}"
 
 
 def _ratio(done: StepDone) -> float:
@@ -246,7 +252,7 @@ def _numbers(done: StepDone, view: View) -> Any:
             f"[cyan]{tr.sparkline(recent, 30, ascii=not _unicode())}[/]",
         ),
         (
-            f"gradient {done.grad_norm:.3g} -> {done.clipped_norm:.3g}",
+            f"gradient {_norms(done)}",
             f"grad/param {_ratio(done):.1e}",
             f"lr {done.lr:.3g}",
             _rate(done.symbols_per_s),

@@ -174,6 +174,9 @@ def advise_next(finished: Finished) -> None:
         warn("nothing was held out, so there is no validation loss; see --val-frac")
     elif finished.best_loss is not None:
         note(f"best validation loss {finished.best_loss:.4f} nats per symbol")
+    if finished.clipped:
+        share = finished.clipped / finished.step
+        note(f"the gradient was clipped in {number(finished.clipped)} of {number(finished.step)} steps ({share:.0%})")
     note("next:")
     for command, why in [
         (f"sample {finished.path}", "let it write"),
