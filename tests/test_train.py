@@ -183,6 +183,62 @@ def test_resume_is_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim__warmup": 20, "optim__lr_decay": "cosine"},
+        {"optim__warmup": 5, "optim__lr_decay": "plateau:0.5@2", "train__eval_every": 3},
+    ],
+)
+def test_a_schedule_goes_on_bit_for_bit(
+    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "mean_loss", lambda *_: 1.0)  # no validation is better than the first
+    steps = of_kind(list(begin(tmp_path / "whole", **changes).events()), StepDone)
+    trainer = begin(tmp_path / "parts", **changes)
+    for event in trainer.events():
+        if isinstance(event, StepDone) and event.step == 17:
+            trainer.stop()
+    list(resume_training(tmp_path / "parts").events())
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+    assert steps[0].lr == pytest.approx(2e-3 / changes["optim__warmup"])
+    if changes["optim__lr_decay"].startswith("plateau"):
+        # the first counts as better; two behind it, at steps 6 and 9, halve the rate of step 10
+        assert [step.lr for step in steps[5:16]] == pytest.approx([2e-3] * 4 + [1e-3] * 6 + [5e-4])
+
+
+def test_resume_with_other_settings_records_them(tmp_path: Path) -> None:
+    list(begin(tmp_path / "run", train__steps=4, train__patience=9).events())
+    changes = {"optim.lr": 0.5, "optim.clip_norm": 0.25, "train.on_divergence": "rollback", "train.patience": 0}
+    trainer = resume_training(tmp_path / "run", steps=6, settings=changes)
+    steps = of_kind(list(trainer.events()), StepDone)
+    assert [step.lr for step in steps] == [0.5, 0.5]
+    assert all(step.clipped_norm <= 0.25 for step in steps)
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert described["changes"] == [
+        {"step": 4, "setting": "optim.lr", "from": 2e-3, "to": 0.5},
+        {"step": 4, "setting": "optim.clip_norm", "from": 5.0, "to": 0.25},
+        {"step": 4, "setting": "train.patience", "from": 9, "to": 0},
+        {"step": 4, "setting": "train.on_divergence", "from": "abort", "to": "rollback"},
+    ]
+    assert run_config(open_run(tmp_path / "run")).optim.lr == 0.5
+    list(resume_training(tmp_path / "run", steps=7, settings={"optim.lr": 0.25}).events())
+    listed = json.loads((tmp_path / "run" / "run.json").read_text())["changes"]
+    assert len(listed) == 5 and listed[-1] == {"step": 6, "setting": "optim.lr", "from": 0.5, "to": 0.25}
+    with pytest.raises(InputError, match=r"the run has settled model\.hidden; what can change is optim\.lr, "):
+        resume_training(tmp_path / "run", settings={"model.hidden": 3})
+
+
+def test_a_new_rate_is_the_rate(tmp_path: Path) -> None:
+    """Whatever rollbacks and plateaus have made of the old one."""
+    list(begin(tmp_path / "run", train__steps=4, optim__lr_decay="plateau:0.5@1").events())
+    trainer = resume_training(tmp_path / "run", steps=6)
+    trainer.progress.lr_scale, trainer.progress.drops = 0.25, 3
+    assert of_kind(list(trainer.events()), StepDone)[0].lr == pytest.approx(2e-3 / 32)
+    steps = of_kind(list(resume_training(tmp_path / "run", steps=8, settings={"optim.lr": 2e-3}).events()), StepDone)
+    assert steps[0].lr == 2e-3
+
+
 def test_resume_after_a_kill_repeats_what_was_lost(tmp_path: Path, whole: Path) -> None:
     trainer = begin(tmp_path / "killed")
     for event in trainer.events():
@@ -267,6 +323,44 @@ def test_patience_starts_anew_on_resume(tmp_path: Path) -> None:
             trainer.stop()
     end = list(resume_training(tmp_path / "parts").events())[-1]
     assert (end.reason, end.step) == ("patience", 9)  # what was interrupted goes on counting
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train__patience": 3, "data__val_frac": 0.0}, r"--patience 3: expected validations .* no text held out"),
+        ({"train__patience": 3, "train__eval_every": 0}, r"--patience 3: .* got --eval-every 0"),
+        (
+            {"optim__lr_decay": "plateau:0.5@1", "data__val_frac": 0.0},
+            r"--lr-decay plateau:0\.5@1: expected validations",
+        ),
+        ({"optim__momentum": 0.9}, r"--momentum 0\.9 has no effect: adam does not read it, rmsprop and sgd do"),
+        ({"optim__eps": 0.0}, r"--eps 0: expected at least 2\.2e-308"),
+        ({"optim__lr_decay": "linear"}, r"learning-rate decay: expected none, cosine"),
+    ],
+)
+def test_what_has_no_effect_is_refused_before_the_folder_is_made(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        begin(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optim__lr_decay": "exp:0.5@9"}, "--lr-decay exp:0.5@9 has no effect: 9 passes are "),
+        ({"optim__lr_decay": "step:0.5@9"}, "--lr-decay step:0.5@9 has no effect: 9 passes are "),
+        ({"optim__lr_decay": "plateau:0.5@3"}, "and 3 validations"),
+        ({"optim__warmup": 30}, "--warmup 30: the rate never reaches --lr"),
+        ({"train__patience": 3}, "--patience 3 has no effect"),
+    ],
+)
+def test_what_a_short_run_never_comes_to_is_said(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    (remark,) = next(begin(tmp_path / "run", **changes).events()).remarks
+    assert words in remark and "\n" not in remark
+    assert next(begin(tmp_path / "long", **changes, train__steps=10**4).events()).remarks == ()
 
 
 def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,10 @@ from tinygrad_rnn.diagnostics import GradNormReport
 
 @dataclass(frozen=True)
 class Started:
-    """The first event: what is trained, on how much, for how long, and which executor runs the cells."""
+    """The first event: what is trained, on how much, for how long, and which executor runs the cells.
+
+    `remarks` names settings that have no effect in a run of this length, a line each.
+    """
 
     params: int
     characters: int
@@ -21,6 +24,7 @@ class Started:
     executor: str
     reason: str
     from_step: int
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,15 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Validated:
-    """A validation: nats per symbol on the held-out part, and whether it is the best so far."""
+    """A validation: nats per symbol on the held-out part, and whether it is the best so far.
+
+    `lr` is the new learning rate where this validation lowered it (``plateau``).
+    """
 
     step: int
     loss: float
     best: bool
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """The loss diverged: training went back to a checkpoint and halved its rate."""
+    """The training diverged: it went back to a checkpoint with half its rate; `lr` is that of the next update."""
 
     step: int
     to_step: int

@@ -16,7 +16,7 @@ from tinygrad_rnn import backend, engine, ops, optim, plugins
 from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
 from tinygrad_rnn.compile.ends import cross_entropy
-from tinygrad_rnn.config import RunConfig, SampleConfig, as_dict, check_memory
+from tinygrad_rnn.config import RESUMABLE, RunConfig, SampleConfig, as_dict, check_memory, replace
 from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
 from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFiniteError, PluginError, TinygradRNNError
@@ -96,6 +96,8 @@ class Progress:
     first_loss: float | None = None
     best_loss: float | None = None
     since_best: int = 0
+    since_drop: int = 0  # validations since the rate fell to a plateau, or a better one came
+    drops: int = 0  # plateaus so far
     lr_scale: float = 1.0
     rollbacks: int = 0
 
@@ -196,6 +198,7 @@ class Trainer:
         self.steps_per_epoch = len(self.streams)
         self.total = config.train.steps or config.train.epochs * self.steps_per_epoch
         self.stopped = ""
+        self.changes: list[dict[str, Any]] = []  # of settings, by this resume
         self._code = {CODE["cells"]: parts.cell_code, CODE["optimizers"]: parts.optimizer_code}
         self._listeners = parts.listeners
         # below it the square of no gradient can overflow, so that no slot has to be looked at
@@ -261,6 +264,7 @@ class Trainer:
             executor,
             reason,
             now.step,
+            tuple(_remarks(self.config, self.total, self.steps_per_epoch)),
         )
         if now.step == 0:
             yield self._save(None)  # so that there is always a sound checkpoint to go back to
@@ -381,7 +385,9 @@ class Trainer:
     def _rate(self) -> float:
         """The learning rate of the next update."""
         now = self.progress
-        return optim.learning_rate(self.config.optim, now.step / self.steps_per_epoch) * now.lr_scale
+        epoch = now.step / self.steps_per_epoch
+        rate = optim.learning_rate(self.config.optim, epoch, step=now.step, total=self.total, drops=now.drops)
+        return rate * now.lr_scale
 
     def _check_slots(self, step: int, batch: Batch | None = None) -> None:
         """Raise DivergedError where a slot has overflowed: most rules would never move its parameter again."""
@@ -398,17 +404,9 @@ class Trainer:
 
         The next call overwrites the gradients.
         """
-        config = self.config
-        forward = self.model.forward(self.params, self._on_device(x), start, rng=self.rng)
-        logits = forward.logits
-        T = config.data.seq_len
-        if len(x) > T:
-            logits = logits[len(x) - T :]  # the loss of the new steps only; their gradient flows further back
-        loss = cross_entropy(logits, self._on_device(y))
-        if config.train.loss == "sum":
-            loss = loss * float(T)
-        found = grad(loss, list(self.trained.values()), unused="zeros")  # a slow clock may not fire in a window
-        self._grads.assign({name: g.data for name, g in zip(self.trained, found, strict=True)})
+        x, y = self._on_device(x), self._on_device(y)
+        forward, loss, found = gradients(self.model, self.params, self.config, x, y, start, self.rng)
+        self._grads.assign(found)
         return forward, loss, self._grads
 
     def _window(self) -> tuple[Array, Array, State]:
@@ -443,12 +441,18 @@ class Trainer:
         now = self.progress
         loss = mean_loss(self.model, self.params, self.held_out)
         best = math.isfinite(loss) and (now.best_loss is None or loss < now.best_loss)
+        dropped = None
         if best:
-            now.best_loss, now.since_best = loss, 0
+            now.best_loss, now.since_best, now.since_drop = loss, 0, 0
         elif counts:
             now.since_best += 1
-        self._record({"kind": "val", "step": now.step, "loss": loss, "best": best})
-        return Validated(now.step, loss, best)
+            now.since_drop += 1
+            decay = optim.parse_decay(self.config.optim.lr_decay)
+            if decay.kind == "plateau" and now.since_drop >= decay.every:
+                now.drops, now.since_drop = now.drops + 1, 0
+                dropped = self._rate()
+        self._record({"kind": "val", "step": now.step, "loss": loss, "best": best, "lr": dropped})
+        return Validated(now.step, loss, best, dropped)
 
     def _sample(self) -> Sampled:
         # a stream of random numbers of its own: a sample more or less changes no training run
@@ -620,6 +624,25 @@ class Trainer:
         return RolledBack(step, self.progress.step, lr, str(error))
 
 
+def gradients(
+    model: Model, params: Params, config: RunConfig, x: Array, y: Array, start: State, rng: np.random.Generator
+) -> tuple[Forward, Tensor, dict[str, Array]]:
+    """One pass over x (k2, B) with the targets y (k1, B) of its last steps, all of them on the device of `params`.
+
+    Returns the pass, its training loss, and the gradient of every parameter that is trained.
+    """
+    forward = model.forward(params, x, start, rng=rng)
+    logits = forward.logits
+    if len(x) > len(y):
+        logits = logits[len(x) - len(y) :]  # the loss of the new steps only; their gradient flows further back
+    loss = cross_entropy(logits, y)
+    if config.train.loss == "sum":
+        loss = loss * float(len(y))
+    trained = {name: value for name, value in params.items() if value.requires_grad}
+    found = grad(loss, list(trained.values()), unused="zeros")  # a slow clock may not fire in a window
+    return forward, loss, {name: g.data for name, g in zip(trained, found, strict=True)}
+
+
 def parse_watch(text: str) -> int:
     """``grads`` or ``grads:EVERY`` as a number of steps; '' is 0, never. Raises InputError."""
     if not text:
@@ -640,13 +663,46 @@ def _bptt_batches(config: RunConfig) -> int:
     return k2 // k1
 
 
+def _check_judge(config: RunConfig, dataset: Dataset) -> None:
+    """Raise InputError where a setting waits for validations that there are none of."""
+    plateau = optim.parse_decay(config.optim.lr_decay).kind == "plateau"
+    for flag, active in (
+        (f"--patience {config.train.patience}", config.train.patience),
+        (f"--lr-decay {config.optim.lr_decay}", plateau),
+    ):
+        if active and config.train.eval_every == 0:
+            raise InputError(f"{flag}: expected validations to judge by, got --eval-every 0; give --eval-every N")
+        if active and len(dataset.val) < 2:
+            raise InputError(
+                f"{flag}: expected validations to judge by, got no text held out; give a --val-frac above "
+                f"{config.data.val_frac:g}"
+            )
+
+
+def _remarks(config: RunConfig, total: int, steps_per_epoch: int) -> Iterator[str]:
+    """Settings that come to nothing because the run is too short."""
+    decay, warmup = optim.parse_decay(config.optim.lr_decay), config.optim.warmup
+    ends = f"the run has {total} updates"
+    if decay.kind in ("exp", "step") and decay.every * steps_per_epoch >= total:
+        passes = f"{decay.every} passes are {decay.every * steps_per_epoch}"
+        yield f"--lr-decay {config.optim.lr_decay} has no effect: {passes}, and {ends}"
+    if warmup >= total > 0:
+        yield f"--warmup {warmup}: the rate never reaches --lr, for {ends}"
+    if config.train.eval_every:
+        validations = total // config.train.eval_every
+        if decay.kind == "plateau" and validations <= decay.every:
+            yield f"--lr-decay {config.optim.lr_decay} has no effect: {ends} and {validations} validations"
+        if config.train.patience and validations <= config.train.patience:
+            yield f"--patience {config.train.patience} has no effect: {ends} and {validations} validations"
+
+
 # ------------------------------------------------------------------------------------ start and resume
 
 
 def _prepare(config: RunConfig, V: int, entry: CellEntry, third_party: bool) -> Parts:
     parse_watch(config.train.watch)
     _bptt_batches(config)
-    optim.learning_rate(config.optim, 0.0)
+    optim.parse_decay(config.optim.lr_decay)
     _check_size(config, V)
     optimizer, code = build_optimizer(config.optim, third_party=third_party)
     listeners = _listeners(config.train.callbacks, third_party)
@@ -699,6 +755,8 @@ def start_training(
     vocabulary = dataset.vocabulary
     # a vocabulary that was given, as that of `init_from`, says what a symbol is
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokens=vocabulary.kind))
+    optim.check_settings(config.optim, config.train.dtype, third_party=third_party)
+    _check_judge(config, dataset)
     parts = _prepare(config, vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
@@ -746,16 +804,25 @@ def resume_training(
     epochs: int | None = None,
     device: str | None = None,
     callbacks: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     allow_changed_cell: bool = False,
     plugins: Sequence[str | Path] = (),
     third_party: bool = True,
 ) -> Trainer:
     """The run at `path`, taken up where its newest checkpoint left it.
 
-    `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's. Raises FileError,
-    CheckpointError, PluginError when the code of the cell or optimiser has changed (unless `allow_changed_cell`),
-    DataError when the text is not the one it was trained on, InputError when the run is longer already.
+    `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's. `settings` are changes by
+    ``section.field``, of `config.RESUMABLE`: they hold from here on, and run.json lists them under ``changes``. A new
+    ``optim.lr`` is the rate from here on, so what rollbacks and plateaus have made of the old one is forgotten.
+
+    Raises FileError, CheckpointError, PluginError when the code of the cell or optimiser has changed (unless
+    `allow_changed_cell`), DataError when the text is not the one it was trained on, InputError when the run is longer
+    already or a setting cannot be changed.
     """
+    settings = dict(settings or {})
+    for key in settings:
+        if key not in RESUMABLE:
+            raise InputError(f"resume: the run has settled {key}; what can change is {', '.join(RESUMABLE)}")
 
     def others(config: RunConfig) -> list[Wanted]:
         names = _callback_names(config.train.callbacks if callbacks is None else callbacks)
@@ -776,7 +843,9 @@ def resume_training(
         changes["device"] = device
     if callbacks is not None:
         changes["callbacks"] = () if tuple(callbacks) == ("none",) else tuple(callbacks)
+    before = config
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+    config = replace(config, settings)
     optimizer_code = load_plugin(OPTIMIZERS, config.optim.optim, third_party=third_party).identity
     file = None if _never_began(run) else latest_checkpoint(run)
     arrays, meta = ({}, {}) if file is None else load_run_checkpoint(run, file)
@@ -784,6 +853,7 @@ def resume_training(
         for group, code in ((CELLS, opened.entry.identity), (OPTIMIZERS, optimizer_code)):
             refuse_changed(changed_code(run, meta, group, code))
     dataset = _same_text(run, config, vocabulary, described(run, "data"), third_party)
+    _check_judge(config, dataset)
     parts = _prepare(config, vocabulary.size, opened.entry, third_party)
     params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
     trainer = Trainer(run, config, dataset, parts, params)
@@ -797,8 +867,23 @@ def resume_training(
             f"already, got {trainer.total}; --steps and --epochs mean the whole run"
         )
     truncate_metrics(run, trainer.progress.step)
-    update_description(run, {"config": as_dict(config)})
+    trainer.changes = _changes(before, config, trainer.progress.step)
+    if "optim.lr" in settings:
+        trainer.progress.lr_scale, trainer.progress.drops = 1.0, 0
+    listed = [*describe(run).get("changes", []), *trainer.changes]
+    update_description(run, {"config": as_dict(config), **({"changes": listed} if listed else {})})
     return trainer
+
+
+def _changes(before: RunConfig, after: RunConfig, step: int) -> list[dict[str, Any]]:
+    """What differs, as run.json lists it; length and device are no changes of what is computed."""
+    old, new = as_dict(before), as_dict(after)
+    return [
+        {"step": step, "setting": f"{section}.{name}", "from": old[section][name], "to": value}
+        for section, values in new.items()
+        for name, value in values.items()
+        if value != old[section][name] and name not in ("steps", "epochs", "device")
+    ]
 
 
 def _never_began(run: Run) -> bool:
@@ -852,6 +937,8 @@ def plan(
 ) -> Plan:
     """Measure `probe` steps of the run that `config` describes, without writing anything."""
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
+    optim.check_settings(config.optim, config.train.dtype, third_party=third_party)
+    _check_judge(config, dataset)
     parts = _prepare(config, dataset.vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
