@@ -158,6 +158,8 @@ if TYPE_CHECKING:
     from tinygrad_rnn.registry import load_cell as load_cell
     from tinygrad_rnn.registry import load_plugin_file as load_plugin_file
     from tinygrad_rnn.registry import register_cell as register_cell
+    from tinygrad_rnn.replay import Replay as Replay
+    from tinygrad_rnn.replay import replay_step as replay_step
     from tinygrad_rnn.restore import LoadedModel as LoadedModel
     from tinygrad_rnn.restore import find_cell as find_cell
     from tinygrad_rnn.restore import load_run_model as load_run_model
@@ -250,6 +252,7 @@ _PUBLIC = {
     ),
     "plots": "gradnorm_figure loss_figure save_figure",
     "registry": "CellEntry available_cells load_cell load_plugin_file register_cell",
+    "replay": "Replay replay_step",
     "restore": "LoadedModel find_cell load_run_model run_vocabulary",
     "run": "Run best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
     "sample": "generate",

@@ -578,7 +578,7 @@ class Trainer:
         what = "parameters are" if batch is None else "batch is"
         try:
             save(file, arrays, meta)
-            kept = f" The {what} kept in {file}."
+            kept = f" The {what} kept in {file}: diagnose replay {self.run.path} shows it."
         except CheckpointError:
             kept = f" The {what} not kept, for the disk refused."
         # a checkpoint is good once a step went on from it; the best one, whose validation was sound, stays for `sample`

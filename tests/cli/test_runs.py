@@ -241,6 +241,20 @@ def test_a_run_too_short_for_its_schedule_is_warned_of(invoke: Any) -> None:
     assert "--warmup 5: the rate never reaches --lr, for the run has 2 updates" in done.stderr
 
 
+def test_a_diverged_step_is_replayed(invoke: Any, tmp_path: Path) -> None:
+    words = "--optim sgd --lr 1e4 --clip-norm 0 --steps 50 --out run".split()
+    done = invoke(["train", *TINY, *words])
+    assert done.exit_code == 4 and "diagnose replay run shows it" in done.stderr, done.output
+    page = invoke("diagnose replay run")
+    assert page.exit_code == 0, page.output
+    for word in ("step ", "diverged ", "loss ", "gradient ", "breaks ", "readout.W", "at timestep"):
+        assert word in page.stdout
+    facts = json.loads(invoke("diagnose replay run --json").stdout)
+    assert facts["why"] in done.stderr and facts["step"] >= 2
+    wrong = invoke("diagnose replay run --step 40")
+    assert wrong.exit_code in (1, 2) and "--step 40: expected a step that diverged, one of" in wrong.stderr
+
+
 # -------------------------------------------------------------------------------- signals, pipes, terminals
 
 
