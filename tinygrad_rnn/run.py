@@ -5,6 +5,7 @@
     checkpoints/        step-00000100-val-1.8432.safetensors (the validation loss in nats where known, a habit
                         of char-rnn), or step-00000100.safetensors; best.json names the best of them
     text.txt            the text, only where it came from standard input
+    tensorboard/        what the callback of that name writes
     diverged-step-00000100.safetensors      what made the training diverge, for `replay`
 
 One process writes to a run at a time; any number may read.
@@ -37,6 +38,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BEST = "best.json"
 TEXT = "text.txt"
+EVENTS = "tensorboard"
 DIVERGED = "diverged-step-*.safetensors"
 FORMAT = 1
 ENCODER = json.JSONEncoder(allow_nan=False)
@@ -368,7 +370,11 @@ def _clear(folder: Path) -> None:
             (folder / CHECKPOINTS).rmdir()
     else:
         (folder / CHECKPOINTS).unlink()
-    for path in [*folder.glob(DIVERGED), *filter(is_temporary, folder.iterdir())]:
+    for path in [
+        *folder.glob(DIVERGED),
+        *folder.glob(f"{EVENTS}/events.out.tfevents.*"),
+        *filter(is_temporary, folder.iterdir()),
+    ]:
         path.unlink(missing_ok=True)
     for name in (METRICS, TEXT, DESCRIPTION):
         (folder / name).unlink(missing_ok=True)
