@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.compile.show import step_graph_dot as step_graph_dot
     from tinygrad_rnn.compile.show import step_graph_text as step_graph_text
     from tinygrad_rnn.config import RECIPES as RECIPES
+    from tinygrad_rnn.config import RESUMABLE as RESUMABLE
     from tinygrad_rnn.config import SECTIONS as SECTIONS
     from tinygrad_rnn.config import DataConfig as DataConfig
     from tinygrad_rnn.config import ModelConfig as ModelConfig
@@ -130,6 +131,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.optim import build_optimizer as build_optimizer
     from tinygrad_rnn.optim import pieces as gradient_pieces
     from tinygrad_rnn.optim import register_optimizer as register_optimizer
+    from tinygrad_rnn.optim import unread_settings as unread_settings
     from tinygrad_rnn.options import check_limits as check_limits
     from tinygrad_rnn.options import coerce as coerce
     from tinygrad_rnn.options import field_types as field_types
@@ -156,6 +158,8 @@ if TYPE_CHECKING:
     from tinygrad_rnn.registry import load_cell as load_cell
     from tinygrad_rnn.registry import load_plugin_file as load_plugin_file
     from tinygrad_rnn.registry import register_cell as register_cell
+    from tinygrad_rnn.replay import Replay as Replay
+    from tinygrad_rnn.replay import replay_step as replay_step
     from tinygrad_rnn.restore import LoadedModel as LoadedModel
     from tinygrad_rnn.restore import find_cell as find_cell
     from tinygrad_rnn.restore import load_run_model as load_run_model
@@ -217,7 +221,7 @@ _PUBLIC = {
     "checkpoint": "load:load_checkpoint save:save_checkpoint",
     "compile.show": "GraphPart GraphValue StepGraph step_code step_graph step_graph_dot step_graph_text",
     "config": (
-        "DataConfig ModelConfig OptimConfig RECIPES RunConfig SECTIONS SampleConfig TrainConfig "
+        "DataConfig ModelConfig OptimConfig RECIPES RESUMABLE RunConfig SECTIONS SampleConfig TrainConfig "
         "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config"
     ),
     "data": (
@@ -239,7 +243,7 @@ _PUBLIC = {
         "Imported StateDict from_torch import_torch read_state_dict read_vocabulary save_torch to_torch torch_code"
     ),
     "model": "Forward Model build_model",
-    "optim": "Optimizer build_optimizer pieces:gradient_pieces register_optimizer",
+    "optim": "Optimizer build_optimizer pieces:gradient_pieces register_optimizer unread_settings",
     "onnx_export": "onnx_difference onnx_inputs onnx_session onnxruntime_version save_onnx to_onnx",
     "options": "check_limits coerce field_types parse_options",
     "plugins": (
@@ -248,6 +252,7 @@ _PUBLIC = {
     ),
     "plots": "gradnorm_figure loss_figure save_figure",
     "registry": "CellEntry available_cells load_cell load_plugin_file register_cell",
+    "replay": "Replay replay_step",
     "restore": "LoadedModel find_cell load_run_model run_vocabulary",
     "run": "Run best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
     "sample": "generate",

@@ -61,7 +61,12 @@ OPTIMIZERS = PluginGroup(
     "tinygrad_rnn.optim:check_optimizer",
     {name.lower(): f"tinygrad_rnn.optim:{name}" for name in ("Adam", "AdamW", "RMSprop", "Adagrad", "SGD")},
 )
-CALLBACKS = PluginGroup("callbacks", "callback", "tinygrad_rnn.train:check_callback")
+CALLBACKS = PluginGroup(
+    "callbacks",
+    "callback",
+    "tinygrad_rnn.train:check_callback",
+    {"tensorboard": "tinygrad_rnn.tensorboard:tensorboard"},
+)
 DIAGNOSTICS = PluginGroup("diagnostics", "diagnostic", "tinygrad_rnn.diagnostics:check_diagnostic")
 DATASETS = PluginGroup(
     "datasets",

@@ -210,7 +210,7 @@ def _from_environment(param: click.Parameter) -> bool:
 
 def spell(value: Any) -> str:
     """A default as one writes it on the command line."""
-    if value == "" or value == () or value == {}:
+    if value is None or value == "" or value == () or value == {}:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
@@ -601,6 +601,33 @@ def resolve(
     return found
 
 
+def check_effect(found: Settings) -> Settings:
+    """The settings, without what the optimiser does not read; a flag that does nothing is a usage error.
+
+    What a file, a recipe or the environment says may be meant for other runs too: that is left out with a warning.
+    Raises UsageError.
+    """
+    flags = option_names()
+    if all(found.origins[key].startswith("flag") for key in ("train.steps", "train.epochs")):
+        raise click.UsageError("--steps and --epochs exclude each other; give one of them")
+    for key, flag in flags.items():
+        needs = _declared(key)[1].metadata.get("needs")
+        if needs and found.origins.get(key, "").startswith("flag"):
+            section, _, name = needs.partition(".")
+            if not getattr(getattr(found.run, section), name):
+                raise click.UsageError(f"{flag} has no effect without {flags[needs]}; give both, or leave it out")
+    undone = {}
+    for name, why in tr.unread_settings(found.run.optim, third_party=found.third_party).items():
+        key = f"optim.{name}"
+        value, origin = getattr(found.run.optim, name), found.origins[key]
+        if origin.startswith(("flag", "--set")):
+            raise click.UsageError(f"{flags[key]} {spell(value)} has no effect: {why}; change --optim, or leave it out")
+        warn(f"{origin}: {key} = {spell(value)} is left out, for {why}")
+        undone[name] = getattr(tr.OptimConfig(), name)
+    optim = dataclasses.replace(found.run.optim, **undone)
+    return dataclasses.replace(found, run=dataclasses.replace(found.run, optim=optim))
+
+
 def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
     """What a layer takes back by what it says: options belong to the cell or optimiser, a corpus replaces a text."""
     undone: dict[str, Any] = {}
@@ -710,6 +737,8 @@ def _toml(value: Any) -> str:
 
     if isinstance(value, bool):
         return "true" if value else "false"
+    if value is None:  # TOML has no word for it; the library reads this one
+        return '"none"'
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return (

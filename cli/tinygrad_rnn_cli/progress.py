@@ -129,6 +129,8 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
             )
             tell = say if event.executor == "unroll" and event.device == "cpu" else detail
             tell(f"cells run by {event.executor}: {event.reason}")
+            for remark in event.remarks:
+                warn(remark)
         case tr.StepDone():
             view.done = event
             view.losses.append(event.loss)
@@ -144,6 +146,7 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
             say(
                 f"step {number(event.step)}: validation loss {event.loss:.4f} ({event.loss / math.log(2):.4f} bits)"
                 + (", the best so far" if event.best else "")
+                + ("" if event.lr is None else f"; none is better, so the learning rate is now {event.lr:g}")
             )
         case tr.Sampled():
             say(f"step {number(event.step)}: sample")
@@ -160,7 +163,7 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
             detail(f"step {number(event.step)}: saved {event.path}")
         case tr.RolledBack():
             what = event.why.partition(". ")[0]  # the rest is what to try, and this run tries already
-            warn(f"{what}; back to step {number(event.to_step)}, with learning rate {event.lr:g}")
+            warn(f"{what}; back to step {number(event.to_step)} at half the rate, {event.lr:g}")
         case tr.Finished():
             if event.reason == "patience":
                 say(f"step {number(event.step)}: no better validation any more; stopped early")
@@ -176,9 +179,15 @@ def step_line(done: StepDone, view: View) -> str:
     """One line of a log, as char-rnn prints it and more."""
     return (
         f"step {done.step}/{view.total}  epoch {done.epoch:.2f}  loss {done.loss:.4f}  "
-        f"grad {done.grad_norm:.3g}->{done.clipped_norm:.3g}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
+        f"grad {_norms(done)}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
         f"{_rate(done.symbols_per_s)}  {seconds(done.seconds_left)} left"
     )
+
+
+def _norms(done: StepDone) -> str:
+    """The gradient norm before and after clipping, and how often it was clipped so far."""
+    share = f" ({done.clipped_share:.0%} clipped)" if done.clipped_share else ""
+    return f"{done.grad_norm:.3g}->{done.clipped_norm:.3g}{share}"
 
 
 def _ratio(done: StepDone) -> float:
@@ -246,7 +255,7 @@ def _numbers(done: StepDone, view: View) -> Any:
             f"[cyan]{tr.sparkline(recent, 30, ascii=not _unicode())}[/]",
         ),
         (
-            f"gradient {done.grad_norm:.3g} -> {done.clipped_norm:.3g}",
+            f"gradient {_norms(done)}",
             f"grad/param {_ratio(done):.1e}",
             f"lr {done.lr:.3g}",
             _rate(done.symbols_per_s),

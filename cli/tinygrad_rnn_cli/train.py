@@ -13,7 +13,17 @@ from click.shell_completion import CompletionItem
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, detail, emit, memory, note, number, seconds, warn
-from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, old_names, resolve, run_folder, settings
+from tinygrad_rnn_cli.options import (
+    Command,
+    Settings,
+    check_effect,
+    common,
+    free_folder,
+    old_names,
+    resolve,
+    run_folder,
+    settings,
+)
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Dataset, Finished, Plan
@@ -61,6 +71,7 @@ def train(
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
     with aside():
         _check_plugins(found)
+        found = check_effect(found)
         dataset, piped = load_text(found, init_from)
         planned = tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party) if plan else None
     if planned is not None:
@@ -174,6 +185,9 @@ def advise_next(finished: Finished) -> None:
         warn("nothing was held out, so there is no validation loss; see --val-frac")
     elif finished.best_loss is not None:
         note(f"best validation loss {finished.best_loss:.4f} nats per symbol")
+    if finished.clipped:
+        share = finished.clipped / finished.step
+        note(f"the gradient was clipped in {number(finished.clipped)} of {number(finished.step)} steps ({share:.0%})")
     note("next:")
     for command, why in [
         (f"sample {finished.path}", "let it write"),
