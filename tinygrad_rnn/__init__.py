@@ -134,6 +134,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.options import coerce as coerce
     from tinygrad_rnn.options import field_types as field_types
     from tinygrad_rnn.options import parse_options as parse_options
+    from tinygrad_rnn.options import unescape as unescape
     from tinygrad_rnn.plots import gradnorm_figure as gradnorm_figure
     from tinygrad_rnn.plots import loss_figure as loss_figure
     from tinygrad_rnn.plots import save_figure as save_figure
@@ -168,7 +169,9 @@ if TYPE_CHECKING:
     from tinygrad_rnn.run import open_run as open_run
     from tinygrad_rnn.run import read_metrics as read_metrics
     from tinygrad_rnn.run import run_config as run_config
+    from tinygrad_rnn.sample import base64_bytes as base64_bytes
     from tinygrad_rnn.sample import generate as generate
+    from tinygrad_rnn.sample import readable as readable
     from tinygrad_rnn.sequence import Unrolled as Unrolled
     from tinygrad_rnn.sequence import scan as scan
     from tinygrad_rnn.sequence import truncated_windows as truncated_windows
@@ -241,7 +244,7 @@ _PUBLIC = {
     "model": "Forward Model build_model",
     "optim": "Optimizer build_optimizer pieces:gradient_pieces register_optimizer",
     "onnx_export": "onnx_difference onnx_inputs onnx_session onnxruntime_version save_onnx to_onnx",
-    "options": "check_limits coerce field_types parse_options",
+    "options": "check_limits coerce field_types parse_options unescape",
     "plugins": (
         "CALLBACKS CELLS COMMANDS DATASETS DIAGNOSTICS GROUPS:PLUGIN_GROUPS OPTIMIZERS PluginGroup PluginIdentity "
         "PluginRow author_error available:available_plugins load:load_plugin register_command"
@@ -250,7 +253,7 @@ _PUBLIC = {
     "registry": "CellEntry available_cells load_cell load_plugin_file register_cell",
     "restore": "LoadedModel find_cell load_run_model run_vocabulary",
     "run": "Run best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
-    "sample": "generate",
+    "sample": "base64_bytes generate readable",
     "sequence": "Unrolled scan truncated_windows unroll",
     "tensor": "Tensor grad",
     "testing": "CellCheck CellReport check_cell",

@@ -22,7 +22,8 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     """Declare one field: its default, its help text and facts for the command line.
 
     `facts` may hold ``flag`` (the name on the command line, where it differs from the field's),
-    ``metavar``, ``minimum`` (inclusive) and ``below`` (exclusive).
+    ``metavar``, ``minimum`` (inclusive), ``below`` (exclusive) and ``escapes`` (the command line
+    replaces a typed \\n and the like).
     """
     metadata = {"help": help, **facts}
     if isinstance(default, dict):
@@ -125,12 +126,14 @@ class SampleConfig:
     """How text is drawn from a model. Not part of a run."""
 
     length: int = setting(500, "symbols to draw", minimum=1)
-    prime: str = setting("", "text to start with")
+    prime: str = setting("", "text to start with, taken literally")
     temperature: float = setting(1.0, "divides the logits: below 1 safer, above 1 wilder, 0 like --greedy", minimum=0)
     greedy: bool = setting(False, "always take the most likely symbol")
     top_k: int = setting(0, "draw among the K most likely symbols only; 0: all", minimum=0)
     top_p: float = setting(1.0, "draw among the fewest symbols that have this share together", minimum=0)
-    stop: str = setting("", "end a sample behind this text")
+    stop: str = setting(
+        "", r"stop after generating this text; \n, \t, \\, \xHH and \uHHHH are understood", escapes=True
+    )
     num: int = setting(1, "samples side by side", minimum=1)
     unknown: Literal["error", "skip", "replace"] = setting("error", "unknown symbols of the priming text")
 

@@ -65,7 +65,7 @@ from tinygrad_rnn.run import (
     truncate_metrics,
     update_description,
 )
-from tinygrad_rnn.sample import generate
+from tinygrad_rnn.sample import base64_bytes, generate, readable
 from tinygrad_rnn.tensor import Tensor, grad
 
 MAX_ROLLBACKS = 5
@@ -421,7 +421,8 @@ class Trainer:
         options = SampleConfig(length=self.config.train.sample_length)
         pieces = generate(self.model, self.params, self.dataset.vocabulary, options, rng)
         text = "".join(piece[0] for piece in pieces)
-        self._record({"kind": "sample", "step": self.progress.step, "text": text})
+        exact = {"text_base64": base64_bytes(text)} if self.dataset.vocabulary.kind == "bytes" else {}
+        self._record({"kind": "sample", "step": self.progress.step, "text": readable(text), **exact})
         return Sampled(self.progress.step, text)
 
     # ---------------------------------------------------------------------------------- checkpoints

@@ -12,7 +12,7 @@ import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, note, number, table
 from tinygrad_rnn_cli.main import Group
 from tinygrad_rnn_cli.options import Command, common, given, load_plugins, resolve, settings
-from tinygrad_rnn_cli.texts import whole_text
+from tinygrad_rnn_cli.texts import symbol_name, whole_text
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Corpus, PluginRow
@@ -110,6 +110,9 @@ def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
         emit()
         table(
             ["symbol", "count", "share"],
-            [[repr(symbol), number(count), f"{count / found.tokens:.2%}"] for symbol, count in found.frequent],
+            [
+                [symbol_name(symbol, found.kind), number(count), f"{count / found.tokens:.2%}"]
+                for symbol, count in found.frequent
+            ],
             numbers=[1, 2],
         )

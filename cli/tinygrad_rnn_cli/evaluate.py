@@ -11,7 +11,7 @@ import click
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table
 from tinygrad_rnn_cli.options import Command, common, load_run, resolve_run, settings, which_checkpoint
-from tinygrad_rnn_cli.texts import own_text, whole_text
+from tinygrad_rnn_cli.texts import own_text, symbol_name, whole_text
 
 
 @click.command("eval", cls=Command)
@@ -67,7 +67,7 @@ def evaluate(
             if len(ids) < 2:
                 raise tr.DataError(f"--part {part}: run {run} holds no such part out; name a TEXT, or another --part")
         score = tr.score(loaded.model, loaded.params, ids, np.random.default_rng(found.run.train.seed))
-    symbols = loaded.vocabulary.symbols
+    symbols, kind = loaded.vocabulary.symbols, loaded.vocabulary.kind
     rows = [(symbols[index], mean, count) for index, mean, count in score.by_symbol]
     if as_json:
         facts: dict[str, Any] = {
@@ -102,7 +102,12 @@ def evaluate(
         table(
             ["symbol", "count", "nats", "share of all surprise"],
             [
-                [repr(symbol), number(count), f"{mean:.3f}", f"{mean * count / total:.1%}" if total else "-"]
+                [
+                    symbol_name(symbol, kind),
+                    number(count),
+                    f"{mean:.3f}",
+                    f"{mean * count / total:.1%}" if total else "-",
+                ]
                 for symbol, mean, count in rows[:top]
             ],
             numbers=[1, 2, 3],

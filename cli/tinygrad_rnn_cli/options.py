@@ -166,7 +166,7 @@ class _SettingType(_ParamType):
         if param is not None and _from_environment(param):
             what = str(param.envvar)
         try:
-            found = tr.coerce(self.annotation, value, what)
+            found = tr.coerce(self.annotation, _unescaped(self.declared, value, what), what)
             tr.check_limits(self.declared, found, what)
         except tr.InputError as error:
             raise click.UsageError(str(error), ctx) from error
@@ -177,6 +177,11 @@ class _SettingType(_ParamType):
         if self.key in PLUGGED:
             words = [row.name for row in tr.available_plugins(getattr(tr, PLUGGED[self.key]))]
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def _unescaped(declared: dataclasses.Field[Any], value: Any, what: str) -> Any:
+    """`value` as a shell's quotes left it, with its escapes replaced where the field says so."""
+    return tr.unescape(value, what) if declared.metadata.get("escapes") else value
 
 
 def _sections() -> dict[str, type[Any]]:
@@ -657,7 +662,9 @@ def _read_sets(items: Sequence[str], only: set[str] | None) -> dict[str, Any]:
         if only is not None and home in _all_keys() and home not in only:
             own = ", ".join(sorted(only)) or "nothing"
             raise click.UsageError(f"--set {key}: the run has settled it; this command sets {own}")
-        layer[key] = value.strip()
+        layer[key] = (
+            value.strip() if home not in _all_keys() else _unescaped(_declared(home)[1], value.strip(), f"--set {key}")
+        )
     return layer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -36,7 +36,8 @@ def sample(
     """Let the model of RUN write. Prints the text and nothing else.
 
     The same --seed gives the same text; without one it is that of the run. Several samples (--num) are printed one
-    after the other, each under a line "=== sample 1 of 3 ===".
+    after the other, each under a line "=== sample 1 of 3 ===". A byte model writes its bytes as they are; --json, which
+    must be Unicode, has them in samples_base64, beside samples, where bytes that are not UTF-8 are U+FFFD.
 
     \b
     tinygrad-rnn sample runs/lstm-python-docs-1 -n 1000 -t 0.7 --prime "The "
@@ -61,25 +62,41 @@ def sample(
     detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {found.run.train.seed}")
     rng = np.random.default_rng(found.run.train.seed)
     pieces = _aside(tr.generate(loaded.model, loaded.params, loaded.vocabulary, options, rng))
+    write = _writer(loaded.vocabulary.kind)
     if stream is None:
         stream = is_terminal(sys.stdout)
     if as_json or options.num > 1:
         texts = ["".join(parts) for parts in zip(*pieces, strict=True)]
         if as_json:
-            emit_json({"run": str(run), "step": loaded.step, "seed": found.run.train.seed, "samples": texts})
+            facts = {"run": str(run), "step": loaded.step, "seed": found.run.train.seed}
+            emit_json({**facts, **_samples(texts, loaded.vocabulary.kind)})
             return
         for index, text in enumerate(texts, start=1):
-            sys.stdout.write(f"=== sample {index} of {options.num} ===\n{text}\n")
+            write(f"=== sample {index} of {options.num} ===\n{text}\n")
         return
     last = "\n"
     for (piece,) in pieces:
         if piece:
-            sys.stdout.write(piece)
+            write(piece)
             last = piece
             if stream:
                 sys.stdout.flush()
     if is_terminal(sys.stdout) and not last.endswith("\n"):
-        sys.stdout.write("\n")  # a prompt behind the text would look like a part of it
+        write("\n")  # a prompt behind the text would look like a part of it
+
+
+def _writer(kind: str) -> Callable[[str], object]:
+    """What writes text to stdout: the bytes of a byte model as they are, other text in the encoding of stdout."""
+    out = sys.stdout
+    if kind != "bytes":
+        return out.write
+    return lambda text: out.buffer.write(text.encode("utf-8", "surrogateescape"))
+
+
+def _samples(texts: Sequence[str], kind: str) -> dict[str, list[str]]:
+    """Samples as JSON has them: the text, and of a byte model every byte too."""
+    exact = {"samples_base64": [tr.base64_bytes(text) for text in texts]} if kind == "bytes" else {}
+    return {"samples": [tr.readable(text) for text in texts], **exact}
 
 
 def _aside(pieces: Iterator[list[str]]) -> Iterator[list[str]]:

@@ -41,6 +41,11 @@ def own_text(loaded: LoadedModel, run: Path) -> Dataset:
         raise tr.DataError(f"the text of run {run} cannot be used ({error}); name another text") from error
 
 
+def symbol_name(symbol: str, kind: str) -> str:
+    """A symbol as a table shows it: a quoted text, or b'\\xHH' for a byte, which the vocabulary names in Latin-1."""
+    return repr(symbol.encode("latin-1")) if kind == "bytes" else repr(symbol)
+
+
 def symbols_to_look_at(loaded: LoadedModel, run: Path, text: str | None) -> Any:
     """The text to look at: --text, else the validation part of the run's own, else all of it."""
     if text is not None:
