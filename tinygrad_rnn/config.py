@@ -56,6 +56,9 @@ class DataConfig:
 
     text: tuple[str, ...] = setting((), "files or folders; '-' is standard input")
     corpus: str = setting("python-docs", "the embedded corpus used when no text is named")
+    between: str = setting(
+        "\n", r"text put between two files; \n, \t, \\, \xHH and \uHHHH are understood", escapes=True
+    )
     tokens: Literal["chars", "bytes", "words"] = setting("chars", "what one symbol is")
     min_count: int = setting(1, "rarer symbols become the unknown symbol", minimum=1)
     errors: Literal["strict", "replace", "ignore"] = setting("strict", "what to do with bytes that are not UTF-8")

@@ -655,7 +655,7 @@ def start_training(
         model,
         entry,
         vocabulary,
-        data={"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters},
+        data=dataset.facts(),
         device=device.name,
         plugins=plugins,
         optimizer=parts.optimizer_code,

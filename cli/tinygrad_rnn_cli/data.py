@@ -81,7 +81,7 @@ def _foreign(row: PluginRow) -> dict[str, Any]:
     help="how many of the most frequent symbols to show",
 )
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-@settings("data.corpus", "data.tokens", "data.min_count", "data.errors")
+@settings("data.corpus", "data.between", "data.tokens", "data.min_count", "data.errors")
 @common("config", "plugin")
 def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
     """Count characters and symbols of TEXT (files, folders, '-' for standard input), or of a corpus."""

@@ -219,7 +219,8 @@ def spell(value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value)
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _limits(declared: dataclasses.Field[Any]) -> str:

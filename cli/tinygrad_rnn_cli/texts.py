@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import note
+from tinygrad_rnn_cli.console import note, screen
 from tinygrad_rnn_cli.options import given
 
 if TYPE_CHECKING:
     from tinygrad_rnn import DataConfig, Dataset, LoadedModel, Vocabulary
+
+MANY = 12  # files above which a list of them is shortened
 
 
 def whole_text(
@@ -25,7 +27,25 @@ def whole_text(
     if text is not None:
         config = dataclasses.replace(config, text=tuple(text))
     stdin = io.BytesIO(sys.stdin.buffer.read()) if "-" in config.text else None
-    return tr.load_dataset(config, vocabulary, stdin, unknown=unknown, third_party=given().third_party)
+    dataset = tr.load_dataset(config, vocabulary, stdin, unknown=unknown, third_party=given().third_party)
+    tell_files(dataset, config)
+    return dataset
+
+
+def tell_files(dataset: Dataset, config: DataConfig) -> None:
+    """Say what was read where that is more than one file, and what was not."""
+    if len(dataset.files) > 1:
+        joined = f"joined by {config.between!r}" if config.between else "with nothing in between"
+        note(f"read {len(dataset.files)} files, {joined}: {_names(dataset.files)}")
+    if dataset.skipped:
+        note(f"skipped in the folder: {_names(dataset.skipped)}; name a file itself to read it")
+
+
+def _names(files: Sequence[str]) -> str:
+    """The names, of many only the first and the last unless -v asks for all."""
+    if len(files) <= MANY or screen().verbose:
+        return ", ".join(files)
+    return f"{', '.join(files[: MANY - 2])}, ... ({len(files) - MANY + 1} more), {files[-1]}"
 
 
 def own_text(loaded: LoadedModel, run: Path) -> Dataset:

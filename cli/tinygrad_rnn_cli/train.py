@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, detail, emit, memory, note, number, seconds, warn
 from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, old_names, resolve, run_folder, settings
+from tinygrad_rnn_cli.texts import tell_files
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Dataset, Finished, Plan
@@ -118,6 +119,7 @@ def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, 
         f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
         f"{dataset.sha256[:16]}"
     )
+    tell_files(dataset, found.run.data)
     return dataset, piped
 
 

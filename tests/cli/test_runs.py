@@ -56,6 +56,40 @@ def test_resume_from_another_folder(invoke: Any, tmp_path: Path, monkeypatch: py
     assert done.exit_code == 0, done.output
 
 
+def test_the_files_of_a_folder(invoke: Any, tmp_path: Path) -> None:
+    """Joined by --between, listed with what is skipped, and the same to train, resume and eval."""
+    for name, text in [("2.txt", "two " * 60), ("10.txt", "ten " * 60), ("notes.md", "never read"), (".cache", "x")]:
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text)
+    made = invoke(["train", "texts", *TINY[:-2], "--between", r"<\n>", "--steps", "2", "--out", "run"])
+    assert made.exit_code == 0, made.output
+    assert r"read 2 files, joined by '<\n>': texts/2.txt, texts/10.txt" in made.stderr
+    assert "skipped in the folder: texts/.cache, texts/notes.md; name a file itself" in made.stderr
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["config"]["data"]["between"] == "<\n>"
+    assert facts["data"]["files"] == ["texts/2.txt", "texts/10.txt"]
+    assert facts["data"]["skipped"] == ["texts/.cache", "texts/notes.md"]
+    assert "3 files" not in made.stderr
+    resumed = invoke("resume run --steps 3")
+    assert resumed.exit_code == 0, resumed.output
+    scored = json.loads(invoke("eval run texts --json").stdout)
+    expected = len("two " * 60 + "<\n>" + "ten " * 60)
+    assert 0 < expected - scored["symbols"] <= 20
+    counted = json.loads(invoke(["data", "stats", "texts", "--between", "", "--json"]).stdout)
+    assert counted["characters"] == 480 and counted["files"] == ["texts/2.txt", "texts/10.txt"]
+    quiet = invoke(["data", "stats", "texts", "-q"])
+    assert quiet.stderr == ""
+
+
+def test_a_long_list_of_files_is_shortened(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(30):
+        (tmp_path / "texts" / f"{number}.txt").write_text("ab")
+    line = invoke("data stats texts").stderr
+    assert "read 30 files" in line and "texts/9.txt, ... (19 more), texts/29.txt" in line and "texts/15.txt" not in line
+    assert "texts/15.txt" in invoke("data stats texts -v").stderr
+
+
 def test_text_from_standard_input_is_kept(program: Any) -> None:
     text = "one two three. " * 80
     made = program("train", "-", *TINY[:-2], "--steps", 3, "--out", "run", input=text)

@@ -80,6 +80,36 @@ def test_binary_data_is_refused_with_its_offset(errors: str, chunk_bytes: int) -
     assert b"".join(read_byte_chunks(["-"], io.BytesIO(b"text:\0more"), chunk_bytes=3)) == b"text:\0more"
 
 
+def test_numbers_in_names_sort_by_their_value(tmp_path: Path) -> None:
+    names = [
+        "10.txt",
+        "2.txt",
+        "part 1/b.txt",
+        "part 12/a.txt",
+        "part 2/a.txt",
+        "2a.txt",
+        "02.txt",
+        "v1.10.txt",
+        "v1.9.txt",
+    ]
+    for name in names:
+        written(tmp_path, name, name.encode() + b"|")
+    assert "".join(read_chunks([str(tmp_path)])).split("|")[:-1] == [
+        "02.txt", "2.txt", "2a.txt", "10.txt", "part 1/b.txt", "part 2/a.txt", "part 12/a.txt", "v1.9.txt", "v1.10.txt",
+    ]  # fmt: skip
+
+
+def test_what_a_folder_holds_besides_is_named(tmp_path: Path) -> None:
+    for name in ("b.txt", "notes.md", "a/10.csv", "a/9.csv", ".hidden.txt", ".git/d.txt", "a/.e/f"):
+        written(tmp_path, name, b"x")
+    with open_sources([str(tmp_path)]) as opened:
+        assert [source.name for source in opened.sources] == [str(tmp_path / "b.txt")]
+        skipped = [".git", ".hidden.txt", "a/9.csv", "a/10.csv", "a/.e", "notes.md"]
+        assert opened.skipped == tuple(str(tmp_path / name) for name in skipped)
+    with open_sources([str(tmp_path / "a" / "9.csv")]) as opened:
+        assert opened.skipped == ()
+
+
 def test_files_of_a_folder_come_sorted_by_path_text_files_only(tmp_path: Path) -> None:
     names = ["b.txt", "a/z.TXT", "a-b.txt", "a/b/c.txt", "notes.md", ".hidden.txt", ".git/d.txt"]
     for name in names:
@@ -93,15 +123,23 @@ def test_a_folder_without_text_files_stands_for_all_its_files(tmp_path: Path) ->
     assert "".join(read_chunks([str(tmp_path)])) == "ab"
 
 
-def test_sources_are_joined_in_the_order_given_with_nothing_in_between(tmp_path: Path) -> None:
-    a, b = written(tmp_path, "a.txt", b"a"), written(tmp_path, "b.txt", b"b")
-    assert "".join(read_chunks([b, "-", a, b], stdin=io.BytesIO(b"-"))) == "b-ab"
+@pytest.mark.parametrize("between", ["", "\n", "<é>"])
+def test_sources_are_joined_in_the_order_given(tmp_path: Path, between: str) -> None:
+    a, b, none = (written(tmp_path, name, text) for name, text in [("a", b"a"), ("b", b"bb"), ("c", b"")])
+    mark = written(tmp_path, "mark", b"\xef\xbb\xbf")
+    names, expected = [none, b, "-", none, a, mark, b, none], between.join(["bb", "-", "a", "bb"])
+    for size in (1, 100):
+        chunks = read_chunks(names, stdin=io.BytesIO(b"-"), between=between, chunk_bytes=size)
+        assert "".join(chunks) == expected
+    names.remove(mark)
+    raw = read_byte_chunks(names, io.BytesIO(b"-"), between=between.encode())
+    assert b"".join(raw) == expected.encode()
 
 
 def test_standard_input_can_be_read_twice() -> None:
-    with open_sources(["-"], io.BytesIO(b"once")) as sources:
+    with open_sources(["-"], io.BytesIO(b"once")) as opened:
         for _ in range(2):
-            assert "".join(decoded_chunks(sources)) == "once"
+            assert "".join(decoded_chunks(opened.sources)) == "once"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -110,10 +148,10 @@ def test_a_pipe_is_copied_so_that_it_can_be_read_twice(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     writer = threading.Thread(target=Path(pipe).write_bytes, args=(b"piped",))
     writer.start()
-    with open_sources([pipe]) as sources:
+    with open_sources([pipe]) as opened:
         writer.join()
         for _ in range(2):
-            assert "".join(decoded_chunks(sources)) == "piped"
+            assert "".join(decoded_chunks(opened.sources)) == "piped"
 
 
 @pytest.mark.parametrize("name", ["no-such-file.txt", ""])

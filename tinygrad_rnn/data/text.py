@@ -1,21 +1,22 @@
 """Text from files, folders and standard input, read in chunks of bounded size.
 
-Several sources are joined as ``cat`` joins them: in the order given, nothing in between. Line ends are
-kept as they are (CRLF stays CRLF). A byte order mark at the start of a UTF-8 file is no part of its text.
+Several sources are joined in the order given, by a text that the caller names; one without content adds nothing. Line
+ends are kept as they are (CRLF stays CRLF). A byte order mark at the start of a UTF-8 file is no part of its text.
 """
 
 from __future__ import annotations
 
 import codecs
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, AnyStr, Literal
 
 from tinygrad_rnn.errors import DataError, InputError, nearest
 
@@ -36,11 +37,20 @@ class Source:
     spool: IO[bytes] | None = None
 
 
+@dataclass(frozen=True)
+class Opened:
+    """The sources to read, in order, and the files that their folders hold beside them."""
+
+    sources: tuple[Source, ...]
+    skipped: tuple[str, ...]
+
+
 def read_chunks(
     sources: Sequence[str],
     errors: ErrorPolicy = "strict",
     stdin: IO[bytes] | None = None,
     *,
+    between: str = "",
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[str]:
     """The text of `sources` (files, folders, ``-``), decoded from UTF-8, at most `chunk_bytes` characters at a time.
@@ -49,32 +59,33 @@ def read_chunks(
     Raises DataError (missing, empty, binary or badly encoded text) and InputError (an unknown `errors`).
     """
     with open_sources(sources, stdin) as opened:
-        yield from decoded_chunks(opened, errors, chunk_bytes=chunk_bytes)
+        yield from decoded_chunks(opened.sources, errors, between=between, chunk_bytes=chunk_bytes)
 
 
 def read_byte_chunks(
-    sources: Sequence[str], stdin: IO[bytes] | None = None, *, chunk_bytes: int = CHUNK_BYTES
+    sources: Sequence[str], stdin: IO[bytes] | None = None, *, between: bytes = b"", chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[bytes]:
     """The bytes of `sources` just as they are, at most `chunk_bytes` at a time.
 
     Raises DataError for sources that are missing, unreadable or empty.
     """
     with open_sources(sources, stdin) as opened:
-        yield from raw_chunks(opened, chunk_bytes=chunk_bytes)
+        yield from raw_chunks(opened.sources, between=between, chunk_bytes=chunk_bytes)
 
 
 @contextmanager
-def open_sources(sources: Sequence[str], stdin: IO[bytes] | None = None) -> Iterator[tuple[Source, ...]]:
+def open_sources(sources: Sequence[str], stdin: IO[bytes] | None = None) -> Iterator[Opened]:
     """Turn names into sources that can be read twice, for as long as the context lasts.
 
-    A folder stands for its ``.txt`` files, at any depth, sorted by path; for all its files where there
-    are none; files and folders whose name starts with a dot are left out. ``-`` (standard input) and
-    pipes are copied to a temporary file. Raises DataError and InputError (``-`` named twice).
+    A folder stands for its ``.txt`` files, at any depth, sorted by path, numbers by their value (2.txt before 10.txt);
+    for all its files where there are none. Files and folders whose name starts with a dot are left out. ``-`` (standard
+    input) and pipes are copied to a temporary file. Raises DataError and InputError (``-`` named twice).
     """
     if list(sources).count("-") > 1:
         raise InputError("expected '-' (standard input) at most once, got it twice; name it once")
     with ExitStack() as stack:
         opened: list[Source] = []
+        skipped: list[str] = []
         for name in sources:
             if name == "-":
                 opened.append(Source("standard input", spool=_spool(name, stdin or sys.stdin.buffer, stack)))
@@ -83,40 +94,54 @@ def open_sources(sources: Sequence[str], stdin: IO[bytes] | None = None) -> Iter
             if not name or not _exists(path):
                 raise DataError(f"expected a file, a folder or '-', got {name!r}, which does not exist; check the path")
             if path.is_dir():
-                opened += [Source(str(found), path=found) for found in _folder_files(path)]
+                read, others = _folder_files(path)
+                opened += [Source(str(found), path=found) for found in read]
+                skipped += map(str, others)
             elif path.is_file():
                 opened.append(Source(name, path=path))
             else:  # a pipe or a device gives its bytes once only
                 with _reported(name), path.open("rb") as stream:
                     opened.append(Source(name, spool=_spool(name, stream, stack)))
-        yield tuple(opened)
+        yield Opened(tuple(opened), tuple(skipped))
 
 
 def decoded_chunks(
-    sources: Sequence[Source], errors: ErrorPolicy = "strict", *, chunk_bytes: int = CHUNK_BYTES
+    sources: Sequence[Source], errors: ErrorPolicy = "strict", *, between: str = "", chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[str]:
     """The characters of opened sources; see `read_chunks`. The result does not depend on `chunk_bytes`."""
     known = ("strict", "replace", "ignore")
     if errors not in known:
         raise InputError(f"no way {errors!r} to treat bytes that are not UTF-8{nearest(errors, known)}")
     empty = True
-    for source in sources:
-        for text in _decoded(source, errors, chunk_bytes):
-            empty = False
-            yield text
+    for text in _joined((_decoded(source, errors, chunk_bytes) for source in sources), between):
+        empty = False
+        yield text
     if empty:
         raise _nothing(sources, "character")
 
 
-def raw_chunks(sources: Sequence[Source], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+def raw_chunks(sources: Sequence[Source], *, between: bytes = b"", chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
     """The bytes of opened sources; see `read_byte_chunks`."""
     empty = True
-    for source in sources:
-        for raw in _raw(source, chunk_bytes):
-            empty = False
-            yield raw
+    for raw in _joined((_raw(source, chunk_bytes) for source in sources), between):
+        empty = False
+        yield raw
     if empty:
         raise _nothing(sources, "byte")
+
+
+def _joined(texts: Iterable[Iterator[AnyStr]], between: AnyStr) -> Iterator[AnyStr]:
+    """The chunks of one text after the other, and `between` in front of each but the first that has any."""
+    begun = False
+    for chunks in texts:
+        first = next(chunks, None)
+        if first is None:
+            continue
+        if begun and between:
+            yield between
+        begun = True
+        yield first
+        yield from chunks
 
 
 def _decoded(source: Source, errors: ErrorPolicy, chunk_bytes: int) -> Iterator[str]:
@@ -166,18 +191,31 @@ def _raw(source: Source, chunk_bytes: int) -> Iterator[bytes]:
             yield raw
 
 
-def _folder_files(folder: Path) -> list[Path]:
+def _folder_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files that `folder` stands for, and what is left out of it: other files, and names that start with a dot."""
     found: list[Path] = []
+    hidden: list[Path] = []
     with _reported(str(folder)):
         for parent, folders, files in os.walk(folder, onerror=_raise):
+            hidden += [Path(parent, name) for name in [*folders, *files] if name.startswith(".")]
             folders[:] = [name for name in folders if not name.startswith(".")]
             paths = [Path(parent, name) for name in files if not name.startswith(".")]
             found += [path for path in paths if path.is_file()]
-    text = [path for path in found if path.suffix.lower() == ".txt"]
     if not found:
         raise DataError(f"expected a folder with text, got {str(folder)!r}, which has no file in it; name another")
-    # By parts, not by the printed path: the order must be the same whatever the separator is.
-    return sorted(text or found, key=lambda path: path.relative_to(folder).parts)
+    text = [path for path in found if path.suffix.lower() == ".txt"] or found
+    others = set(found).difference(text).union(hidden)
+
+    def order(path: Path) -> list[tuple[list[str | int], str]]:
+        # By parts, not by the printed path: the order must be the same whatever the separator is.
+        return [(_natural(part), part) for part in path.relative_to(folder).parts]
+
+    return sorted(text, key=order), sorted(others, key=order)
+
+
+def _natural(name: str) -> list[str | int]:
+    """`name` as what sorts 2 before 10: text and numbers in turn, text first."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
 
 
 def _spool(name: str, stream: IO[bytes], stack: ExitStack) -> IO[bytes]:
