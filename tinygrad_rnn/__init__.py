@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.config import from_dict as config_from_dict
     from tinygrad_rnn.config import recipe as recipe
     from tinygrad_rnn.config import replace as replace_config
+    from tinygrad_rnn.data import COMPRESSED as COMPRESSED
     from tinygrad_rnn.data import Corpus as Corpus
     from tinygrad_rnn.data import CorpusText as CorpusText
     from tinygrad_rnn.data import Dataset as Dataset
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.data import corpora as corpora
     from tinygrad_rnn.data import fitted_streams as fitted_streams
     from tinygrad_rnn.data import load_dataset as load_dataset
+    from tinygrad_rnn.data import read_text as read_text
     from tinygrad_rnn.data import register_dataset as register_dataset
     from tinygrad_rnn.data import text_statistics as text_statistics
     from tinygrad_rnn.diagnostics import HORIZON_EPS as HORIZON_EPS
@@ -224,8 +226,8 @@ _PUBLIC = {
         "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config"
     ),
     "data": (
-        "Corpus CorpusText Dataset Streams Vocabulary corpora fitted_streams load_dataset register_dataset "
-        "text_statistics"
+        "COMPRESSED Corpus CorpusText Dataset Streams Vocabulary corpora fitted_streams load_dataset read_text "
+        "register_dataset text_statistics"
     ),
     "diagnostics": (
         "GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over register_diagnostic run_diagnostic"

@@ -61,7 +61,12 @@ class DataConfig:
     )
     tokens: Literal["chars", "bytes", "words"] = setting("chars", "what one symbol is")
     min_count: int = setting(1, "rarer symbols become the unknown symbol", minimum=1)
-    errors: Literal["strict", "replace", "ignore"] = setting("strict", "what to do with bytes that are not UTF-8")
+    encoding: str = setting(
+        "utf-8",
+        "what the text is encoded in: utf-8, latin-1, cp1252, any that Python knows, or 'auto' for a guess",
+        metavar="NAME",
+    )
+    errors: Literal["strict", "replace", "ignore"] = setting("strict", "what to do with bytes that are none of it")
     seq_len: int = setting(50, "time steps per batch and between two updates (k1)", minimum=1)
     batch: int = setting(50, "parallel streams of text (B)", minimum=1)
     val_frac: float = setting(0.05, "share of the text, at its end, held out for validation", minimum=0, below=1)

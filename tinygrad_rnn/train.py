@@ -627,6 +627,8 @@ def start_training(
     vocabulary = dataset.vocabulary
     # a vocabulary that was given, as that of `init_from`, says what a symbol is
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokens=vocabulary.kind))
+    if len(set(dataset.encodings)) == 1:  # what 'auto' found, so that resume need not guess again
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, encoding=dataset.encodings[0]))
     parts = _prepare(config, vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)

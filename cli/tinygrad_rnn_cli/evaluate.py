@@ -10,7 +10,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table
-from tinygrad_rnn_cli.options import Command, common, load_run, resolve_run, settings, which_checkpoint
+from tinygrad_rnn_cli.options import Command, common, load_run, resolve_run, settings, which_checkpoint, without_effect
 from tinygrad_rnn_cli.texts import own_text, symbol_name, whole_text
 
 
@@ -36,7 +36,7 @@ from tinygrad_rnn_cli.texts import own_text, symbol_name, whole_text
 )
 @which_checkpoint
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-@settings()
+@settings("data.between", "data.encoding", "data.errors")
 @common("seed", "device", "plugin")
 def evaluate(
     run: Path,
@@ -56,10 +56,14 @@ def evaluate(
     import numpy as np
 
     found = resolve_run(run)
+    if not text:
+        without_effect(
+            found, ("data.between", "data.encoding", "data.errors"), "without TEXT: the run has read its own"
+        )
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
         if text:
-            dataset = whole_text(loaded.config.data, text, loaded.vocabulary, unknown)
+            dataset = whole_text(found.run.data, text, loaded.vocabulary, unknown)
             source, ids = dataset.source, dataset.train
         else:
             dataset = own_text(loaded, run)

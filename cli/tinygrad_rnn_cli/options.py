@@ -554,6 +554,20 @@ def resolve_run(run: Path) -> Settings:
     return resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
 
 
+def without_effect(found: Settings, keys: Sequence[str], why: str) -> None:
+    """Refuse those of the settings `keys` that were given on the command line and can change nothing; `why` says so.
+
+    What comes from the environment or a file may be meant for other commands, so that is a line on stderr.
+    Raises UsageError.
+    """
+    for key in keys:
+        origin = found.origins[key]
+        if origin == "--set" or origin.startswith("flag "):
+            raise click.UsageError(f"{option_names()[key]} has no effect {why}; leave it out")
+        if origin.startswith(("environment ", "file ")):
+            note(f"note: {option_names()[key]} ({origin}) has no effect {why}")
+
+
 def resolve(
     *, base: tr.RunConfig | None = None, origin: str = "default", recipe: str | None = None, text: Sequence[str] = ()
 ) -> Settings:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,10 +14,15 @@ import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, detail, emit_json, is_terminal
 from tinygrad_rnn_cli.options import Command, Flag, common, load_run, old_names, resolve_run, settings, which_checkpoint
 
+if TYPE_CHECKING:
+    from tinygrad_rnn import LoadedModel
+
 
 @click.command("sample", cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--prime-file", type=click.Path(path_type=Path), metavar="FILE", help="start with the text of this file")
+@click.option(
+    "--prime-file", type=click.Path(path_type=Path), metavar="FILE", help="start with the text of this file, or of '-'"
+)
 @click.option(
     "--stream/--no-stream",
     default=None,
@@ -58,7 +63,7 @@ def sample(
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
     if prime_file is not None:
-        options = dataclasses.replace(options, prime=_read(prime_file, loaded.vocabulary.kind))
+        options = dataclasses.replace(options, prime=_read(prime_file, loaded))
     detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {found.run.train.seed}")
     rng = np.random.default_rng(found.run.train.seed)
     pieces = _aside(tr.generate(loaded.model, loaded.params, loaded.vocabulary, options, rng))
@@ -109,17 +114,12 @@ def _aside(pieces: Iterator[list[str]]) -> Iterator[list[str]]:
         yield found
 
 
-def _read(path: Path, kind: str) -> str:
-    """The text of `path` as `train` would read it: line ends as they are, no byte order mark; any bytes for bytes."""
+def _read(path: Path, loaded: LoadedModel) -> str:
+    """The text of `path` as the run read its own: its encoding, no byte order mark; any bytes for bytes."""
+    data = loaded.config.data
     try:
-        data = path.read_bytes()
-        if kind == "bytes":
-            return data.decode("utf-8", "surrogateescape")
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise tr.FileError(f"--prime-file {path}: {error.strerror or error}; expected a text file") from error
-    except UnicodeDecodeError as error:
-        offset = error.start + (3 if data.startswith(codecs.BOM_UTF8) else 0)
-        raise tr.DataError(
-            f"--prime-file {path}: expected UTF-8, got byte {data[offset]:#04x} at offset {offset}; convert it to UTF-8"
-        ) from error
+        return tr.read_text(str(path), loaded.vocabulary.kind, data.encoding, data.errors)
+    except tr.DataError as error:
+        what, _, remedy = str(error).rpartition("; ")
+        remedy = f"convert it to {data.encoding}" if remedy.startswith("pass ") else remedy
+        raise tr.DataError(f"--prime-file: {what}; {remedy}") from error

@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import note, screen
-from tinygrad_rnn_cli.options import given
+from tinygrad_rnn_cli.options import given, without_effect
 
 if TYPE_CHECKING:
     from tinygrad_rnn import DataConfig, Dataset, LoadedModel, Vocabulary
+    from tinygrad_rnn_cli.options import Settings
 
 MANY = 12  # files above which a list of them is shortened
+
+
+def check_text_options(found: Settings) -> None:
+    """Refuse options of the text that it leaves without effect. Raises UsageError."""
+    if found.run.data.tokens == "bytes":
+        idle = ("data.min_count", "data.encoding", "data.errors")
+        without_effect(found, idle, "with --tokens bytes, which takes every byte as it is")
+    if not found.run.data.text:
+        idle = ("data.between", "data.encoding", "data.errors")
+        without_effect(found, idle, "without TEXT: a corpus is one text, and decoded")
 
 
 def whole_text(
@@ -37,6 +48,10 @@ def tell_files(dataset: Dataset, config: DataConfig) -> None:
     if len(dataset.files) > 1:
         joined = f"joined by {config.between!r}" if config.between else "with nothing in between"
         note(f"read {len(dataset.files)} files, {joined}: {_names(dataset.files)}")
+    if config.encoding == "auto":
+        for encoding in sorted(set(dataset.encodings)):
+            files = [name for name, found in zip(dataset.files, dataset.encodings, strict=True) if found == encoding]
+            note(f"read as {encoding}: {_names(files)}; --encoding says otherwise where that is wrong")
     if dataset.skipped:
         note(f"skipped in the folder: {_names(dataset.skipped)}; name a file itself to read it")
 

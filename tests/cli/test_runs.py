@@ -151,7 +151,7 @@ def test_a_priming_file_is_read_as_train_reads_a_text(invoke: Any, trained: Path
     assert done.exit_code == 0, done.output
     assert done.stdout_bytes.startswith(b"one\r\n")
     (tmp_path / "prime.txt").write_bytes(b"\xef\xbb\xbfa\xff")
-    assert "0xff at offset 4" in invoke("sample chars --prime-file prime.txt").stderr
+    assert "0xff at byte 4" in invoke("sample chars --prime-file prime.txt").stderr
     assert invoke("sample bytes -n 1 --prime-file prime.txt").exit_code == 0  # every byte is a symbol
 
 

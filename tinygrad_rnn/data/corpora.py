@@ -83,7 +83,8 @@ class Dataset:
     Each has shape (N,) and the smallest unsigned integer type for the vocabulary. `sha256` is the checksum of the
     whole text (of its bytes for byte symbols, of its UTF-8 form otherwise); `source` says in words where it came from;
     `characters` counts Unicode characters, whatever a symbol is (for bytes: those that are no UTF-8 continuation).
-    `files` are the sources in the order in which they were read, `skipped` what the folders among them hold besides.
+    `files` are the sources in the order in which they were read, `encodings` what each was in (characters and words
+    alone), `skipped` what the folders among them hold besides.
     """
 
     vocabulary: Vocabulary
@@ -95,10 +96,11 @@ class Dataset:
     characters: int
     files: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    encodings: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """Which text this is, as run.json records it."""
-        names = ("sha256", "source", "characters", "files", "skipped")
+        names = ("sha256", "source", "characters", "files", "skipped", "encodings")
         return {name: getattr(self, name) for name in names}
 
 
@@ -235,7 +237,8 @@ def load_dataset(
     _check_fractions(config)
     kind = config.tokens if vocabulary is None else vocabulary.kind
     with ExitStack() as stack:
-        opened = stack.enter_context(open_sources(config.text, stdin))
+        encoding = "utf-8" if kind == "bytes" else config.encoding  # nothing is decoded
+        opened = stack.enter_context(open_sources(config.text, stdin, encoding))
         sources, between = opened.sources, _between_bytes(config.between, kind)
         if config.text:
             name = _source_name(config.text, len(sources))
@@ -268,6 +271,7 @@ def load_dataset(
         characters=loaded.characters,
         files=tuple(source.name for source in sources),
         skipped=opened.skipped,
+        encodings=() if kind == "bytes" else tuple(source.encoding for source in sources),
     )
 
 
@@ -352,7 +356,13 @@ def _load_bytes(read: Callable[[], Iterator[bytes]]) -> _Loaded:
 
 def _passed_to(update: Callable[[bytes], object], chunks: Iterator[str]) -> Iterator[str]:
     for chunk in chunks:
-        update(chunk.encode())
+        try:
+            update(chunk.encode())
+        except UnicodeEncodeError as error:  # utf-7 and a few others can spell half a character
+            wrong = chunk[error.start]
+            raise DataError(
+                f"expected characters, got the lone surrogate {wrong!r}; name another --encoding"
+            ) from error
         yield chunk
 
 
