@@ -10,7 +10,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table
-from tinygrad_rnn_cli.options import Command, common, load_run, resolve_run, settings, which_checkpoint, without_effect
+from tinygrad_rnn_cli.options import Command, common, load_run, refuse_idle, resolve_run, settings, which_checkpoint
 from tinygrad_rnn_cli.texts import own_text, symbol_name, whole_text
 
 
@@ -57,9 +57,8 @@ def evaluate(
 
     found = resolve_run(run)
     if not text:
-        without_effect(
-            found, ("data.between", "data.encoding", "data.errors"), "without TEXT: the run has read its own"
-        )
+        for key in ("data.between", "data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "without TEXT: the run says how to read its own")
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
         if text:

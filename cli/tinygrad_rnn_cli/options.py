@@ -79,6 +79,11 @@ class Settings:
     extras: Mapping[str, str]
     """what old names say that is no setting: out, init_from, run, text"""
 
+    def written(self, key: str) -> str:
+        """The option by which the command line sets `key`; '' where nothing on it does."""
+        origin = self.origins.get(key, "default")
+        return origin.removeprefix("flag ") if origin.startswith("flag ") else f"{origin} {key}" * (origin == "--set")
+
 
 def given() -> Given:
     """What the running command was given."""
@@ -320,6 +325,21 @@ def _attach(function: Callable[..., Any], option: click.Option) -> None:
     params.append(option)
 
 
+def written(*names: str) -> str:
+    """The first of these parameters of the running command that the command line gives, as its option; '' for none."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        if param.name in names and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
+            return param.opts[0]
+    return ""
+
+
+def refuse_idle(option: str, why: str) -> None:
+    """Raise UsageError where `option` was written (it is not ''), because it does nothing; `why` ends the sentence."""
+    if option:
+        raise click.UsageError(f"{option} has no effect {why}")
+
+
 def which_checkpoint(function: F) -> F:
     """Decorator: which checkpoint of a RUN to read, and whether changed code of its cell is worth a warning."""
     changed = click.option(
@@ -552,20 +572,6 @@ def load_run(run: Path, which: str, allow_changed_cell: bool, found: Settings) -
 def resolve_run(run: Path) -> Settings:
     """`resolve` for a command that works on RUN."""
     return resolve(base=tr.run_config(tr.open_run(run)), origin=f"run {run}")
-
-
-def without_effect(found: Settings, keys: Sequence[str], why: str) -> None:
-    """Refuse those of the settings `keys` that were given on the command line and can change nothing; `why` says so.
-
-    What comes from the environment or a file may be meant for other commands, so that is a line on stderr.
-    Raises UsageError.
-    """
-    for key in keys:
-        origin = found.origins[key]
-        if origin == "--set" or origin.startswith("flag "):
-            raise click.UsageError(f"{option_names()[key]} has no effect {why}; leave it out")
-        if origin.startswith(("environment ", "file ")):
-            note(f"note: {option_names()[key]} ({origin}) has no effect {why}")
 
 
 def resolve(

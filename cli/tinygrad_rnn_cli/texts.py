@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import note, screen
-from tinygrad_rnn_cli.options import given, without_effect
+from tinygrad_rnn_cli.options import given, refuse_idle
 
 if TYPE_CHECKING:
     from tinygrad_rnn import DataConfig, Dataset, LoadedModel, Vocabulary
@@ -21,13 +21,13 @@ MANY = 12  # files above which a list of them is shortened
 
 
 def check_text_options(found: Settings) -> None:
-    """Refuse options of the text that it leaves without effect. Raises UsageError."""
+    """Refuse options of the command line that the text leaves without effect. Raises UsageError."""
     if found.run.data.tokens == "bytes":
-        idle = ("data.min_count", "data.encoding", "data.errors")
-        without_effect(found, idle, "with --tokens bytes, which takes every byte as it is")
+        for key in ("data.min_count", "data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "with --tokens bytes, which takes every byte as it is")
     if not found.run.data.text:
-        idle = ("data.between", "data.encoding", "data.errors")
-        without_effect(found, idle, "without TEXT: a corpus is one text, and decoded")
+        for key in ("data.between", "data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "on a corpus, which is text already; it is for TEXT")
 
 
 def whole_text(
