@@ -43,6 +43,7 @@ TITLES = {
     "sample": "Sampling",
 }
 PLUGGED = {"model.cell": "CELLS", "optim.optim": "OPTIMIZERS", "data.corpus": "DATASETS"}  # settings that name a plugin
+SEVERAL = ("sample.temperature",)  # one value in the library; a command may take several, one after the other
 TABLES = ("model.cell_options", "optim.optim_options")
 COMMON = "Common options"
 OWN = "Options"
@@ -78,6 +79,8 @@ class Settings:
     third_party: bool
     extras: Mapping[str, str]
     """what old names say that is no setting: out, init_from, run, text"""
+    temperatures: tuple[float, ...] = ()
+    """each temperature to sample at, of which `sample` has the first"""
 
     def written(self, key: str) -> str:
         """The option by which the command line sets `key`; '' where nothing on it does."""
@@ -295,7 +298,9 @@ def _option(key: str, short: Sequence[str] = (), hidden: bool = False, section: 
     if isinstance(default, tuple):
         facts["help"] += "; repeat for several"
         return Flag([f"--{flag}", name], multiple=True, type=str, metavar=declared.metadata.get("metavar"), **facts)
-    return Flag([f"--{flag}", *short, name], type=_SettingType(key), **facts)
+    several = key in SEVERAL
+    facts["help"] += "; repeat for several" if several else ""
+    return Flag([f"--{flag}", *short, name], type=_SettingType(key), multiple=several, **facts)
 
 
 def settings(*keys: str, short: Mapping[str, str] | None = None, without: Sequence[str] = ()) -> Callable[[F], F]:
@@ -594,6 +599,7 @@ def resolve(
         flags["data.text"] = tuple(text) or (translated.extras["text"],)
     run = base or tr.RunConfig()
     sample = tr.SampleConfig()
+    temperatures: tuple[float, ...] = (sample.temperature,)
     origins = {key: origin for key in _all_keys() if not key.startswith("sample.")}
     origins.update({key: "default" for key in _all_keys() if key.startswith("sample.")})
     file = _read_file(here.file) if here.file else {}
@@ -610,6 +616,9 @@ def resolve(
         of_run = {key: value for key, value in layer.items() if not key.startswith("sample.")}
         of_sample = {key[7:]: value for key, value in layer.items() if key.startswith("sample.")}
         try:
+            if "temperature" in of_sample:
+                temperatures = _several_numbers("sample.temperature", of_sample["temperature"])
+                of_sample["temperature"] = temperatures[0]
             run = tr.replace_config(run, {**_undone(run, of_run), **of_run})
             sample = _replace_sample(sample, of_sample)
         except tr.InputError as error:
@@ -620,7 +629,7 @@ def resolve(
                 origins[key] = f"flag {translated.sources[key]}"
             if key == "data.text" and name == "flag":
                 origins[key] = "argument TEXT"
-    found = Settings(run, sample, origins, files, here.third_party, translated.extras)
+    found = Settings(run, sample, origins, files, here.third_party, translated.extras, temperatures)
     if here.show:
         _show_config(found, known)
         click.get_current_context().exit()
@@ -648,6 +657,17 @@ def _replace_sample(sample: tr.SampleConfig, changes: Mapping[str, Any]) -> tr.S
         new[name] = tr.coerce(tr.field_types(tr.SampleConfig)[name], value, f"sample.{name}")
         tr.check_limits(names[name], new[name], f"sample.{name}")
     return dataclasses.replace(sample, **new)
+
+
+def _several_numbers(key: str, value: Any) -> tuple[float, ...]:
+    """One number or several: a list, or a text with commas."""
+    listed = value if isinstance(value, str | list | tuple) else [value]
+    numbers: tuple[float, ...] = tr.coerce(tuple[float, ...], listed, key)
+    if not numbers:
+        raise tr.InputError(f"{key}: expected a number, or several, got none")
+    for number in numbers:
+        tr.check_limits(_declared(key)[1], number, key)
+    return numbers
 
 
 def _in_words(layer: str, message: str, old: Mapping[str, str]) -> str:
@@ -730,6 +750,8 @@ def _flat(found: Settings) -> dict[str, Any]:
                 values.update({f"{section}.{name}.{option}": item for option, item in value.items()})
             elif not isinstance(value, Mapping):
                 values[f"{section}.{name}"] = value
+    if len(found.temperatures) > 1:
+        values["sample.temperature"] = found.temperatures
     return values
 
 

@@ -131,6 +131,60 @@ def test_samples(invoke: Any, trained: Path) -> None:
     assert greedy == invoke(["sample", trained, "-n", "10", "-t", "0"]).stdout
 
 
+def test_several_temperatures_in_one_call(invoke: Any, trained: Path, tmp_path: Path) -> None:
+    """Each under a title, and as it would be alone; in --json each beside its sample."""
+    words = ["sample", trained, "-n", "12"]
+    alone = [invoke([*words, "-t", t]).stdout for t in ("0.2", "0.5", "1")]
+    together = invoke([*words, "-t", "0.2", "-t", "0.5", "-t", "1"])
+    titles = [f"=== temperature {t} ===\n" for t in ("0.2", "0.5", "1")]
+    assert together.stdout == "".join(f"{title}{text}\n" for title, text in zip(titles, alone, strict=True))
+    assert together.stdout == invoke([*words, "--stream", "-t", "0.2", "-t", "0.5", "-t", "1"]).stdout
+    facts = json.loads(invoke([*words, "-t", "0.2", "-t", "1", "--num", "2", "--json"]).stdout)
+    assert facts["temperatures"] == [0.2, 0.2, 1.0, 1.0] and len(facts["samples"]) == 4
+    both = invoke([*words, "-t", "0.2", "-t", "1", "--num", "2"]).stdout
+    assert both == "".join(
+        f"=== temperature {t:g}, sample {i} of 2 ===\n{text}\n"
+        for t, i, text in zip(facts["temperatures"], (1, 2, 1, 2), facts["samples"], strict=True)
+    )
+    assert json.loads(invoke([*words, "--json"]).stdout)["temperatures"] == [1.0]
+    shown = invoke([*words, "-t", "0.2", "-t", "1", "--show-config"]).stdout
+    assert "sample.temperature = [0.2, 1.0]" in shown
+    (tmp_path / "mine.toml").write_text(shown)
+    again = invoke([*words, "--config", "mine.toml"]).stdout
+    assert (
+        again
+        == invoke([*words, "--set", "sample.temperature=0.2,1"]).stdout
+        == "".join(f"=== temperature {t} ===\n{text}\n" for t, text in [("0.2", alone[0]), ("1", alone[2])])
+    )
+    for bad in (["-t", "-1"], ["-t", "0.5", "-t", "hot"], ["--set", "sample.temperature="]):
+        assert invoke([*words, *bad]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--greedy -t 0.5", "--temperature has no effect beside --greedy"),
+        ("--greedy --top-k 3", "--top-k has no effect where the likeliest symbol is taken"),
+        ("-t 0 --top-p 0.5", "--top-p has no effect where"),
+        ("--unknown skip", "--unknown has no effect without --prime"),
+        ("--json --stream", "--stream has no effect beside --json"),
+        ("--num 2 --no-stream", "--stream has no effect beside --num"),
+    ],
+)
+def test_options_of_sample_without_effect(invoke: Any, trained: Path, words: str, told: str) -> None:
+    done = invoke(["sample", trained, "-n", "5", *words.split()])
+    assert done.exit_code == 2 and done.stderr.startswith(f"error: {told}") and done.stderr.count("\n") == 1
+
+
+def test_what_greedy_leaves_without_effect_is_told(invoke: Any, trained: Path) -> None:
+    words = ["sample", trained, "-n", "5"]
+    assert "--seed has no effect" in invoke([*words, "--greedy", "--seed", "5"]).stderr
+    assert "the samples are the same" in invoke([*words, "-t", "0", "--num", "2"]).stderr
+    for useful in (["-t", "0", "-t", "1", "--top-k", "3", "--seed", "5"], ["--seed", "5"], ["--top-k", "3"]):
+        done = invoke([*words, *useful])
+        assert done.exit_code == 0 and done.stderr == ""
+
+
 def test_prime_file_and_unknown_symbols(invoke: Any, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "prime.txt").write_text("hello")
     assert invoke(["sample", trained, "-n", "5", "--prime-file", "prime.txt"]).stdout.startswith("hello")
