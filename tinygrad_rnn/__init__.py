@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.config import from_dict as config_from_dict
     from tinygrad_rnn.config import recipe as recipe
     from tinygrad_rnn.config import replace as replace_config
+    from tinygrad_rnn.data import COMPRESSED as COMPRESSED
     from tinygrad_rnn.data import Corpus as Corpus
     from tinygrad_rnn.data import CorpusText as CorpusText
     from tinygrad_rnn.data import Dataset as Dataset
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.data import corpora as corpora
     from tinygrad_rnn.data import fitted_streams as fitted_streams
     from tinygrad_rnn.data import load_dataset as load_dataset
+    from tinygrad_rnn.data import read_text as read_text
     from tinygrad_rnn.data import register_dataset as register_dataset
     from tinygrad_rnn.data import text_statistics as text_statistics
     from tinygrad_rnn.diagnostics import HORIZON_EPS as HORIZON_EPS
@@ -136,6 +138,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.options import coerce as coerce
     from tinygrad_rnn.options import field_types as field_types
     from tinygrad_rnn.options import parse_options as parse_options
+    from tinygrad_rnn.options import unescape as unescape
     from tinygrad_rnn.plots import gradnorm_figure as gradnorm_figure
     from tinygrad_rnn.plots import loss_figure as loss_figure
     from tinygrad_rnn.plots import save_figure as save_figure
@@ -172,7 +175,9 @@ if TYPE_CHECKING:
     from tinygrad_rnn.run import open_run as open_run
     from tinygrad_rnn.run import read_metrics as read_metrics
     from tinygrad_rnn.run import run_config as run_config
+    from tinygrad_rnn.sample import base64_bytes as base64_bytes
     from tinygrad_rnn.sample import generate as generate
+    from tinygrad_rnn.sample import readable as readable
     from tinygrad_rnn.sequence import Unrolled as Unrolled
     from tinygrad_rnn.sequence import scan as scan
     from tinygrad_rnn.sequence import truncated_windows as truncated_windows
@@ -225,8 +230,8 @@ _PUBLIC = {
         "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config"
     ),
     "data": (
-        "Corpus CorpusText Dataset Streams Vocabulary corpora fitted_streams load_dataset register_dataset "
-        "text_statistics"
+        "COMPRESSED Corpus CorpusText Dataset Streams Vocabulary corpora fitted_streams load_dataset read_text "
+        "register_dataset text_statistics"
     ),
     "diagnostics": (
         "GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over register_diagnostic run_diagnostic"
@@ -245,7 +250,7 @@ _PUBLIC = {
     "model": "Forward Model build_model",
     "optim": "Optimizer build_optimizer pieces:gradient_pieces register_optimizer unread_settings",
     "onnx_export": "onnx_difference onnx_inputs onnx_session onnxruntime_version save_onnx to_onnx",
-    "options": "check_limits coerce field_types parse_options",
+    "options": "check_limits coerce field_types parse_options unescape",
     "plugins": (
         "CALLBACKS CELLS COMMANDS DATASETS DIAGNOSTICS GROUPS:PLUGIN_GROUPS OPTIMIZERS PluginGroup PluginIdentity "
         "PluginRow author_error available:available_plugins load:load_plugin register_command"
@@ -255,7 +260,7 @@ _PUBLIC = {
     "replay": "Replay replay_step",
     "restore": "LoadedModel find_cell load_run_model run_vocabulary",
     "run": "Run best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
-    "sample": "generate",
+    "sample": "base64_bytes generate readable",
     "sequence": "Unrolled scan truncated_windows unroll",
     "tensor": "Tensor grad",
     "testing": "CellCheck CellReport check_cell",

@@ -22,7 +22,8 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     """Declare one field: its default, its help text and facts for the command line.
 
     `facts` may hold ``flag`` (the name on the command line, where it differs from the field's),
-    ``metavar``, ``minimum`` (inclusive), ``below`` (exclusive), and ``needs``, a setting without which it does nothing.
+    ``metavar``, ``minimum`` (inclusive), ``below`` (exclusive), ``needs``, a setting without which it does nothing, and
+    ``escapes`` (the command line replaces a typed \\n and the like).
     """
     metadata = {"help": help, **facts}
     if isinstance(default, dict):
@@ -55,9 +56,17 @@ class DataConfig:
 
     text: tuple[str, ...] = setting((), "files or folders; '-' is standard input")
     corpus: str = setting("python-docs", "the embedded corpus used when no text is named")
+    between: str = setting(
+        "\n", r"text put between two files; \n, \t, \\, \xHH and \uHHHH are understood", escapes=True
+    )
     tokens: Literal["chars", "bytes", "words"] = setting("chars", "what one symbol is")
     min_count: int = setting(1, "rarer symbols become the unknown symbol", minimum=1)
-    errors: Literal["strict", "replace", "ignore"] = setting("strict", "what to do with bytes that are not UTF-8")
+    encoding: str = setting(
+        "utf-8",
+        "what the text is encoded in: utf-8, latin-1, cp1252, any that Python knows, or 'auto' for a guess",
+        metavar="NAME",
+    )
+    errors: Literal["strict", "replace", "ignore"] = setting("strict", "what to do with bytes that are none of it")
     seq_len: int = setting(50, "time steps per batch and between two updates (k1)", minimum=1)
     batch: int = setting(50, "parallel streams of text (B)", minimum=1)
     val_frac: float = setting(0.05, "share of the text, at its end, held out for validation", minimum=0, below=1)
@@ -137,12 +146,14 @@ class SampleConfig:
     """How text is drawn from a model. Not part of a run."""
 
     length: int = setting(500, "symbols to draw", minimum=1)
-    prime: str = setting("", "text to start with")
+    prime: str = setting("", "text to start with, taken literally")
     temperature: float = setting(1.0, "divides the logits: below 1 safer, above 1 wilder, 0 like --greedy", minimum=0)
     greedy: bool = setting(False, "always take the most likely symbol")
     top_k: int = setting(0, "draw among the K most likely symbols only; 0: all", minimum=0)
     top_p: float = setting(1.0, "draw among the fewest symbols that have this share together", minimum=0)
-    stop: str = setting("", "end a sample behind this text")
+    stop: str = setting(
+        "", r"stop after generating this text; \n, \t, \\, \xHH and \uHHHH are understood", escapes=True
+    )
     num: int = setting(1, "samples side by side", minimum=1)
     unknown: Literal["error", "skip", "replace"] = setting("error", "unknown symbols of the priming text")
 

@@ -67,7 +67,7 @@ from tinygrad_rnn.run import (
     truncate_metrics,
     update_description,
 )
-from tinygrad_rnn.sample import generate
+from tinygrad_rnn.sample import base64_bytes, generate, readable
 from tinygrad_rnn.tensor import Tensor, grad
 
 MAX_ROLLBACKS = 5
@@ -460,7 +460,8 @@ class Trainer:
         options = SampleConfig(length=self.config.train.sample_length)
         pieces = generate(self.model, self.params, self.dataset.vocabulary, options, rng)
         text = "".join(piece[0] for piece in pieces)
-        self._record({"kind": "sample", "step": self.progress.step, "text": text})
+        exact = {"text_base64": base64_bytes(text)} if self.dataset.vocabulary.kind == "bytes" else {}
+        self._record({"kind": "sample", "step": self.progress.step, "text": readable(text), **exact})
         return Sampled(self.progress.step, text)
 
     # ---------------------------------------------------------------------------------- checkpoints
@@ -757,6 +758,8 @@ def start_training(
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokens=vocabulary.kind))
     optim.check_settings(config.optim, config.train.dtype, third_party=third_party)
     _check_judge(config, dataset)
+    if len(set(dataset.encodings)) == 1:  # what 'auto' found, so that resume need not guess again
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, encoding=dataset.encodings[0]))
     parts = _prepare(config, vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
@@ -785,7 +788,7 @@ def start_training(
         model,
         entry,
         vocabulary,
-        data={"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters},
+        data=dataset.facts(),
         device=device.name,
         plugins=plugins,
         optimizer=parts.optimizer_code,

@@ -10,8 +10,8 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table
-from tinygrad_rnn_cli.options import Command, common, load_run, resolve_run, settings, which_checkpoint
-from tinygrad_rnn_cli.texts import own_text, whole_text
+from tinygrad_rnn_cli.options import Command, common, load_run, refuse_idle, resolve_run, settings, which_checkpoint
+from tinygrad_rnn_cli.texts import own_text, symbol_name, whole_text
 
 
 @click.command("eval", cls=Command)
@@ -36,7 +36,7 @@ from tinygrad_rnn_cli.texts import own_text, whole_text
 )
 @which_checkpoint
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-@settings()
+@settings("data.between", "data.encoding", "data.errors")
 @common("seed", "device", "plugin")
 def evaluate(
     run: Path,
@@ -56,10 +56,13 @@ def evaluate(
     import numpy as np
 
     found = resolve_run(run)
+    if not text:
+        for key in ("data.between", "data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "without TEXT: the run says how to read its own")
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
         if text:
-            dataset = whole_text(loaded.config.data, text, loaded.vocabulary, unknown)
+            dataset = whole_text(found.run.data, text, loaded.vocabulary, unknown)
             source, ids = dataset.source, dataset.train
         else:
             dataset = own_text(loaded, run)
@@ -67,7 +70,7 @@ def evaluate(
             if len(ids) < 2:
                 raise tr.DataError(f"--part {part}: run {run} holds no such part out; name a TEXT, or another --part")
         score = tr.score(loaded.model, loaded.params, ids, np.random.default_rng(found.run.train.seed))
-    symbols = loaded.vocabulary.symbols
+    symbols, kind = loaded.vocabulary.symbols, loaded.vocabulary.kind
     rows = [(symbols[index], mean, count) for index, mean, count in score.by_symbol]
     if as_json:
         facts: dict[str, Any] = {
@@ -102,7 +105,12 @@ def evaluate(
         table(
             ["symbol", "count", "nats", "share of all surprise"],
             [
-                [repr(symbol), number(count), f"{mean:.3f}", f"{mean * count / total:.1%}" if total else "-"]
+                [
+                    symbol_name(symbol, kind),
+                    number(count),
+                    f"{mean:.3f}",
+                    f"{mean * count / total:.1%}" if total else "-",
+                ]
                 for symbol, mean, count in rows[:top]
             ],
             numbers=[1, 2, 3],

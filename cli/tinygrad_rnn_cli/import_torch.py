@@ -53,7 +53,9 @@ def imports() -> None:
 @click.option("--embed-name", metavar="NAME", help="the embedding, as in encoder.weight, where several arrays fit")
 @click.option("--readout-name", metavar="NAME", help="the readout, as in fc.weight, where several arrays fit")
 @click.option("--init-missing", is_flag=True, help="draw an embedding or readout that the file has not, to train it")
-@settings("data.tokens", "data.min_count", "data.errors", "data.val_frac", "data.test_frac")
+@settings(
+    "data.between", "data.tokens", "data.min_count", "data.encoding", "data.errors", "data.val_frac", "data.test_frac"
+)
 @common("config", "seed", "dtype")
 def torch(
     file: Path,
@@ -132,7 +134,7 @@ def _symbols(
     if config.data.text:
         dataset = whole_text(config.data, vocabulary=vocabulary)
         vocabulary = vocabulary or dataset.vocabulary
-        data = {"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters}
+        data = dataset.facts()
     if vocabulary is None:
         raise click.UsageError(
             f"{state.path}: expected a vocabulary, which symbol each number stands for; give --vocab, --text or --like"

@@ -43,6 +43,7 @@ TITLES = {
     "sample": "Sampling",
 }
 PLUGGED = {"model.cell": "CELLS", "optim.optim": "OPTIMIZERS", "data.corpus": "DATASETS"}  # settings that name a plugin
+SEVERAL = ("sample.temperature",)  # one value in the library; a command may take several, one after the other
 TABLES = ("model.cell_options", "optim.optim_options")
 COMMON = "Common options"
 OWN = "Options"
@@ -78,6 +79,13 @@ class Settings:
     third_party: bool
     extras: Mapping[str, str]
     """what old names say that is no setting: out, init_from, run, text"""
+    temperatures: tuple[float, ...] = ()
+    """each temperature to sample at, of which `sample` has the first"""
+
+    def written(self, key: str) -> str:
+        """The option by which the command line sets `key`; '' where nothing on it does."""
+        origin = self.origins.get(key, "default")
+        return origin.removeprefix("flag ") if origin.startswith("flag ") else f"{origin} {key}" * (origin == "--set")
 
 
 def given() -> Given:
@@ -166,7 +174,7 @@ class _SettingType(_ParamType):
         if param is not None and _from_environment(param):
             what = str(param.envvar)
         try:
-            found = tr.coerce(self.annotation, value, what)
+            found = tr.coerce(self.annotation, _unescaped(self.declared, value, what), what)
             tr.check_limits(self.declared, found, what)
         except tr.InputError as error:
             raise click.UsageError(str(error), ctx) from error
@@ -177,6 +185,11 @@ class _SettingType(_ParamType):
         if self.key in PLUGGED:
             words = [row.name for row in tr.available_plugins(getattr(tr, PLUGGED[self.key]))]
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def _unescaped(declared: dataclasses.Field[Any], value: Any, what: str) -> Any:
+    """`value` as a shell's quotes left it, with its escapes replaced where the field says so."""
+    return tr.unescape(value, what) if declared.metadata.get("escapes") else value
 
 
 def _sections() -> dict[str, type[Any]]:
@@ -214,7 +227,8 @@ def spell(value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value)
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _limits(declared: dataclasses.Field[Any]) -> str:
@@ -284,7 +298,9 @@ def _option(key: str, short: Sequence[str] = (), hidden: bool = False, section: 
     if isinstance(default, tuple):
         facts["help"] += "; repeat for several"
         return Flag([f"--{flag}", name], multiple=True, type=str, metavar=declared.metadata.get("metavar"), **facts)
-    return Flag([f"--{flag}", *short, name], type=_SettingType(key), **facts)
+    several = key in SEVERAL
+    facts["help"] += "; repeat for several" if several else ""
+    return Flag([f"--{flag}", *short, name], type=_SettingType(key), multiple=several, **facts)
 
 
 def settings(*keys: str, short: Mapping[str, str] | None = None, without: Sequence[str] = ()) -> Callable[[F], F]:
@@ -312,6 +328,21 @@ def _attach(function: Callable[..., Any], option: click.Option) -> None:
     """What click's own decorators do, for an option that is made already."""
     params: list[click.Parameter] = function.__dict__.setdefault("__click_params__", [])
     params.append(option)
+
+
+def written(*names: str) -> str:
+    """The first of these parameters of the running command that the command line gives, as its option; '' for none."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        if param.name in names and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
+            return param.opts[0]
+    return ""
+
+
+def refuse_idle(option: str, why: str) -> None:
+    """Raise UsageError where `option` was written (it is not ''), because it does nothing; `why` ends the sentence."""
+    if option:
+        raise click.UsageError(f"{option} has no effect {why}")
 
 
 def which_checkpoint(function: F) -> F:
@@ -568,6 +599,7 @@ def resolve(
         flags["data.text"] = tuple(text) or (translated.extras["text"],)
     run = base or tr.RunConfig()
     sample = tr.SampleConfig()
+    temperatures: tuple[float, ...] = (sample.temperature,)
     origins = {key: origin for key in _all_keys() if not key.startswith("sample.")}
     origins.update({key: "default" for key in _all_keys() if key.startswith("sample.")})
     file = _read_file(here.file) if here.file else {}
@@ -584,6 +616,9 @@ def resolve(
         of_run = {key: value for key, value in layer.items() if not key.startswith("sample.")}
         of_sample = {key[7:]: value for key, value in layer.items() if key.startswith("sample.")}
         try:
+            if "temperature" in of_sample:
+                temperatures = _several_numbers("sample.temperature", of_sample["temperature"])
+                of_sample["temperature"] = temperatures[0]
             run = tr.replace_config(run, {**_undone(run, of_run), **of_run})
             sample = _replace_sample(sample, of_sample)
         except tr.InputError as error:
@@ -594,7 +629,7 @@ def resolve(
                 origins[key] = f"flag {translated.sources[key]}"
             if key == "data.text" and name == "flag":
                 origins[key] = "argument TEXT"
-    found = Settings(run, sample, origins, files, here.third_party, translated.extras)
+    found = Settings(run, sample, origins, files, here.third_party, translated.extras, temperatures)
     if here.show:
         _show_config(found, known)
         click.get_current_context().exit()
@@ -651,6 +686,17 @@ def _replace_sample(sample: tr.SampleConfig, changes: Mapping[str, Any]) -> tr.S
     return dataclasses.replace(sample, **new)
 
 
+def _several_numbers(key: str, value: Any) -> tuple[float, ...]:
+    """One number or several: a list, or a text with commas."""
+    listed = value if isinstance(value, str | list | tuple) else [value]
+    numbers: tuple[float, ...] = tr.coerce(tuple[float, ...], listed, key)
+    if not numbers:
+        raise tr.InputError(f"{key}: expected a number, or several, got none")
+    for number in numbers:
+        tr.check_limits(_declared(key)[1], number, key)
+    return numbers
+
+
 def _in_words(layer: str, message: str, old: Mapping[str, str]) -> str:
     """An error of the configuration with the place where the value was written."""
     if layer != "flag":
@@ -684,7 +730,9 @@ def _read_sets(items: Sequence[str], only: set[str] | None) -> dict[str, Any]:
         if only is not None and home in _all_keys() and home not in only:
             own = ", ".join(sorted(only)) or "nothing"
             raise click.UsageError(f"--set {key}: the run has settled it; this command sets {own}")
-        layer[key] = value.strip()
+        layer[key] = (
+            value.strip() if home not in _all_keys() else _unescaped(_declared(home)[1], value.strip(), f"--set {key}")
+        )
     return layer
 
 
@@ -729,6 +777,8 @@ def _flat(found: Settings) -> dict[str, Any]:
                 values.update({f"{section}.{name}.{option}": item for option, item in value.items()})
             elif not isinstance(value, Mapping):
                 values[f"{section}.{name}"] = value
+    if len(found.temperatures) > 1:
+        values["sample.temperature"] = found.temperatures
     return values
 
 

@@ -26,6 +26,7 @@ from tinygrad_rnn_cli.console import (
     aside,
     detail,
     is_terminal,
+    is_unicode,
     note,
     number,
     rich_console,
@@ -172,7 +173,9 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
 
 
 def _plain(text: str) -> str:
-    return text.rstrip("\n") + "\n"
+    """A sample for the log, with bytes that are not UTF-8 as \\xHH."""
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return shown.rstrip("\n") + "\n"
 
 
 def step_line(done: StepDone, view: View) -> str:
@@ -252,7 +255,7 @@ def _numbers(done: StepDone, view: View) -> Any:
             f"[bold]loss[/] {done.loss:.4f}",
             f"[bold]validation[/] {val}",
             f"[bold]epoch[/] {done.epoch:.2f}",
-            f"[cyan]{tr.sparkline(recent, 30, ascii=not _unicode())}[/]",
+            f"[cyan]{tr.sparkline(recent, 30, ascii=not is_unicode(sys.stderr))}[/]",
         ),
         (
             f"gradient {_norms(done)}",
@@ -283,7 +286,3 @@ def _gradients(report: GradNormReport) -> Any:
     )
     words = "  ".join(f"{s.state}{s.layer}: {s.slope:+.3f} {s.verdict}" for s in report.select(loss=judged(report)))
     return Panel(Text.from_ansi(text + "\n" + words), title="gradient norms", title_align="left", expand=False)
-
-
-def _unicode() -> bool:
-    return (sys.stderr.encoding or "").lower().replace("-", "").startswith("utf")

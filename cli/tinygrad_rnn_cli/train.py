@@ -24,6 +24,7 @@ from tinygrad_rnn_cli.options import (
     run_folder,
     settings,
 )
+from tinygrad_rnn_cli.texts import check_text_options, tell_files
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Dataset, Finished, Plan
@@ -59,6 +60,9 @@ def train(
 ) -> None:
     """Train a model on TEXT: files, folders, or '-' for standard input; without TEXT, on the corpus --corpus.
 
+    A folder stands for its .txt files at any depth, or for all its files where it has none. Files named .gz, .bz2, .xz
+    or .zst are decompressed.
+
     Prints the run folder on stdout; progress goes to stderr. Ctrl-C saves a checkpoint and stops. The flags of char-rnn
     and torch-rnn (-rnn_size 128) are understood.
 
@@ -67,6 +71,7 @@ def train(
     tinygrad-rnn train --recipe char-rnn my.txt
     """
     found = resolve(recipe=recipe, text=text)
+    check_text_options(found)
     out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
     with aside():
@@ -129,6 +134,7 @@ def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, 
         f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
         f"{dataset.sha256[:16]}"
     )
+    tell_files(dataset, found.run.data)
     return dataset, piped
 
 
@@ -143,7 +149,10 @@ def text_name(found: Settings) -> str:
     if not found.run.data.text:
         return found.run.data.corpus
     first = found.run.data.text[0]
-    return "stdin" if first == "-" else Path(first).absolute().stem or "text"
+    if first == "-":
+        return "stdin"
+    path = Path(first).absolute()
+    return (Path(path.stem).stem if path.suffix.lower() in tr.COMPRESSED else path.stem) or "text"
 
 
 def show_plan(plan: Plan, found: Settings) -> None:

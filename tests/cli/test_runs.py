@@ -56,6 +56,40 @@ def test_resume_from_another_folder(invoke: Any, tmp_path: Path, monkeypatch: py
     assert done.exit_code == 0, done.output
 
 
+def test_the_files_of_a_folder(invoke: Any, tmp_path: Path) -> None:
+    """Joined by --between, listed with what is skipped, and the same to train, resume and eval."""
+    for name, text in [("2.txt", "two " * 60), ("10.txt", "ten " * 60), ("notes.md", "never read"), (".cache", "x")]:
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text)
+    made = invoke(["train", "texts", *TINY[:-2], "--between", r"<\n>", "--steps", "2", "--out", "run"])
+    assert made.exit_code == 0, made.output
+    assert r"read 2 files, joined by '<\n>': texts/2.txt, texts/10.txt" in made.stderr
+    assert "skipped in the folder: texts/.cache, texts/notes.md; name a file itself" in made.stderr
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["config"]["data"]["between"] == "<\n>"
+    assert facts["data"]["files"] == ["texts/2.txt", "texts/10.txt"]
+    assert facts["data"]["skipped"] == ["texts/.cache", "texts/notes.md"]
+    assert "3 files" not in made.stderr
+    resumed = invoke("resume run --steps 3")
+    assert resumed.exit_code == 0, resumed.output
+    scored = json.loads(invoke("eval run texts --json").stdout)
+    expected = len("two " * 60 + "<\n>" + "ten " * 60)
+    assert 0 < expected - scored["symbols"] <= 20
+    counted = json.loads(invoke(["data", "stats", "texts", "--between", "", "--json"]).stdout)
+    assert counted["characters"] == 480 and counted["files"] == ["texts/2.txt", "texts/10.txt"]
+    quiet = invoke(["data", "stats", "texts", "-q"])
+    assert quiet.stderr == ""
+
+
+def test_a_long_list_of_files_is_shortened(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(30):
+        (tmp_path / "texts" / f"{number}.txt").write_text("ab")
+    line = invoke("data stats texts").stderr
+    assert "read 30 files" in line and "texts/9.txt, ... (19 more), texts/29.txt" in line and "texts/15.txt" not in line
+    assert "texts/15.txt" in invoke("data stats texts -v").stderr
+
+
 def test_text_from_standard_input_is_kept(program: Any) -> None:
     text = "one two three. " * 80
     made = program("train", "-", *TINY[:-2], "--steps", 3, "--out", "run", input=text)
@@ -97,6 +131,60 @@ def test_samples(invoke: Any, trained: Path) -> None:
     assert greedy == invoke(["sample", trained, "-n", "10", "-t", "0"]).stdout
 
 
+def test_several_temperatures_in_one_call(invoke: Any, trained: Path, tmp_path: Path) -> None:
+    """Each under a title, and as it would be alone; in --json each beside its sample."""
+    words = ["sample", trained, "-n", "12"]
+    alone = [invoke([*words, "-t", t]).stdout for t in ("0.2", "0.5", "1")]
+    together = invoke([*words, "-t", "0.2", "-t", "0.5", "-t", "1"])
+    titles = [f"=== temperature {t} ===\n" for t in ("0.2", "0.5", "1")]
+    assert together.stdout == "".join(f"{title}{text}\n" for title, text in zip(titles, alone, strict=True))
+    assert together.stdout == invoke([*words, "--stream", "-t", "0.2", "-t", "0.5", "-t", "1"]).stdout
+    facts = json.loads(invoke([*words, "-t", "0.2", "-t", "1", "--num", "2", "--json"]).stdout)
+    assert facts["temperatures"] == [0.2, 0.2, 1.0, 1.0] and len(facts["samples"]) == 4
+    both = invoke([*words, "-t", "0.2", "-t", "1", "--num", "2"]).stdout
+    assert both == "".join(
+        f"=== temperature {t:g}, sample {i} of 2 ===\n{text}\n"
+        for t, i, text in zip(facts["temperatures"], (1, 2, 1, 2), facts["samples"], strict=True)
+    )
+    assert json.loads(invoke([*words, "--json"]).stdout)["temperatures"] == [1.0]
+    shown = invoke([*words, "-t", "0.2", "-t", "1", "--show-config"]).stdout
+    assert "sample.temperature = [0.2, 1.0]" in shown
+    (tmp_path / "mine.toml").write_text(shown)
+    again = invoke([*words, "--config", "mine.toml"]).stdout
+    assert (
+        again
+        == invoke([*words, "--set", "sample.temperature=0.2,1"]).stdout
+        == "".join(f"=== temperature {t} ===\n{text}\n" for t, text in [("0.2", alone[0]), ("1", alone[2])])
+    )
+    for bad in (["-t", "-1"], ["-t", "0.5", "-t", "hot"], ["--set", "sample.temperature="]):
+        assert invoke([*words, *bad]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--greedy -t 0.5", "--temperature has no effect beside --greedy"),
+        ("--greedy --top-k 3", "--top-k has no effect where the likeliest symbol is taken"),
+        ("-t 0 --top-p 0.5", "--top-p has no effect where"),
+        ("--unknown skip", "--unknown has no effect without --prime"),
+        ("--json --stream", "--stream has no effect beside --json"),
+        ("--num 2 --no-stream", "--stream has no effect beside --num"),
+    ],
+)
+def test_options_of_sample_without_effect(invoke: Any, trained: Path, words: str, told: str) -> None:
+    done = invoke(["sample", trained, "-n", "5", *words.split()])
+    assert done.exit_code == 2 and done.stderr.startswith(f"error: {told}") and done.stderr.count("\n") == 1
+
+
+def test_what_greedy_leaves_without_effect_is_told(invoke: Any, trained: Path) -> None:
+    words = ["sample", trained, "-n", "5"]
+    assert "--seed has no effect" in invoke([*words, "--greedy", "--seed", "5"]).stderr
+    assert "the samples are the same" in invoke([*words, "-t", "0", "--num", "2"]).stderr
+    for useful in (["-t", "0", "-t", "1", "--top-k", "3", "--seed", "5"], ["--seed", "5"], ["--top-k", "3"]):
+        done = invoke([*words, *useful])
+        assert done.exit_code == 0 and done.stderr == ""
+
+
 def test_prime_file_and_unknown_symbols(invoke: Any, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "prime.txt").write_text("hello")
     assert invoke(["sample", trained, "-n", "5", "--prime-file", "prime.txt"]).stdout.startswith("hello")
@@ -117,7 +205,7 @@ def test_a_priming_file_is_read_as_train_reads_a_text(invoke: Any, trained: Path
     assert done.exit_code == 0, done.output
     assert done.stdout_bytes.startswith(b"one\r\n")
     (tmp_path / "prime.txt").write_bytes(b"\xef\xbb\xbfa\xff")
-    assert "0xff at offset 4" in invoke("sample chars --prime-file prime.txt").stderr
+    assert "0xff at byte 4" in invoke("sample chars --prime-file prime.txt").stderr
     assert invoke("sample bytes -n 1 --prime-file prime.txt").exit_code == 0  # every byte is a symbol
 
 
