@@ -267,6 +267,24 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     return dataclasses.replace(config, **made)
 
 
+def setting_of(config: RunConfig, key: str) -> Any:
+    """The value of ``section.field``."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def setting_as_words(key: str, value: Any) -> str:
+    """A value as one writes it on the command line: ``--wrap residual --wrap layernorm``; ``no --wrap`` for nothing."""
+    _, declared = _declaration(key)
+    flag = "--" + str(declared.metadata.get("flag", declared.name.replace("_", "-")))
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    items = [f"{name}={item}" for name, item in value.items()] if isinstance(value, Mapping) else value
+    if isinstance(items, list | tuple):
+        return " ".join(f"{flag} {item}" for item in items) or f"no {flag}"
+    return f"{flag} {value}"
+
+
 def recipe(name: str) -> dict[str, Scalar]:
     """The settings of a published recipe, ``section.field`` to value: ready for `replace`.
 

@@ -158,8 +158,7 @@ def _advise(made: Imported, vocabulary: Vocabulary, has_text: bool) -> None:
     if made.drawn:
         note(f"note: drawn at random, because the file does not hold them: {', '.join(made.drawn)}; train them first")
     text = made.config.data.text or ("TEXT",)
-    words = ["train", *text, "--init-from", run, "--cell", model.cell, *(f"--cell-opt={option}" for option in options)]
-    words += ["--hidden", str(model.hidden), "--layers", str(model.layers), "--embed", model.embed]
+    words = ["train", *text, "--init-from", run]
     if made.config.train.dtype != "float32":
         words += ["--dtype", made.config.train.dtype]
     note("next:")

@@ -549,11 +549,17 @@ def resolve_run(run: Path) -> Settings:
 
 
 def resolve(
-    *, base: tr.RunConfig | None = None, origin: str = "default", recipe: str | None = None, text: Sequence[str] = ()
+    *,
+    base: tr.RunConfig | None = None,
+    origin: str = "default",
+    recipe: str | None = None,
+    init_from: Path | None = None,
+    text: Sequence[str] = (),
 ) -> Settings:
     """The configuration of the running command, layer over layer; with --show-config it is printed, and that is all.
 
-    `base` is the configuration of a run that the command works on; what no layer says keeps its value.
+    `base` is the configuration of a run that the command works on; what no layer says keeps its value. `init_from` is a
+    run that gives its weights, and with them the settings that they are bound to: no layer may say something else.
     Raises UsageError or InputError that name the layer.
     """
     here, files = given(), _plugin_files()
@@ -570,6 +576,13 @@ def resolve(
     sample = tr.SampleConfig()
     origins = {key: origin for key in _all_keys() if not key.startswith("sample.")}
     origins.update({key: "default" for key in _all_keys() if key.startswith("sample.")})
+    bound: dict[str, Any] = {}
+    init_from = init_from or (Path(translated.extras["init_from"]) if "init_from" in translated.extras else None)
+    if init_from is not None:
+        bound = tr.weight_settings(init_from)
+        run = tr.replace_config(run, bound)
+        options = [f"model.cell_options.{name}" for name in bound["model.cell_options"]]
+        origins.update(dict.fromkeys([*bound, *options], f"run {init_from}"))
     file = _read_file(here.file) if here.file else {}
     if base is not None:
         file = {key: value for key, value in file.items() if key in known}  # a run has settled the others
@@ -595,10 +608,36 @@ def resolve(
             if key == "data.text" and name == "flag":
                 origins[key] = "argument TEXT"
     found = Settings(run, sample, origins, files, here.third_party, translated.extras)
+    if init_from is not None:
+        _check_weights(found, init_from, bound)
     if here.show:
         _show_config(found, known)
         click.get_current_context().exit()
     return found
+
+
+def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -> None:
+    """Refuse a setting that weights cannot be put to, and say which ones they bring along."""
+    entry = tr.find_cell(bound["model.cell"], plugins=found.plugins, third_party=found.third_party)
+    conflicts = tr.weight_conflicts(found.run, bound, entry.cls.Options)
+    if conflicts:
+        needed = ", ".join(theirs for theirs, _ in conflicts.values())
+        got = ", ".join(f"{ours} ({found.origins.get(key, 'default')})" for key, (_, ours) in conflicts.items())
+        raise click.UsageError(f"--init-from {init_from}: its weights need {needed}, got {got}; leave these out")
+    mine = f"run {init_from}"
+    options = bound["model.cell_options"]
+    options = {name: value for name, value in options.items() if found.origins[f"model.cell_options.{name}"] == mine}
+    default = tr.RunConfig()
+    brought = [
+        tr.setting_as_words(key, value)
+        for key, value in {**bound, "model.cell_options": options}.items()
+        if found.origins[key] == mine and value != tr.setting_of(default, key)
+    ]
+    if brought:
+        note(f"note: --init-from {init_from} brings {' '.join(brought)}")
+    for key in ("model.init", "model.init_bias"):
+        if found.origins[key].startswith(("flag", "--set")):
+            raise click.UsageError(f"{option_names()[key]} has no effect beside --init-from; leave one of them out")
 
 
 def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:

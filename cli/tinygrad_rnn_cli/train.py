@@ -38,7 +38,8 @@ def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     "--init-from",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="take the weights of another run (and nothing else; see resume)",
+    help="take the weights of another run, with the model and tokens that they belong to (and nothing else; see "
+    "resume)",
 )
 @click.option("--plan", is_flag=True, help="print size, memory and time, measured over a few steps, and stop")
 @settings("model.*", "data.*", "optim.*", "train.*")
@@ -56,7 +57,7 @@ def train(
     tinygrad-rnn train my.txt --cell gru --hidden 256
     tinygrad-rnn train --recipe char-rnn my.txt
     """
-    found = resolve(recipe=recipe, text=text)
+    found = resolve(recipe=recipe, init_from=init_from, text=text)
     out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
     with aside():
