@@ -11,7 +11,7 @@ import click
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, note, number, table
 from tinygrad_rnn_cli.main import Group
-from tinygrad_rnn_cli.options import Command, common, given, load_plugins, resolve, settings
+from tinygrad_rnn_cli.options import Command, common, given, load_plugins, refuse_idle, resolve, settings
 from tinygrad_rnn_cli.texts import whole_text
 
 if TYPE_CHECKING:
@@ -85,7 +85,12 @@ def _foreign(row: PluginRow) -> dict[str, Any]:
 @common("config", "plugin")
 def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
     """Count characters and symbols of TEXT (files, folders, '-' for standard input), or of a corpus."""
-    config = resolve(text=text).run.data
+    asked = resolve(text=text)
+    config = asked.run.data
+    if config.text:
+        refuse_idle(asked.written("data.corpus"), "beside TEXT; give one of them")
+    else:
+        refuse_idle(asked.written("data.errors"), "on a corpus, which is text already; it is for TEXT")
     with aside():
         load_plugins()
         dataset = whole_text(config)

@@ -12,7 +12,17 @@ import click
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, note
 from tinygrad_rnn_cli.main import Group
-from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, resolve, run_folder, settings
+from tinygrad_rnn_cli.options import (
+    Command,
+    Settings,
+    common,
+    free_folder,
+    refuse_idle,
+    resolve,
+    run_folder,
+    settings,
+    written,
+)
 from tinygrad_rnn_cli.texts import whole_text
 from tinygrad_rnn_cli.train import RUNS, kept_paths
 
@@ -78,8 +88,16 @@ def torch(
     """
     if like is not None and (vocab is not None or text is not None):
         raise click.UsageError("--like excludes --vocab and --text: it stands for both; leave it out, or them")
+    if out is None:
+        refuse_idle(written("overwrite"), "without --out: the default folder is a new one")
     state = tr.read_state_dict(file)
     found = _settings(like, text, state)
+    if like is not None:
+        for key in ("data.tokens", "data.min_count"):
+            refuse_idle(found.written(key), "beside --like, whose vocabulary it is")
+    elif text is None:
+        for key in ("data.min_count", "data.errors", "data.val_frac", "data.test_frac"):
+            refuse_idle(found.written(key), "without --text")
     asked = found.origins["train.dtype"] not in ("default", f"run {like}")
     vocabulary, config, data = _symbols(found, state, vocab, like)
     made = tr.import_torch(
@@ -96,6 +114,8 @@ def torch(
         overwrite=overwrite,
     )
     emit(str(made.run.path))
+    if init_missing and not made.drawn:
+        note("note: --init-missing has no effect: the file has both an embedding and a readout")
     _advise(made, vocabulary, data["sha256"] is not None)
 
 
@@ -126,6 +146,12 @@ def _symbols(
         return tr.run_vocabulary(run), config, tr.describe_run(run).get("data", NO_TEXT)
     kind = config.data.tokens
     vocabulary = tr.read_vocabulary(vocab, kind) if vocab is not None else state.vocabulary()
+    if vocabulary is not None:
+        refuse_idle(found.written("data.min_count"), f"beside the vocabulary of {vocab or state.path}")
+        if vocabulary.kind != kind:
+            refuse_idle(
+                found.written("data.tokens"), f"beside the vocabulary of {vocab or state.path}, of {vocabulary.kind}"
+            )
     if vocabulary is None and kind == "bytes":
         vocabulary = tr.Vocabulary("bytes", tuple(map(chr, range(256))))
     data = NO_TEXT

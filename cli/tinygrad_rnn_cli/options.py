@@ -65,6 +65,7 @@ class Given:
     plugins: tuple[str, ...] = ()
     third_party: bool = True
     show: bool = False
+    order: list[click.Parameter] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Settings:
     third_party: bool
     extras: Mapping[str, str]
     """what old names say that is no setting: out, init_from, run, text"""
+
+    def written(self, key: str) -> str:
+        """The option by which the command line sets `key`; '' where nothing on it does."""
+        origin = self.origins.get(key, "default")
+        return origin.removeprefix("flag ") if origin.startswith("flag ") else f"{origin} {key}" * (origin == "--set")
 
 
 def given() -> Given:
@@ -137,6 +143,17 @@ class Command(click.Command):
         if option is not None:
             option.help = HELP
         return option
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            order = given().order = self.make_parser(ctx).parse_args(args=words)[2]
+            for param in dict.fromkeys(order):
+                once = isinstance(param, click.Option) and not (param.multiple or param.count)
+                if once and order.count(param) > 1:
+                    note(f"note: {param.opts[0]} is given {order.count(param)} times; the last one counts")
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         if given().show and not getattr(self.callback, "resolves", False):
@@ -247,9 +264,12 @@ def key_values(items: Sequence[str], flag: str) -> dict[str, str]:
     pairs = {}
     for item in items:
         name, equals, value = item.partition("=")
-        if not equals or not name.strip():
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
             raise click.UsageError(f"{flag}: expected KEY=VALUE, got {item!r}")
-        pairs[name.strip().replace("-", "_")] = value.strip()
+        if name in pairs:
+            note(f"note: {flag} {name} is given more than once; the last one counts")
+        pairs[name] = value.strip()
     return pairs
 
 
@@ -312,6 +332,21 @@ def _attach(function: Callable[..., Any], option: click.Option) -> None:
     """What click's own decorators do, for an option that is made already."""
     params: list[click.Parameter] = function.__dict__.setdefault("__click_params__", [])
     params.append(option)
+
+
+def written(*names: str) -> str:
+    """The first of these parameters of the running command that the command line gives, as its option; '' for none."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        if param.name in names and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
+            return param.opts[0]
+    return ""
+
+
+def refuse_idle(option: str, why: str) -> None:
+    """Raise UsageError where `option` was written (it is not ''), because it does nothing; `why` ends the sentence."""
+    if option:
+        raise click.UsageError(f"{option} has no effect {why}")
 
 
 def which_checkpoint(function: F) -> F:
@@ -567,6 +602,8 @@ def resolve(
     translated = aliases.translate(here.old_names)
     for line in translated.notes:
         note(f"note: {line}")
+    for key in translated.settings.keys() & here.flags.keys():
+        note(f"note: {translated.sources[key]} gives way to {here.origins[key].removeprefix('flag ')}")
     flags = {**translated.settings, **here.flags}
     if text or translated.extras.get("text"):
         if "data.corpus" in here.flags:
@@ -585,7 +622,8 @@ def resolve(
         origins.update(dict.fromkeys([*bound, *options], f"run {init_from}"))
     file = _read_file(here.file) if here.file else {}
     if base is not None:
-        file = {key: value for key, value in file.items() if key in known}  # a run has settled the others
+        _tell_settled(base, origin, file, known)
+        file = {key: value for key, value in file.items() if key in known}
     layers: list[tuple[str, Mapping[str, Any]]] = [
         (f"recipe {recipe}", tr.recipe(recipe) if recipe else {}),
         (f"file {here.file}", file),
@@ -596,8 +634,18 @@ def resolve(
     for name, layer in layers:
         of_run = {key: value for key, value in layer.items() if not key.startswith("sample.")}
         of_sample = {key[7:]: value for key, value in layer.items() if key.startswith("sample.")}
+        undone = _undone(run, of_run)
+        for key, (cause, _) in undone.items():
+            asked = [where for known, where in origins.items() if known == key or known.startswith(f"{key}.")]
+            asked = [where for where in asked if where.startswith(("file", "--set", "environment"))]
+            if asked and tr.setting_of(run, key) and key not in of_run:
+                lost, gained = (
+                    tr.setting_as_words(key, tr.setting_of(run, key)),
+                    tr.setting_as_words(cause, layer[cause]),
+                )
+                note(f"note: {lost} ({asked[0]}) gives way to {gained} ({here.origins.get(cause, name)})")
         try:
-            run = tr.replace_config(run, {**_undone(run, of_run), **of_run})
+            run = tr.replace_config(run, {**{key: empty for key, (_, empty) in undone.items()}, **of_run})
             sample = _replace_sample(sample, of_sample)
         except tr.InputError as error:
             raise click.UsageError(_in_words(name, str(error), translated.sources)) from error
@@ -614,6 +662,16 @@ def resolve(
         _show_config(found, known)
         click.get_current_context().exit()
     return found
+
+
+def _tell_settled(base: tr.RunConfig, origin: str, file: Mapping[str, Any], known: set[str]) -> None:
+    """Say which settings of a config file do nothing, because the run has settled them otherwise."""
+    settled = {**_flat(Settings(base, tr.SampleConfig(), {}, (), True, {})), "data.text": None}
+    said = {key: tuple(value) if isinstance(value, list) else value for key, value in file.items() if key not in known}
+    other = [key for key, value in said.items() if settled.get(key) not in (None, value, str(value))]
+    if other:
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        note(f"note: {given().file}: {', '.join(other[:3])}{more} do nothing here; they are those of the {origin}")
 
 
 def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -> None:
@@ -640,16 +698,23 @@ def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -
             raise click.UsageError(f"{option_names()[key]} has no effect beside --init-from; leave one of them out")
 
 
-def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a layer takes back by what it says: options belong to the cell or optimiser, a corpus replaces a text."""
-    undone: dict[str, Any] = {}
-    if layer.get("model.cell", run.model.cell) != run.model.cell:
-        undone["model.cell_options"] = {}
-    if layer.get("optim.optim", run.optim.optim) != run.optim.optim:
-        undone["optim.optim_options"] = {}
-    if "data.corpus" in layer:
-        undone["data.text"] = ()
-    return undone
+# What a setting takes back of the layers below it: options belong to one cell or optimiser, a corpus replaces a text,
+# and a length in steps would overrule one in epochs.
+_TAKES_BACK: Mapping[str, tuple[str, Any]] = {
+    "model.cell": ("model.cell_options", {}),
+    "optim.optim": ("optim.optim_options", {}),
+    "data.corpus": ("data.text", ()),
+    "train.epochs": ("train.steps", 0),
+}
+
+
+def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The settings that a layer takes back by what it says: each with the setting that does it, and what is left."""
+    return {
+        key: (cause, empty)
+        for cause, (key, empty) in _TAKES_BACK.items()
+        if cause in layer and (empty != {} or layer[cause] != tr.setting_of(run, cause))
+    }
 
 
 def _replace_sample(sample: tr.SampleConfig, changes: Mapping[str, Any]) -> tr.SampleConfig:

@@ -8,7 +8,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit
-from tinygrad_rnn_cli.options import Command, common, resolve, settings
+from tinygrad_rnn_cli.options import Command, common, refuse_idle, resolve, settings
 
 
 @click.command("resume", cls=Command)
@@ -29,6 +29,9 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
             raise click.UsageError(
                 f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs, --callback and --device"
             )
+
+    if found.written("train.steps"):
+        refuse_idle(found.written("train.epochs"), "beside --steps; give one of them")
 
     def given(key: str) -> bool:
         return found.origins[key] != origin

@@ -147,6 +147,8 @@ def test_what_the_file_does_not_hold_is_said(invoke: Any, tmp_path: Path, one_li
     done = invoke("import torch bare.safetensors --vocab v.txt --out bare --init-missing --seed 3")
     assert done.exit_code == 0 and "note: drawn at random" in done.stderr
     assert invoke("sample bare -n 5").exit_code == 0
+    done = invoke("import torch plain.safetensors --vocab v.txt --out whole --init-missing")
+    assert "note: --init-missing has no effect" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,15 @@ def test_what_the_file_does_not_hold_is_said(invoke: Any, tmp_path: Path, one_li
         ("import torch m.safetensors --vocab v.txt --out v.txt", 1, "cannot make the run folder v.txt"),
         ("import torch m.safetensors --vocab v.txt --out .", 1, ". is neither empty nor a run folder"),
         ("import torch run/checkpoints/step-00000012.safetensors --vocab v.txt", 1, "cannot read"),
+        ("import torch m.safetensors --vocab v.txt --overwrite", 2, "--overwrite has no effect without --out"),
+        ("import torch m.safetensors --vocab v.txt --min-count 2", 2, "--min-count has no effect without --text"),
+        ("import torch m.safetensors --vocab v.txt --val-frac 0.1", 2, "--val-frac has no effect without --text"),
+        (
+            "import torch m.safetensors --vocab v.txt --text v.txt --min-count 2",
+            2,
+            "--min-count has no effect beside the vocabulary of v.txt",
+        ),
+        ("import torch m.safetensors --like run --tokens bytes", 2, "--tokens has no effect beside --like"),
         ("import tarch m", 2, "no command 'tarch'; did you mean torch?"),
         ("export torch nowhere", 1, "no run nowhere"),
         ("export torch", 2, "missing RUN"),
