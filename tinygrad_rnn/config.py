@@ -44,6 +44,9 @@ class ModelConfig:
     embed: str = setting(
         "hidden", "input: an embedding of N units, 'hidden' (as many as H) or 'onehot'", metavar="N|hidden|onehot"
     )
+    tie: bool = setting(
+        False, "tie the readout to the embedding: one matrix is both; needs an embedding of as many units as --hidden"
+    )
     dropout: float = setting(0.0, "share of units dropped between layers and before the readout", minimum=0, below=1)
     init: str = setting("cell", "initialiser of every weight matrix: 'cell' (each cell's own) or name[:number,...]")
     init_bias: str = setting("cell", "initialiser of every bias that the cell starts at zero, likewise")

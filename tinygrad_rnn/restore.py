@@ -51,6 +51,7 @@ WEIGHT_SETTINGS = (
     "model.hidden",
     "model.layers",
     "model.embed",
+    "model.tie",
     "data.tokens",
     "data.min_count",
 )

@@ -125,7 +125,16 @@ TRAP = (
     default="",
     help="exit with code 3 if a series (of any loss but the training loss) does that",
 )
-@settings("model.wrap", "model.hidden", "model.layers", "model.embed", "model.init", "model.init_bias", "data.batch")
+@settings(
+    "model.wrap",
+    "model.hidden",
+    "model.layers",
+    "model.embed",
+    "model.tie",
+    "model.init",
+    "model.init_bias",
+    "data.batch",
+)
 @common("config", "seed", "device", "dtype", "plugin")
 def gradnorm(
     run: Path | None,

@@ -62,6 +62,9 @@ def imports() -> None:
 )
 @click.option("--embed-name", metavar="NAME", help="the embedding, as in encoder.weight, where several arrays fit")
 @click.option("--readout-name", metavar="NAME", help="the readout, as in fc.weight, where several arrays fit")
+@click.option(
+    "--tie", is_flag=True, help="the only matrix is both embedding and readout; two equal ones are tied anyway"
+)
 @click.option("--init-missing", is_flag=True, help="draw an embedding or readout that the file has not, to train it")
 @settings("data.tokens", "data.min_count", "data.errors", "data.val_frac", "data.test_frac")
 @common("config", "seed", "dtype")
@@ -75,11 +78,13 @@ def torch(
     nonlinearity: str | None,
     embed_name: str | None,
     readout_name: str | None,
+    tie: bool,
     init_missing: bool,
 ) -> None:
     """Make a run of FILE: the state_dict of a torch.nn.RNN, LSTM or GRU with embedding and readout, as safetensors.
 
-    In PyTorch: safetensors.torch.save_file(module.state_dict(), FILE). The names do not matter, the shapes tell cell
+    In PyTorch: safetensors.torch.save_file(module.state_dict(), FILE), or save_model(module, FILE) where embedding and
+    readout are tied. The names do not matter, the shapes tell cell
     and sizes. What `export torch` wrote brings its vocabulary along; any other file needs --vocab, --text or --like.
     Without --dtype the numbers stay what they are; those of 16 bits become float32, which changes none.
 
@@ -110,6 +115,7 @@ def torch(
         nonlinearity=nonlinearity,
         embed=embed_name,
         readout=readout_name,
+        tie=tie,
         init_missing=init_missing,
         overwrite=overwrite,
     )
@@ -174,7 +180,7 @@ def _advise(made: Imported, vocabulary: Vocabulary, has_text: bool) -> None:
     """What was made of the file, what it did not hold, and what to type next."""
     model, run = made.config.model, str(made.run.path)
     options = [f"{name}={value}" for name, value in model.cell_options.items()]
-    embed = "one-hot input" if model.embed == "onehot" else f"an embedding ({model.embed})"
+    embed = "one-hot input" if model.embed == "onehot" else f"an embedding ({model.embed})" + ", tied" * model.tie
     note(
         f"{' '.join([model.cell, *options])}: {model.layers} x {model.hidden} units, {embed}, "
         f"{vocabulary.size} {vocabulary.kind}, {made.config.train.dtype}"
