@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from tinygrad_rnn.config import from_dict as config_from_dict
     from tinygrad_rnn.config import recipe as recipe
     from tinygrad_rnn.config import replace as replace_config
+    from tinygrad_rnn.config import setting_as_words as setting_as_words
+    from tinygrad_rnn.config import setting_of as setting_of
     from tinygrad_rnn.data import COMPRESSED as COMPRESSED
     from tinygrad_rnn.data import Corpus as Corpus
     from tinygrad_rnn.data import CorpusText as CorpusText
@@ -167,6 +169,8 @@ if TYPE_CHECKING:
     from tinygrad_rnn.restore import find_cell as find_cell
     from tinygrad_rnn.restore import load_run_model as load_run_model
     from tinygrad_rnn.restore import run_vocabulary as run_vocabulary
+    from tinygrad_rnn.restore import weight_conflicts as weight_conflicts
+    from tinygrad_rnn.restore import weight_settings as weight_settings
     from tinygrad_rnn.run import Run as Run
     from tinygrad_rnn.run import best_checkpoint as best_checkpoint
     from tinygrad_rnn.run import checkpoints as checkpoints
@@ -227,7 +231,8 @@ _PUBLIC = {
     "compile.show": "GraphPart GraphValue StepGraph step_code step_graph step_graph_dot step_graph_text",
     "config": (
         "DataConfig ModelConfig OptimConfig RECIPES RESUMABLE RunConfig SECTIONS SampleConfig TrainConfig "
-        "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config"
+        "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config "
+        "setting_as_words setting_of"
     ),
     "data": (
         "COMPRESSED Corpus CorpusText Dataset Streams Vocabulary corpora fitted_streams load_dataset read_text "
@@ -258,7 +263,7 @@ _PUBLIC = {
     "plots": "gradnorm_figure loss_figure save_figure",
     "registry": "CellEntry available_cells load_cell load_plugin_file register_cell",
     "replay": "Replay replay_step",
-    "restore": "LoadedModel find_cell load_run_model run_vocabulary",
+    "restore": "LoadedModel find_cell load_run_model run_vocabulary weight_conflicts weight_settings",
     "run": "Run best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
     "sample": "base64_bytes generate readable",
     "sequence": "Unrolled scan truncated_windows unroll",

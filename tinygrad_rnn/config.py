@@ -45,6 +45,9 @@ class ModelConfig:
     embed: str = setting(
         "hidden", "input: an embedding of N units, 'hidden' (as many as H) or 'onehot'", metavar="N|hidden|onehot"
     )
+    tie: bool = setting(
+        False, "tie the readout to the embedding: one matrix is both; needs an embedding of as many units as --hidden"
+    )
     dropout: float = setting(0.0, "share of units dropped between layers and before the readout", minimum=0, below=1)
     init: str = setting("cell", "initialiser of every weight matrix: 'cell' (each cell's own) or name[:number,...]")
     init_bias: str = setting("cell", "initialiser of every bias that the cell starts at zero, likewise")
@@ -298,6 +301,24 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         check_limits(declared, new[name], key)
     made = {section: dataclasses.replace(getattr(config, section), **values) for section, values in sections.items()}
     return dataclasses.replace(config, **made)
+
+
+def setting_of(config: RunConfig, key: str) -> Any:
+    """The value of ``section.field``."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def setting_as_words(key: str, value: Any) -> str:
+    """A value as one writes it on the command line: ``--wrap residual --wrap layernorm``; ``no --wrap`` for nothing."""
+    _, declared = _declaration(key)
+    flag = "--" + str(declared.metadata.get("flag", declared.name.replace("_", "-")))
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    items = [f"{name}={item}" for name, item in value.items()] if isinstance(value, Mapping) else value
+    if isinstance(items, list | tuple):
+        return " ".join(f"{flag} {item}" for item in items) or f"no {flag}"
+    return f"{flag} {value}"
 
 
 def recipe(name: str) -> dict[str, Scalar]:

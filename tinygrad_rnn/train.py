@@ -49,6 +49,9 @@ from tinygrad_rnn.restore import (
     open_with_cell,
     place_params,
     refuse_changed,
+    refuse_conflicts,
+    weight_conflicts,
+    weight_settings,
 )
 from tinygrad_rnn.run import (
     METRICS,
@@ -748,9 +751,10 @@ def start_training(
 ) -> Trainer:
     """A new run in the folder `out`, which is made (or, with `overwrite`, made anew).
 
-    `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code. Everything that
-    can be wrong with the configuration is found before the folder is touched. Raises InputError, DataError,
-    DeviceError, PluginError, FileError.
+    `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code; the settings
+    that they are bound to must be those of that run (`weight_settings`). Everything that can be wrong with the
+    configuration is found before the folder is touched. Raises InputError, DataError, DeviceError, PluginError,
+    FileError.
     """
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
     vocabulary = dataset.vocabulary
@@ -772,14 +776,10 @@ def start_training(
                 f"--init-from {init_from}: expected a run with the same symbols (V={vocabulary.size}), got "
                 f"V={other.vocabulary.size}; train on the same text, or start afresh"
             )
+        bound = {key: value for key, value in weight_settings(init_from).items() if key.startswith("model.")}
+        refuse_conflicts(init_from, weight_conflicts(config, bound, entry.cls.Options))
         arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
-        try:
-            params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
-        except CheckpointError as error:
-            theirs = other.config.model
-            flags = " ".join([f"--cell {theirs.cell}", *(f"--wrap {wrap}" for wrap in theirs.wrap)])
-            flags += f" --hidden {theirs.hidden} --layers {theirs.layers} --embed {theirs.embed}"
-            raise InputError(f"{error}, which has {flags}; give these") from error
+        params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
     Streams(dataset.train, config.data.batch, config.data.seq_len)
     _first_step(model, params, device)
     run = new_run(
@@ -837,7 +837,7 @@ def resume_training(
     if IMPORTED in describe(run):
         raise InputError(
             f"run {run.path} was imported: it holds weights, and no optimiser or text to continue with; train a new "
-            f"run from them: train TEXT --init-from {run.path}, with the same --cell, --hidden, --layers and --embed"
+            f"run from them: train TEXT --init-from {run.path}"
         )
     changes: dict[str, Any] = {}
     if steps is not None or epochs is not None:

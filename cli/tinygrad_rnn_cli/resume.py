@@ -9,7 +9,7 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, note, number
-from tinygrad_rnn_cli.options import Command, common, option_names, resolve, settings, spell
+from tinygrad_rnn_cli.options import Command, common, option_names, refuse_idle, resolve, settings, spell
 
 
 @click.command("resume", cls=Command)
@@ -32,6 +32,9 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
                 f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs, --callback, --device, "
                 + ", ".join(option_names()[key] for key in tr.RESUMABLE)
             )
+
+    if found.written("train.steps"):
+        refuse_idle(found.written("train.epochs"), "beside --steps; give one of them")
 
     def given(key: str) -> bool:
         return found.origins[key] != origin

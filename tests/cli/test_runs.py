@@ -436,3 +436,45 @@ def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_
     assert done.exit_code == 1
     assert "error: expected one of the" in done.stderr and "'q'" in done.stderr
     assert not (tmp_path / "third").exists()
+
+
+def test_weights_bring_the_settings_that_they_are_bound_to(invoke: Any, tmp_path: Path, one_line: Any) -> None:
+    sizes = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --steps 2".split()
+    made = "--cell rnn --cell-opt activation=relu --wrap residual --tokens words --min-count 2".split()
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, the cat sat on the hat. a dog " * 60 + "once")
+    assert invoke(["train", "text.txt", *sizes, *made, "--out", "first"]).exit_code == 0
+    again = ["train", "text.txt", *"--batch 4 --seq-len 10 --steps 2 --init-from first".split()]
+    done = invoke([*again, "--out", "second"])
+    assert done.exit_code == 0, done.output
+    assert f"note: --init-from first brings {' '.join(made[:6])} --hidden 8 --layers 1 --tokens words" in done.stderr
+    configs = [json.loads((tmp_path / name / "run.json").read_text())["config"] for name in ("first", "second")]
+    assert configs[0]["model"] == configs[1]["model"]
+    assert [config["data"]["min_count"] for config in configs] == [2, 2]
+    shown = {line.partition(" = ")[0]: line for line in invoke([*again, "--show-config"]).stdout.splitlines()}
+    for key in ("model.wrap", "model.cell_options.activation", "data.tokens", "data.min_count"):
+        assert shown[key].endswith("# run first"), shown[key]
+    said = invoke([*again, "--cell", "rnn", "--cell-opt", "activation=relu", "--hidden", "8", "--out", "third"])
+    assert said.exit_code == 0 and "brings --wrap residual --layers 1" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--cell gru", "need --cell lstm, got --cell gru (flag --cell)"),
+        ("--cell-opt forget_bias=3", "need --cell-opt forget_bias=1.0, got --cell-opt forget_bias=3.0 (flag"),
+        ("--wrap residual", "need no --wrap, got --wrap residual (flag --wrap)"),
+        ("--set model.hidden=9", "need --hidden 8, got --hidden 9 (--set)"),
+        ("--tokens bytes", "need --tokens chars, got --tokens bytes (flag --tokens)"),
+        ("--min-count 3", "need --min-count 1, got --min-count 3 (flag --min-count)"),
+        ("--recipe min-char-rnn", "--embed hidden, got --cell rnn (recipe min-char-rnn), --hidden 100"),
+        ("--init zeros", "--init has no effect beside --init-from"),
+    ],
+)
+def test_a_setting_that_weights_cannot_be_put_to(
+    invoke: Any, trained: Path, one_line: Any, words: str, told: str
+) -> None:
+    for more in ([], ["--plan"], ["--show-config"]):
+        done = invoke(["train", "--corpus", "hello", "--init-from", trained, "--out", "new", *words.split(), *more])
+        assert done.exit_code == 2
+        assert told in one_line(done.stderr)
+    assert not Path("new").exists()
