@@ -337,7 +337,7 @@ class Trainer:
         loss = total.item() / (T if config.train.loss == "sum" else 1)
         report = None
         if self.watch_every and (now.step + 1) % self.watch_every == 0:
-            report = watch_gradients(forward, total, self._on_device(y), cell=config.model.cell)
+            report = watch_gradients(self.model, forward, total, self._on_device(y))
         optim.clip_value(grads, config.optim.clip_value)
         norm = optim.clip_norm(grads, config.optim.clip_norm)
         limit = config.train.diverge_factor
