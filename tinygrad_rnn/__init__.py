@@ -78,9 +78,12 @@ if TYPE_CHECKING:
     from tinygrad_rnn.diagnostics import HORIZON_EPS as HORIZON_EPS
     from tinygrad_rnn.diagnostics import GradNormReport as GradNormReport
     from tinygrad_rnn.diagnostics import GradNormSeries as GradNormSeries
+    from tinygrad_rnn.diagnostics import beside_rnn as beside_rnn
+    from tinygrad_rnn.diagnostics import grade as grade
     from tinygrad_rnn.diagnostics import gradnorm as gradnorm
     from tinygrad_rnn.diagnostics import gradnorm_over as gradnorm_over
     from tinygrad_rnn.diagnostics import register_diagnostic as register_diagnostic
+    from tinygrad_rnn.diagnostics import rnn_like as rnn_like
     from tinygrad_rnn.diagnostics import run_diagnostic as run_diagnostic
     from tinygrad_rnn.engine import anomaly as anomaly
     from tinygrad_rnn.engine import listen as listen
@@ -239,7 +242,8 @@ _PUBLIC = {
         "register_dataset text_statistics"
     ),
     "diagnostics": (
-        "GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over register_diagnostic run_diagnostic"
+        "GradNormReport GradNormSeries HORIZON_EPS beside_rnn grade gradnorm gradnorm_over register_diagnostic "
+        "rnn_like run_diagnostic"
     ),
     "engine": "anomaly listen no_grad primitive tap",
     "errors": (

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import engine
+from tinygrad_rnn.cell import counted
 from tinygrad_rnn.engine import Node
 from tinygrad_rnn.errors import GradientError, InputError
 from tinygrad_rnn.tensor import Tensor
@@ -45,11 +46,13 @@ def cell_to_dot(cell: Any, batch: int = 2) -> str:
         raise InputError(f"cell_to_dot: expected a cell with its sizes, as load_cell('lstm').cls(I, H), got {cell!r}")
     x = leaf(batch, cell.I)
     params = {name: leaf(*spec.shape) for name, spec in cell.params().items()}
-    old = {name: leaf(batch, *spec.shape) for name, spec in cell.state().items()}
+    shapes = cell.state()
+    old = {name: leaf(batch, *spec.shape) for name, spec in shapes.items()}
     means = {name: kind.mean for name, kind in cell.noise().items()}
     taps: dict[str, Tensor] = {}
     with engine.recording(), engine.listen(lambda name, value: taps.update({name: value})):
         new = cell.step(SimpleNamespace(**params, **means), x, SimpleNamespace(**old))
+        new = counted(cell, new, old, shapes)  # t + 1 of a timestep, which the library adds
     drawing = _Drawing(
         [value.node for value in new.values() if value.node is not None], {**taps, "x": x, **params, **old}
     )

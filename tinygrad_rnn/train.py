@@ -357,7 +357,7 @@ class Trainer:
         loss = total.item() / (T if config.train.loss == "sum" else 1)
         report = None
         if self.watch_every and (now.step + 1) % self.watch_every == 0:
-            report = watch_gradients(forward, total, self._on_device(y), cell=config.model.cell)
+            report = watch_gradients(self.model, forward, total, self._on_device(y))
         norm, clipped = optim.clip(grads, config.optim)
         limit = config.train.diverge_factor
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -155,10 +155,10 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
         case tr.Watched():
             view.report = event.report
             if not live:
-                for series in event.report.select(loss="last"):
+                for series in event.report.judged("last"):
                     say(
-                        f"step {number(event.step)}: gradient norms, layer {series.layer}, state {series.state}: slope "
-                        f"{series.slope:+.4f} nats per step back, {series.verdict}"
+                        f"step {number(event.step)}: gradient norms, layer {series.layer}, state {series.state}: "
+                        f"{series.reason}"
                     )
         case tr.Saved():
             detail(f"step {number(event.step)}: saved {event.path}")
@@ -284,5 +284,8 @@ def _gradients(report: GradNormReport) -> Any:
         width=width,
         colored=uses_color(sys.stderr),
     )
-    words = "  ".join(f"{s.state}{s.layer}: {s.slope:+.3f} {s.verdict}" for s in report.select(loss=judged(report)))
+    words = "  ".join(
+        f"{s.state}{s.layer}: {s.verdict}" + ("" if s.share is None else f" ({s.share:.2g})")
+        for s in report.judged(judged(report))
+    )
     return Panel(Text.from_ansi(text + "\n" + words), title="gradient norms", title_align="left", expand=False)

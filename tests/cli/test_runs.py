@@ -250,7 +250,7 @@ def test_plain_lines_and_watched_gradients(invoke: Any) -> None:
     assert len(lines) == 4
     for word in ("loss", "grad ", "->", "grad/param", "char/s", "left"):
         assert word in lines[0]
-    assert "slope" in done.stderr and ": sample" in done.stderr and "saved" in done.stderr
+    assert "of the gradient" in done.stderr and ": sample" in done.stderr and "saved" in done.stderr
 
 
 def test_resume_refuses_what_the_run_has_settled(invoke: Any, run: Path) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from tinygrad_rnn import ops
 from tinygrad_rnn.cell import Cell
 from tinygrad_rnn.compile.trace import (
+    GETITEM,
     MATMUL,
     SUM_TO,
     TRANSPOSE,
@@ -31,6 +32,7 @@ from tinygrad_rnn.compile.trace import (
     Symbol,
     ancestors,
     depends,
+    frozen,
     pullback,
     total,
     trace_step,
@@ -224,9 +226,16 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
     for s in reversed(order):  # a sum without a product stays as the author wrote it
         if s in sums and s not in inside and not any(isinstance(a, Symbol) and a.op is MATMUL for _, a in terms(s, 1)):
             inside -= set(s.parents)
+    results = set(traced.new.values())
+    slices: dict[Any, Symbol] = {}  # one that is cut out twice would be copied, kept and multiplied twice
     for s in order:
         if s.op is None or s not in varying or s in inside or s in bare:
             continue
+        if s.op is GETITEM and s not in results and s.number not in traced.graph.taps:
+            found = slices.setdefault((known(s.args[0]), frozen(s.static)), s)
+            if found is not s:
+                made[s] = made[found]
+                continue
         if s in sums:
             parts = terms(s, 1)
             if any(isinstance(a, Symbol) and a.op is MATMUL for _, a in parts):

@@ -274,6 +274,8 @@ class _Writing:
         """The same for what `s` is computed by."""
         assert s.op is not None
         name = s.op.__name__
+        if name == "mul" and isinstance(s.args[1], float) and s.args[1] == 1.0:  # a copy, in a place of its own
+            return self.argument(s.args[0])
         args = [self.argument(a) for a in s.args]
         reads = tuple(dict.fromkeys([r for _, _, names in args for r in names]))
         sign = INFIX.get(name) or COMPARED.get(name)
