@@ -188,7 +188,7 @@ def test_the_interval_by_hand() -> None:
 
 @pytest.mark.slow
 def test_the_interval_covers_what_is_correlated_over_hundreds_of_symbols() -> None:
-    """Losses whose autocorrelation is 0.13 at lag 1 and still 0.04 at lag 10: more than those of a model of prose have."""
+    """Losses whose autocorrelation is 0.13 at lag 1 and still 0.04 at lag 10: more than prose gives."""
     rng = np.random.default_rng(0)
     parts = [(0.0, 0.85), (0.8, 0.10), (0.95, 0.05)]  # autoregressive processes and their share of the variance
     runs = 2000

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit, note, number, paint, seconds, table
+from tinygrad_rnn_cli.console import emit, note, number, paint, seconds, table, wrapped
 from tinygrad_rnn_cli.options import Command, Flag, common, resolve, settings
 
 if TYPE_CHECKING:
-    from tinygrad_rnn import Dataset, GradNormReport, Model, RunConfig, Trainer
+    from tinygrad_rnn import Dataset, GradNormReport, GradNormSeries, Model, RunConfig, Trainer
 
 CELLS = ("rnn", "lstm")
 OUT = Path("runs/demo")
@@ -92,16 +93,19 @@ def demo(out: Path | None, budget: float, overwrite: bool) -> None:
     _title(f"{len(CELLS) + 2}. How far back does the loss at the LAST character reach?")
     from tinygrad_rnn_cli.gradnorm import draw
 
-    draw([_output_state(report) for report in reports], training=False)
+    draw(reports, training=False)
     emit()
-    table(["model", "slope", "horizon", "verdict"], rows, numbers=[1, 2])
+    table(["model", "state", "share", "horizon", "verdict"], rows, numbers=[2, 3])
+    lag = base.data.seq_len - 1
     emit(
-        "slope: nats per step back in time, negative where the gradient vanishes; horizon: steps back until less than\n"
-        "a thousandth is left, '-' if never. What is not reached cannot be learnt: that is the vanishing gradient."
+        wrapped(
+            f"share: how much of the gradient is left {lag} characters back, at c for the lstm, which is its memory; "
+            "horizon: for how many characters more than a thousandth is left, '-' if to the end. A gradient is weak "
+            "below a share of 0.1, vanishing below 0.001. What it does not reach is not learnt."
+        )
     )
-    picture = tr.save_figure(
-        tr.gradnorm_figure([_output_state(report) for report in reports], training=False), folder / "gradnorm.png"
-    )
+    emit(_comparison(reports))
+    picture = tr.save_figure(tr.gradnorm_figure(reports, training=False), folder / "gradnorm.png")
     emit(f"picture: {picture}")
     _title("Next")
     for command, why in [
@@ -152,14 +156,24 @@ def measure(model: Model, trainer: Trainer, dataset: Dataset, name: str) -> Grad
     return dataclasses.replace(report, cell=name)
 
 
-def _output_state(report: GradNormReport) -> GradNormReport:
-    """The report with h alone, which every model of the demo has."""
-    return dataclasses.replace(report, series=report.select(state="h"))
+def _judged(report: GradNormReport) -> GradNormSeries:
+    """The curve that the verdict goes by."""
+    return report.judged("last")[-1]
 
 
 def _row(report: GradNormReport) -> list[str]:
-    series = report.select(state="h")[0]
-    return [report.cell, f"{series.slope:+.3f}", "-" if series.horizon is None else str(series.horizon), series.verdict]
+    series = _judged(report)
+    horizon = "-" if series.horizon is None else str(series.horizon)
+    share = "-" if series.share is None else f"{series.share:.2g}"
+    return [report.cell, series.state, share, horizon, series.verdict]
+
+
+def _comparison(reports: Sequence[GradNormReport]) -> str:
+    """The shares of the two trained models in words, as they were measured."""
+    rnn, lstm = (_judged(report).share for report in reports[1::2])
+    if not rnn or not lstm:
+        return "The trained rnn keeps nothing of it that can be measured."
+    return f"The trained lstm keeps {lstm / rnn:,.2g} times the share of the trained rnn."
 
 
 def write(trainer: Trainer, dataset: Dataset) -> str:

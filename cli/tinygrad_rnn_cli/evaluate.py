@@ -10,8 +10,17 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table, warn
-from tinygrad_rnn_cli.options import Command, common, load_run, resolve_run, settings, which_checkpoint
-from tinygrad_rnn_cli.texts import own_text, warn_of_start, whole_text
+from tinygrad_rnn_cli.options import (
+    Command,
+    common,
+    load_run,
+    refuse_idle,
+    resolve_run,
+    settings,
+    which_checkpoint,
+    written,
+)
+from tinygrad_rnn_cli.texts import own_text, symbol_name, warn_of_start, whole_text
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Score
@@ -41,7 +50,7 @@ PARTS = ("train", "val", "test")
 )
 @which_checkpoint
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-@settings()
+@settings("data.between", "data.encoding", "data.errors")
 @common("device", "plugin")
 def evaluate(
     run: Path,
@@ -62,10 +71,17 @@ def evaluate(
     The 95 % interval allows for the correlation of neighbouring symbols; a text of fewer than 100 symbols gets none.
     """
     found = resolve_run(run)
+    if text:
+        refuse_idle(written("part"), "beside TEXT: it names a part of the run's own text")
+    else:
+        for key in ("data.between", "data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "without TEXT: the run says how to read its own")
+    if not by_char:
+        refuse_idle(written("top"), "without --by-char")
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
         if text:
-            dataset = whole_text(loaded.config.data, text, loaded.vocabulary, unknown)
+            dataset = whole_text(found.run.data, text, loaded.vocabulary, unknown)
             source, ids, left_out = dataset.source, dataset.train, dataset.left_out[0]
         else:
             dataset = own_text(loaded, run)
@@ -80,8 +96,9 @@ def evaluate(
     if left_out:
         warn(f"{number(left_out)} symbols of {source} are left out: the model does not know them")
     warn_of_start(states)
-    symbols = loaded.vocabulary.symbols
+    symbols, kind = loaded.vocabulary.symbols, loaded.vocabulary.kind
     rows = [(symbols[index], mean, count) for index, mean, count in score.by_symbol]
+    listed = rows if as_json and not written("top") else rows[:top]
     if as_json:
         facts: dict[str, Any] = {
             "run": str(run),
@@ -98,7 +115,7 @@ def evaluate(
             "carried_nats": states and states[1],
         }
         if by_char:
-            facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in rows]
+            facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in listed]
         emit_json(facts)
         return
     for name, value in [
@@ -114,8 +131,13 @@ def evaluate(
         table(
             ["symbol", "count", "nats", "share of all surprise"],
             [
-                [repr(symbol), number(count), f"{mean:.3f}", f"{mean * count / total:.1%}" if total else "-"]
-                for symbol, mean, count in rows[:top]
+                [
+                    symbol_name(symbol, kind),
+                    number(count),
+                    f"{mean:.3f}",
+                    f"{mean * count / total:.1%}" if total else "-",
+                ]
+                for symbol, mean, count in listed
             ],
             numbers=[1, 2, 3],
         )

@@ -13,11 +13,23 @@ from click.shell_completion import CompletionItem
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, detail, emit, memory, note, number, seconds, warn
-from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, old_names, resolve, run_folder, settings
-from tinygrad_rnn_cli.texts import warn_of_start
+from tinygrad_rnn_cli.options import (
+    Command,
+    Settings,
+    check_effect,
+    common,
+    free_folder,
+    old_names,
+    refuse_idle,
+    resolve,
+    run_folder,
+    settings,
+    written,
+)
+from tinygrad_rnn_cli.texts import check_text_options, tell_files, warn_of_start
 
 if TYPE_CHECKING:
-    from tinygrad_rnn import Dataset, Finished, Plan
+    from tinygrad_rnn import Dataset, Finished, Plan, Trainer
 
 RUNS = Path("runs")
 
@@ -39,7 +51,8 @@ def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     "--init-from",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="take the weights of another run (and nothing else; see resume)",
+    help="take the weights of another run, with the model and tokens that they belong to (and nothing else; see "
+    "resume)",
 )
 @click.option("--plan", is_flag=True, help="print size, memory and time, measured over a few steps, and stop")
 @settings("model.*", "data.*", "optim.*", "train.*")
@@ -50,6 +63,9 @@ def train(
 ) -> None:
     """Train a model on TEXT: files, folders, or '-' for standard input; without TEXT, on the corpus --corpus.
 
+    A folder stands for its .txt files at any depth, or for all its files where it has none. Files named .gz, .bz2, .xz
+    or .zst are decompressed.
+
     Prints the run folder on stdout; progress goes to stderr. Ctrl-C saves a checkpoint and stops. The flags of char-rnn
     and torch-rnn (-rnn_size 128) are understood.
 
@@ -57,11 +73,18 @@ def train(
     tinygrad-rnn train my.txt --cell gru --hidden 256
     tinygrad-rnn train --recipe char-rnn my.txt
     """
-    found = resolve(recipe=recipe, text=text)
+    found = resolve(recipe=recipe, init_from=init_from, text=text)
+    check_text_options(found)
     out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
+    if init_from is not None:
+        refuse_idle(found.written("data.vocab_from"), "beside --init-from, whose RUN says which symbols there are")
+    if out is None:
+        refuse_idle(written("overwrite"), "without --out: the default folder is a new one")
+    _refuse_idle(found)
     with aside():
         _check_plugins(found)
+        found = check_effect(found)
         dataset, piped = load_text(found, init_from)
         warn_of_unknown(dataset)
         planned = tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party) if plan else None
@@ -83,6 +106,7 @@ def train(
     from tinygrad_rnn_cli.progress import follow
 
     note(f"{dataset.source} -> {folder}")
+    _tell_idle(found, trainer)
     advise_size(trainer.model.count(), dataset)
     finished = follow(trainer)
     emit(str(finished.path))
@@ -103,6 +127,43 @@ def warn_of_unknown(dataset: Dataset) -> None:
     for part, count in zip(("validation", "test"), dataset.left_out[1:], strict=True):
         if count:
             warn(f"{number(count)} symbols of the {part} part occur nowhere in the training part: they are left out")
+
+
+def _refuse_idle(found: Settings) -> None:
+    """Refuse options of the command line that do nothing beside the other settings."""
+    train, data = found.run.train, found.run.data
+    if found.written("train.steps") and train.steps:
+        refuse_idle(found.written("train.epochs"), "beside --steps; give one of them")
+    if not data.val_frac:
+        for key in ("train.eval_every", "train.patience"):
+            if tr.setting_of(found.run, key):
+                refuse_idle(found.written(key), "with --val-frac 0: no text is held out to validate on")
+    if train.patience and not train.eval_every:
+        refuse_idle(found.written("train.patience"), "with --eval-every 0: there is one validation, at the end")
+    if not train.sample_every:
+        refuse_idle(found.written("train.sample_length"), "without --sample-every")
+
+
+def _tell_idle(found: Settings, trainer: Trainer) -> None:
+    """Say which options of the command line come to nothing because the run is short."""
+    train, total = found.run.train, trainer.total
+    intervals = {
+        "train.eval_every": (train.eval_every, "validates at its end only"),
+        "train.save_every": (train.save_every, "saves at its start and end only"),
+        "train.sample_every": (train.sample_every, "prints no sample"),
+        "train.watch": (trainer.watch_every, "watches no step"),
+        "train.patience": (train.patience * train.eval_every, "ends before it has validated so often"),
+    }
+    for key, (every, what) in intervals.items():
+        if every > total and found.written(key):
+            value = tr.setting_as_words(key, tr.setting_of(found.run, key))
+            note(f"note: {value} has no effect: the run of {number(total)} steps {what}")
+    intervals_saved = [
+        every for every in (train.save_every, train.eval_every * (len(trainer.dataset.val) > 1)) if every
+    ]
+    most = 2 + sum(total // every for every in intervals_saved)  # one before the first step, and the last
+    if found.written("train.keep") and train.keep >= most:
+        note(f"note: --keep {train.keep} has no effect: the run writes {most} checkpoints at most")
 
 
 def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, bytes | None]:
@@ -127,6 +188,7 @@ def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, 
         f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
         f"{dataset.sha256[:16]}"
     )
+    tell_files(dataset, found.run.data)
     return dataset, piped
 
 
@@ -141,7 +203,10 @@ def text_name(found: Settings) -> str:
     if not found.run.data.text:
         return found.run.data.corpus
     first = found.run.data.text[0]
-    return "stdin" if first == "-" else Path(first).absolute().stem or "text"
+    if first == "-":
+        return "stdin"
+    path = Path(first).absolute()
+    return (Path(path.stem).stem if path.suffix.lower() in tr.COMPRESSED else path.stem) or "text"
 
 
 def show_plan(plan: Plan, found: Settings) -> None:
@@ -184,6 +249,9 @@ def advise_next(finished: Finished) -> None:
         warn("nothing was held out, so there is no validation loss; see --val-frac")
     elif finished.best_loss is not None:
         note(f"best validation loss {finished.best_loss:.4f} nats per symbol")
+    if finished.clipped:
+        share = finished.clipped / finished.step
+        note(f"the gradient was clipped in {number(finished.clipped)} of {number(finished.step)} steps ({share:.0%})")
     warn_of_start(finished.start_losses)
     note("next:")
     for command, why in [
