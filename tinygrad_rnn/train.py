@@ -283,6 +283,7 @@ class Trainer:
                 if self.config.train.on_divergence == "abort" or hopeless:
                     raise
                 yield self._roll_back(error)
+                start, from_step = time.perf_counter(), self.progress.step
         now = self.progress
         if now.step != self._saved_at:
             yield self._save(None)
@@ -688,6 +689,12 @@ def _remarks(config: RunConfig, total: int, steps_per_epoch: int) -> Iterator[st
         yield f"--lr-decay {config.optim.lr_decay} has no effect: {passes}, and {ends}"
     if warmup >= total > 0:
         yield f"--warmup {warmup}: the rate never reaches --lr, for {ends}"
+    for flag, every in (
+        ("watch grads:", parse_watch(config.train.watch)),
+        ("sample-every ", config.train.sample_every),
+    ):
+        if every > total > 0:
+            yield f"--{flag}{every} has no effect: {ends}"
     if config.train.eval_every:
         validations = total // config.train.eval_every
         if decay.kind == "plateau" and validations <= decay.every:
@@ -867,9 +874,12 @@ def resume_training(
             f"already, got {trainer.total}; --steps and --epochs mean the whole run"
         )
     truncate_metrics(run, trainer.progress.step)
-    trainer.changes = _changes(before, config, trainer.progress.step)
     if "optim.lr" in settings:
-        trainer.progress.lr_scale, trainer.progress.drops = 1.0, 0
+        now = trainer.progress
+        rate = before.optim.lr * now.lr_scale * optim.parse_decay(before.optim.lr_decay).factor ** now.drops
+        before = dataclasses.replace(before, optim=dataclasses.replace(before.optim, lr=rate))
+        now.lr_scale, now.drops = 1.0, 0
+    trainer.changes = _changes(before, config, trainer.progress.step)
     listed = [*describe(run).get("changes", []), *trainer.changes]
     update_description(run, {"config": as_dict(config), **({"changes": listed} if listed else {})})
     return trainer
