@@ -202,6 +202,9 @@ def test_a_schedule_goes_on_bit_for_bit(
             trainer.stop()
     list(resume_training(tmp_path / "parts").events())
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+    metas = [last_checkpoint(tmp_path / name)[1] for name in ("whole", "parts")]
+    for field in dataclasses.fields(train.Progress):
+        assert metas[0][field.name] == metas[1][field.name], field.name
     assert steps[0].lr == pytest.approx(2e-3 / changes["optim__warmup"])
     if changes["optim__lr_decay"].startswith("plateau"):
         # the first counts as better; two behind it, at steps 6 and 9, halve the rate of step 10
@@ -236,8 +239,10 @@ def test_a_new_rate_is_the_rate(tmp_path: Path) -> None:
     trainer = resume_training(tmp_path / "run", steps=6)
     trainer.progress.lr_scale, trainer.progress.drops = 0.25, 3
     assert of_kind(list(trainer.events()), StepDone)[0].lr == pytest.approx(2e-3 / 32)
-    steps = of_kind(list(resume_training(tmp_path / "run", steps=8, settings={"optim.lr": 2e-3}).events()), StepDone)
-    assert steps[0].lr == 2e-3
+    assert not json.loads((tmp_path / "run" / "run.json").read_text()).get("changes")
+    again = resume_training(tmp_path / "run", steps=8, settings={"optim.lr": 2e-3})
+    assert again.changes == [{"step": 6, "setting": "optim.lr", "from": pytest.approx(2e-3 / 32), "to": 2e-3}]
+    assert of_kind(list(again.events()), StepDone)[0].lr == 2e-3
 
 
 def test_resume_after_a_kill_repeats_what_was_lost(tmp_path: Path, whole: Path) -> None:
@@ -356,6 +361,8 @@ def test_what_has_no_effect_is_refused_before_the_folder_is_made(
         ({"optim__lr_decay": "plateau:0.5@3"}, "and 3 validations"),
         ({"optim__warmup": 30}, "--warmup 30: the rate never reaches --lr"),
         ({"train__patience": 3}, "--patience 3 has no effect"),
+        ({"train__sample_every": 31}, "--sample-every 31 has no effect"),
+        ({"train__watch": "grads:31"}, "--watch grads:31 has no effect"),
     ],
 )
 def test_what_a_short_run_never_comes_to_is_said(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

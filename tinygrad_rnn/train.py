@@ -73,6 +73,7 @@ from tinygrad_rnn.run import (
 from tinygrad_rnn.sample import base64_bytes, generate, readable
 from tinygrad_rnn.tensor import Tensor, grad
 
+GRADIENTS = "gradients/"  # of the file that a step with a bad update leaves, beside its PARAMS
 MAX_ROLLBACKS = 5
 HOPELESS = 3.0  # a first loss above so many times that of a guess is the fault of no update
 RECORD_SECONDS = 0.25  # how long the record of a step may wait to be written
@@ -286,6 +287,7 @@ class Trainer:
                 if self.config.train.on_divergence == "abort" or hopeless:
                     raise
                 yield self._roll_back(error)
+                start, from_step = time.perf_counter(), self.progress.step
         now = self.progress
         if now.step != self._saved_at:
             yield self._save(None)
@@ -376,9 +378,9 @@ class Trainer:
         if not math.isfinite(weights):
             name = optim.unsound(self._values)
             why = f"the update left numbers in {name} that are not finite; its gradient had the norm {norm:.4g}"
-            raise self._diverged(why, {"parameter": name}, batch, updated=True)
+            raise self._diverged(why, {"parameter": name}, batch, updated=(loss, norm))
         if clipped > self._harmless or (now.step + 1) % SLOTS_EVERY == 0:
-            self._check_slots(now.step + 1, batch)
+            self._check_slots(now.step + 1, batch, (loss, norm))
         self._advance(detach(forward.state))
         now.clipped += clipped < norm
         share = now.clipped / now.step
@@ -392,7 +394,9 @@ class Trainer:
         rate = optim.learning_rate(self.config.optim, epoch, step=now.step, total=self.total, drops=now.drops)
         return rate * now.lr_scale
 
-    def _check_slots(self, step: int, batch: Batch | None = None) -> None:
+    def _check_slots(
+        self, step: int, batch: Batch | None = None, updated: tuple[float, float] = (math.nan, math.nan)
+    ) -> None:
         """Raise DivergedError where a slot has overflowed: most rules would never move its parameter again."""
         found = optim.overflowing(self.optim_state["slots"])
         if found is not None:
@@ -400,7 +404,7 @@ class Trainer:
             why = f"slot {slot} of {self.optimizer.name} for {name} is not finite, so that it would stand still"
             advice = ("--clip-norm 1", "--dtype float64")
             where = {"slot": slot, "parameter": name}
-            raise self._diverged(why, where, batch, updated=True, step=step, advice=advice)
+            raise self._diverged(why, where, batch, updated=updated, step=step, advice=advice)
 
     def _gradients(self, x: Array, y: Array, start: State) -> tuple[Forward, Tensor, optim.Block]:
         """One forward and backward pass: the pass itself, the training loss, and the gradient of every parameter.
@@ -562,17 +566,21 @@ class Trainer:
         where: Mapping[str, object],
         batch: Batch | None,
         *,
-        updated: bool = False,
+        updated: tuple[float, float] | None = None,
         step: int | None = None,
         advice: Sequence[str] = (),
     ) -> DivergedError:
-        """The error that ends a training at `step`, the next one where none is said; `updated` parameters are to blame.
+        """The error that ends a training at `step`, the next one where none is said.
 
-        The batch is kept in a file, and a checkpoint of parameters whose loss turned out unsound is removed.
+        `updated` is the loss and the gradient norm of a step whose update was to blame, behind which we are then. The
+        batch is kept in a file, and a checkpoint of parameters whose loss turned out unsound is removed.
         """
         step = step or self.progress.step + 1
         arrays = self._checkpoint_arrays()
-        meta = {**self._checkpoint_meta(), "why": why, "where": dict(where), "updated": updated}
+        meta = {**self._checkpoint_meta(), "why": why, "where": dict(where), "updated": updated is not None}
+        if updated is not None:
+            meta |= {name: value for name, value in zip(("loss", "grad_norm"), updated, strict=True) if value == value}
+            arrays |= {GRADIENTS + name: backend.to_host(value) for name, value in self._grads.items()}
         if batch is not None:
             x, y, start, meta["rng"] = batch
             arrays |= {"batch/x": np.asarray(x), "batch/y": np.asarray(y)}
@@ -587,7 +595,7 @@ class Trainer:
             kept = f" The {what} not kept, for the disk refused."
         # a checkpoint is good once a step went on from it; the best one, whose validation was sound, stays for `sample`
         back = self.config.train.on_divergence == "rollback"
-        good = drop_checkpoints(self.run, step if updated else step - 1, keep_best=not back)
+        good = drop_checkpoints(self.run, step - 1 if updated is None else step, keep_best=not back)
         self._record({"kind": "diverged", "step": step, "why": why, "where": dict(where)})
         told = "No checkpoint is good" if good is None else f"Last good checkpoint: {good}"
         error = DivergedError(
@@ -692,6 +700,12 @@ def _remarks(config: RunConfig, total: int, steps_per_epoch: int) -> Iterator[st
         yield f"--lr-decay {config.optim.lr_decay} has no effect: {passes}, and {ends}"
     if warmup >= total > 0:
         yield f"--warmup {warmup}: the rate never reaches --lr, for {ends}"
+    for flag, every in (
+        ("watch grads:", parse_watch(config.train.watch)),
+        ("sample-every ", config.train.sample_every),
+    ):
+        if every > total > 0:
+            yield f"--{flag}{every} has no effect: {ends}"
     if config.train.eval_every:
         validations = total // config.train.eval_every
         if decay.kind == "plateau" and validations <= decay.every:
@@ -870,9 +884,12 @@ def resume_training(
             f"already, got {trainer.total}; --steps and --epochs mean the whole run"
         )
     truncate_metrics(run, trainer.progress.step)
-    trainer.changes = _changes(before, config, trainer.progress.step)
     if "optim.lr" in settings:
-        trainer.progress.lr_scale, trainer.progress.drops = 1.0, 0
+        now = trainer.progress
+        rate = before.optim.lr * now.lr_scale * optim.parse_decay(before.optim.lr_decay).factor ** now.drops
+        before = dataclasses.replace(before, optim=dataclasses.replace(before.optim, lr=rate))
+        now.lr_scale, now.drops = 1.0, 0
+    trainer.changes = _changes(before, config, trainer.progress.step)
     listed = [*describe(run).get("changes", []), *trainer.changes]
     update_description(run, {"config": as_dict(config), **({"changes": listed} if listed else {})})
     return trainer

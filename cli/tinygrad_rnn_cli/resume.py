@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import aside, emit, note, number
+from tinygrad_rnn_cli.console import aside, emit, note, number, warn
 from tinygrad_rnn_cli.options import Command, common, option_names, refuse_idle, resolve, settings, spell
 
 
@@ -25,7 +25,8 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
     Every other option changes the run from here on; inspect lists the changes.
     """
     origin = f"run {run}"
-    found = resolve(base=tr.run_config(tr.open_run(run)), origin=origin)
+    base = tr.run_config(tr.open_run(run))
+    found = resolve(base=base, origin=origin)
     for key in ("train.seed", "train.dtype"):
         if found.origins[key] != origin and not found.origins[key].startswith("environment"):
             raise click.UsageError(
@@ -39,6 +40,12 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
     def given(key: str) -> bool:
         return found.origins[key] != origin
 
+    def said(key: str) -> bool:
+        """Whether a setting is to change: a file or the environment that repeats it means nothing by it."""
+        return found.origins[key].startswith(("flag", "--set")) or _value(found.run, key) != _value(base, key)
+
+    if given("train.epochs") and given("train.steps"):
+        raise click.UsageError("--steps and --epochs exclude each other; give one of them")
     if given("train.epochs") and not given("train.steps"):
         steps, epochs = None, found.run.train.epochs
     else:
@@ -50,7 +57,7 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
             epochs=epochs,
             device=found.run.train.device if given("train.device") else None,
             callbacks=found.run.train.callbacks if given("train.callbacks") else None,
-            settings={key: _value(found.run, key) for key in tr.RESUMABLE if given(key)},
+            settings={key: _value(found.run, key) for key in tr.RESUMABLE if said(key)},
             allow_changed_cell=allow_changed_cell,
             plugins=found.plugins,
             third_party=found.third_party,
@@ -58,6 +65,8 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
     from tinygrad_rnn_cli.progress import follow
     from tinygrad_rnn_cli.train import advise_next
 
+    if trainer.progress.step >= trainer.total:
+        warn(f"nothing is left to do: {number(trainer.total)} steps are done; --steps N makes N of them in all")
     for change in trainer.changes:
         note(
             f"{change['setting']}: {spell(change['from'])} -> {spell(change['to'])}, from step "
