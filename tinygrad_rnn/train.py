@@ -394,8 +394,13 @@ class Trainer:
         now.step += 1
         now.cursor += 1
         if now.cursor == self.steps_per_epoch:
-            now.cursor, now.epoch = 0, now.epoch + 1
-            self.state, self.history = self.model.start(self.config.data.batch, self.params), []
+            now.epoch += 1
+            self.begin_pass()
+
+    def begin_pass(self) -> None:
+        """Go to the start of the text, where no state is carried from."""
+        self.progress.cursor = 0
+        self.state, self.history = self.model.start(self.config.data.batch, self.params), []
 
     def _on_device(self, array: Any) -> Array:
         return backend.from_host(array, self.device.xp)
@@ -676,21 +681,25 @@ def resume_training(
     epochs: int | None = None,
     device: str | None = None,
     callbacks: Sequence[str] | None = None,
+    text: Sequence[str] = (),
+    allow_other_text: bool = False,
     allow_changed_cell: bool = False,
     plugins: Sequence[str | Path] = (),
     third_party: bool = True,
 ) -> Trainer:
     """The run at `path`, taken up where its newest checkpoint left it.
 
-    `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's. Raises FileError,
-    CheckpointError, PluginError when the code of the cell or optimiser has changed (unless `allow_changed_cell`),
-    DataError when the text is not the one it was trained on, InputError when the run is longer already.
+    `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's; `text` says where its text is
+    now. With `allow_other_text` that may be another text of the same symbols, of which a new pass begins; run.json
+    keeps which it was before. Raises FileError, CheckpointError, PluginError when the code of the cell or optimiser has
+    changed (unless `allow_changed_cell`), DataError when the text is not the one it was trained on, InputError when the
+    run is longer already.
     """
 
     def others(config: RunConfig) -> list[Wanted]:
         names = _callback_names(config.train.callbacks if callbacks is None else callbacks)
-        text = [] if config.data.text else [(DATASETS, config.data.corpus)]
-        return [(OPTIMIZERS, config.optim.optim), *((CALLBACKS, name) for name, _ in names), *text]
+        corpus = [] if text or config.data.text else [(DATASETS, config.data.corpus)]
+        return [(OPTIMIZERS, config.optim.optim), *((CALLBACKS, name) for name, _ in names), *corpus]
 
     opened = open_with_cell(path, plugins=plugins, third_party=third_party, others=others)
     run, config, vocabulary = opened.run, opened.config, opened.vocabulary
@@ -707,13 +716,16 @@ def resume_training(
     if callbacks is not None:
         changes["callbacks"] = () if tuple(callbacks) == ("none",) else tuple(callbacks)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+    if text:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, text=tuple(text)))
     optimizer_code = load_plugin(OPTIMIZERS, config.optim.optim, third_party=third_party).identity
     file = None if _never_began(run) else latest_checkpoint(run)
     arrays, meta = ({}, {}) if file is None else load_run_checkpoint(run, file)
     if not allow_changed_cell:
         for group, code in ((CELLS, opened.entry.identity), (OPTIMIZERS, optimizer_code)):
             refuse_changed(changed_code(run, meta, group, code))
-    dataset = _same_text(run, config, vocabulary, described(run, "data"), third_party)
+    stored = described(run, "data")
+    dataset = _same_text(run, config, vocabulary, stored, third_party, allow_other_text)
     parts = _prepare(config, vocabulary.size, opened.entry, third_party)
     params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
     trainer = Trainer(run, config, dataset, parts, params)
@@ -724,8 +736,14 @@ def resume_training(
             f"run {run.path}: expected a total length of at least {trainer.progress.step} steps, which are done "
             f"already, got {trainer.total}; --steps and --epochs mean the whole run"
         )
+    data = dict(stored)
+    if dataset.sha256 != stored.get("sha256"):
+        trainer.begin_pass()
+        data = {**dataset.facts(), "earlier": [*data.pop("earlier", ()), data]}
+    elif text:
+        data |= dataset.facts()
     truncate_metrics(run, trainer.progress.step)
-    update_description(run, {"config": as_dict(config)})
+    update_description(run, {"config": as_dict(config), "data": data})
     return trainer
 
 
@@ -738,7 +756,12 @@ def _never_began(run: Run) -> bool:
 
 
 def _same_text(
-    run: Run, config: RunConfig, vocabulary: Vocabulary, stored: Mapping[str, Any], third_party: bool
+    run: Run,
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    stored: Mapping[str, Any],
+    third_party: bool,
+    allow_other: bool,
 ) -> Dataset:
     """The text of the run, read again; standard input comes from the copy that the run kept."""
     data = config.data
@@ -746,13 +769,25 @@ def _same_text(
         data = dataclasses.replace(data, text=(str(run.path / TEXT),))
     # a symbol that the run never saw is no error here: the checksum says it better
     unknown: Any = "skip" if vocabulary.unknown is None else "replace"
-    dataset = load_dataset(data, vocabulary, unknown=unknown, third_party=third_party)
-    if dataset.sha256 != stored.get("sha256"):
+    try:
+        dataset = load_dataset(data, vocabulary, unknown=unknown, third_party=third_party)
+    except DataError as error:
         raise DataError(
-            f"run {run.path}: expected the text it was trained on ({stored.get('source')}), got another content; "
-            "restore that text, or train anew with --init-from"
+            f"run {run.path}: its text cannot be read again ({error}); say where it is now: --text PATH"
+        ) from error
+    if dataset.sha256 == stored.get("sha256"):
+        return dataset
+    if not allow_other:
+        raise DataError(
+            f"run {run.path}: expected the text it was trained on ({stored.get('source')}, sha256 "
+            f"{str(stored.get('sha256'))[:16]}), got another content ({dataset.source}, sha256 {dataset.sha256[:16]}); "
+            "restore that text, say where it is now with --text PATH, or go on with this one: --allow-other-text"
         )
-    return dataset
+    try:
+        return load_dataset(data, vocabulary, third_party=third_party)  # now a symbol that is not known is an error
+    except DataError as error:
+        what = str(error).partition(";")[0]
+        raise DataError(f"{what}; train TEXT --init-from {run.path} adds rows for new symbols") from error
 
 
 # ---------------------------------------------------------------------------------------------- plan
