@@ -42,8 +42,10 @@ from tinygrad_rnn.restore import (
     IMPORTED,
     PARAMS,
     Wanted,
+    added_symbols,
     changed_code,
     find_cell,
+    grow_arrays,
     load_run_model,
     new_run,
     open_with_cell,
@@ -624,7 +626,8 @@ def start_training(
 ) -> Trainer:
     """A new run in the folder `out`, which is made (or, with `overwrite`, made anew).
 
-    `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code. Everything that
+    `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code; symbols that
+    the data set has behind those of that run get new rows. Everything that
     can be wrong with the configuration is found before the folder is touched. Raises InputError, DataError,
     DeviceError, PluginError, FileError.
     """
@@ -637,16 +640,20 @@ def start_training(
     parts = _prepare(config, vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
+    origin: dict[str, Any] = {"init_from": None}
     if init_from is not None:
         other = load_run_model(
             init_from, device=device.name, allow_changed_cell=True, plugins=plugins, third_party=third_party
         )
-        if other.vocabulary != vocabulary:
+        added = added_symbols(other.vocabulary, vocabulary)
+        if added is None:
             raise InputError(
-                f"--init-from {init_from}: expected a run with the same symbols (V={vocabulary.size}), got "
-                f"V={other.vocabulary.size}; train on the same text, or start afresh"
+                f"--init-from {init_from}: expected the same symbols as in that run (V={other.vocabulary.size}), with new "
+                f"ones behind them, got others (V={vocabulary.size}); read the text with its vocabulary"
             )
         arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
+        arrays = grow_arrays(model, arrays, params, other.vocabulary.size)
+        origin |= {"init_from": str(Path(init_from).absolute()), "added_symbols": list(added)}
         try:
             params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
         except CheckpointError as error:
@@ -666,7 +673,7 @@ def start_training(
         device=device.name,
         plugins=plugins,
         optimizer=parts.optimizer_code,
-        origin={"init_from": None if init_from is None else str(Path(init_from).absolute())},
+        origin=origin,
         overwrite=overwrite,
     )
     if stdin_text is not None:

@@ -395,7 +395,24 @@ def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_
     assert done.exit_code == 0, done.output
     symbols = [json.loads((tmp_path / name / "run.json").read_text())["vocabulary"] for name in ("first", "second")]
     assert symbols[0] == symbols[1]
+    assert "new rows" not in done.stderr
+
+
+def test_weights_go_to_a_text_with_new_symbols(invoke: Any, tmp_path: Path) -> None:
+    """They get rows of their own behind the known ones, which is told and recorded."""
+    sizes = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --steps 2".split()
+    (tmp_path / "first.txt").write_text("the cat sat on the mat. " * 60)
+    (tmp_path / "third.txt").write_text("a quick zebra. " * 60)
+    assert invoke(["train", "first.txt", *sizes, "--out", "first"]).exit_code == 0
     done = invoke(["train", "third.txt", *sizes, "--out", "third", "--init-from", "first"])
-    assert done.exit_code == 1
-    assert "error: expected one of the" in done.stderr and "'q'" in done.stderr
-    assert not (tmp_path / "third").exists()
+    assert done.exit_code == 0, done.output
+    new = sorted(set("a quick zebra. ") - set("the cat sat on the mat. "))
+    told = f"note: {len(new)} symbols of the text that first does not know ({', '.join(map(repr, new))}): new rows"
+    assert told in done.stderr
+    old, grown = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "third"))
+    assert grown["vocabulary"]["symbols"] == [*old["vocabulary"]["symbols"], *new]
+    assert grown["added_symbols"] == new
+    assert invoke("sample third -n 3 --prime zebra").exit_code == 0
+    assert invoke("resume third --steps 3").exit_code == 0
+    planned = invoke(["train", "third.txt", *sizes, "--init-from", "first", "--plan"])
+    assert planned.exit_code == 0 and told in planned.stderr
