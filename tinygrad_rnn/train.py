@@ -648,8 +648,8 @@ def start_training(
         added = added_symbols(other.vocabulary, vocabulary)
         if added is None:
             raise InputError(
-                f"--init-from {init_from}: expected the same symbols as in that run (V={other.vocabulary.size}), with new "
-                f"ones behind them, got others (V={vocabulary.size}); read the text with its vocabulary"
+                f"--init-from {init_from}: expected the same symbols as in that run (V={other.vocabulary.size}), and "
+                f"behind them new ones, got others (V={vocabulary.size}); read the text with its vocabulary"
             )
         arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
         arrays = grow_arrays(model, arrays, params, other.vocabulary.size)
