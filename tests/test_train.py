@@ -20,7 +20,7 @@ from tinygrad_rnn.data import Dataset, load_dataset
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
 from tinygrad_rnn.optim import Optimizer, register_optimizer
 from tinygrad_rnn.restore import load_run_model
-from tinygrad_rnn.run import checkpoints, open_run, read_metrics, run_config
+from tinygrad_rnn.run import checkpoints, describe, open_run, read_metrics, run_config
 from tinygrad_rnn.train import (
     DivergedError,
     Event,
@@ -429,6 +429,31 @@ def test_weights_go_to_the_model_that_trained_them(
     with pytest.raises(InputError, match=re.escape(f"its weights need {needed}; leave these options out")):
         start_training(config, dataset_of(config), tmp_path / "second", init_from=tmp_path / "first")
     assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("embed", ["hidden", "onehot", "5"])
+@pytest.mark.parametrize("cell", ["gru", "lru"])
+def test_new_symbols_change_nothing_for_those_that_the_weights_know(tmp_path: Path, cell: str, embed: str) -> None:
+    """Rows are added to what has an axis of symbols: for known inputs, the known logits stay what they were."""
+    sizes = {"model__embed": embed, "model__cell": cell, "train__dtype": "float64", "train__steps": 3}
+    list(begin(tmp_path / "first", **sizes).events())
+    old = load_run_model(tmp_path / "first")
+    (tmp_path / "text.txt").write_text("hello new world!\n" * 60)
+    config = configured(**sizes, data__text=(str(tmp_path / "text.txt"),), train__seed=7)
+    with pytest.raises(DataError, match="'n'"):
+        load_dataset(config.data, old.vocabulary)
+    dataset = load_dataset(config.data, old.vocabulary, extend=True)
+    V = old.vocabulary.size
+    assert dataset.vocabulary.symbols == (*old.vocabulary.symbols, "!", "n")
+    trainer = start_training(config, dataset, tmp_path / "second", init_from=tmp_path / "first")
+    x = np.arange(3 * V).reshape(-1, 3) % V
+    before, after = old.model.forward(old.params, x).logits.data, trainer.model.forward(trainer.params, x).logits.data
+    assert after.shape[-1] == V + 2
+    np.testing.assert_allclose(after[..., :V], before, rtol=1e-12, atol=1e-14)
+    fresh = trainer.model.init(np.random.default_rng([7, 0]), "float64")
+    np.testing.assert_array_equal(trainer.params["readout.W"].data[:, V:], fresh["readout.W"].data[:, V:])
+    assert describe(open_run(tmp_path / "second"))["added_symbols"] == ["!", "n"]
+    assert list(trainer.events())[-1].step == 3
 
 
 def test_the_symbols_of_the_run_that_gives_its_weights_say_what_a_symbol_is(tmp_path: Path) -> None:

@@ -42,8 +42,10 @@ from tinygrad_rnn.restore import (
     IMPORTED,
     PARAMS,
     Wanted,
+    added_symbols,
     changed_code,
     find_cell,
+    grow_arrays,
     load_run_model,
     new_run,
     open_with_cell,
@@ -434,8 +436,13 @@ class Trainer:
         now.step += 1
         now.cursor += 1
         if now.cursor == self.steps_per_epoch:
-            now.cursor, now.epoch = 0, now.epoch + 1
-            self.state, self.history = self.model.start(self.config.data.batch, self.params), []
+            now.epoch += 1
+            self.begin_pass()
+
+    def begin_pass(self) -> None:
+        """Go to the start of the text, where no state is carried from."""
+        self.progress.cursor = 0
+        self.state, self.history = self.model.start(self.config.data.batch, self.params), []
 
     def _on_device(self, array: Any) -> Array:
         return backend.from_host(array, self.device.xp)
@@ -766,8 +773,8 @@ def start_training(
     """A new run in the folder `out`, which is made (or, with `overwrite`, made anew).
 
     `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code; the settings
-    that they are bound to must be those of that run (`weight_settings`). Everything that can be wrong with the
-    configuration is found before the folder is touched. Raises InputError, DataError, DeviceError, PluginError,
+    that they are bound to must be those of that run (`weight_settings`), and symbols that the data set has behind
+    those of that run get new rows. Everything that can be wrong with the configuration is found before the folder is touched. Raises InputError, DataError, DeviceError, PluginError,
     FileError.
     """
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
@@ -781,18 +788,22 @@ def start_training(
     parts = _prepare(config, vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
+    origin: dict[str, Any] = {"init_from": None}
     if init_from is not None:
         other = load_run_model(
             init_from, device=device.name, allow_changed_cell=True, plugins=plugins, third_party=third_party
         )
-        if other.vocabulary != vocabulary:
+        added = added_symbols(other.vocabulary, vocabulary)
+        if added is None:
             raise InputError(
-                f"--init-from {init_from}: expected a run with the same symbols (V={vocabulary.size}), got "
-                f"V={other.vocabulary.size}; train on the same text, or start afresh"
+                f"--init-from {init_from}: expected the same symbols as in that run (V={other.vocabulary.size}), and "
+                f"behind them new ones, got others (V={vocabulary.size}); read the text with its vocabulary"
             )
         bound = {key: value for key, value in weight_settings(init_from).items() if key.startswith("model.")}
         refuse_conflicts(init_from, weight_conflicts(config, bound, entry.cls.Options))
         arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
+        arrays = grow_arrays(model, arrays, params, other.vocabulary.size)
+        origin |= {"init_from": str(Path(init_from).absolute()), "added_symbols": list(added)}
         params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
     Streams(dataset.train, config.data.batch, config.data.seq_len)
     _first_step(model, params, device)
@@ -806,7 +817,7 @@ def start_training(
         device=device.name,
         plugins=plugins,
         optimizer=parts.optimizer_code,
-        origin={"init_from": None if init_from is None else str(Path(init_from).absolute())},
+        origin=origin,
         overwrite=overwrite,
     )
     if stdin_text is not None:
@@ -822,6 +833,8 @@ def resume_training(
     device: str | None = None,
     callbacks: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    text: Sequence[str] = (),
+    allow_other_text: bool = False,
     allow_changed_cell: bool = False,
     plugins: Sequence[str | Path] = (),
     third_party: bool = True,
@@ -830,7 +843,9 @@ def resume_training(
 
     `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's. `settings` are changes by
     ``section.field``, of `config.RESUMABLE`: they hold from here on, and run.json lists them under ``changes``. A new
-    ``optim.lr`` is the rate from here on, so what rollbacks and plateaus have made of the old one is forgotten.
+    ``optim.lr`` is the rate from here on, so what rollbacks and plateaus have made of the old one is forgotten. `text`
+    says where the text of the run is now. With `allow_other_text` that may be another text of the same symbols, of
+    which a new pass begins; run.json keeps which it was before.
 
     Raises FileError, CheckpointError, PluginError when the code of the cell or optimiser has changed (unless
     `allow_changed_cell`), DataError when the text is not the one it was trained on, InputError when the run is longer
@@ -843,8 +858,8 @@ def resume_training(
 
     def others(config: RunConfig) -> list[Wanted]:
         names = _callback_names(config.train.callbacks if callbacks is None else callbacks)
-        text = [] if config.data.text else [(DATASETS, config.data.corpus)]
-        return [(OPTIMIZERS, config.optim.optim), *((CALLBACKS, name) for name, _ in names), *text]
+        corpus = [] if text or config.data.text else [(DATASETS, config.data.corpus)]
+        return [(OPTIMIZERS, config.optim.optim), *((CALLBACKS, name) for name, _ in names), *corpus]
 
     opened = open_with_cell(path, plugins=plugins, third_party=third_party, others=others)
     run, config, vocabulary = opened.run, opened.config, opened.vocabulary
@@ -863,13 +878,16 @@ def resume_training(
     before = config
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
     config = replace(config, settings)
+    if text:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, text=tuple(text)))
     optimizer_code = load_plugin(OPTIMIZERS, config.optim.optim, third_party=third_party).identity
     file = None if _never_began(run) else latest_checkpoint(run)
     arrays, meta = ({}, {}) if file is None else load_run_checkpoint(run, file)
     if not allow_changed_cell:
         for group, code in ((CELLS, opened.entry.identity), (OPTIMIZERS, optimizer_code)):
             refuse_changed(changed_code(run, meta, group, code))
-    dataset = _same_text(run, config, vocabulary, described(run, "data"), third_party)
+    stored = described(run, "data")
+    dataset = _same_text(run, config, vocabulary, stored, third_party, allow_other_text)
     _check_judge(config, dataset)
     parts = _prepare(config, vocabulary.size, opened.entry, third_party)
     params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
@@ -883,6 +901,12 @@ def resume_training(
             f"run {run.path}: expected a total length of at least {trainer.progress.step} steps, which are done "
             f"already, got {trainer.total}; --steps and --epochs mean the whole run"
         )
+    data = dict(stored)
+    if dataset.sha256 != stored.get("sha256"):
+        trainer.begin_pass()
+        data = {**dataset.facts(), "earlier": [*data.pop("earlier", ()), data]}
+    elif text:
+        data |= dataset.facts()
     truncate_metrics(run, trainer.progress.step)
     if "optim.lr" in settings:
         now = trainer.progress
@@ -891,7 +915,7 @@ def resume_training(
         now.lr_scale, now.drops = 1.0, 0
     trainer.changes = _changes(before, config, trainer.progress.step)
     listed = [*describe(run).get("changes", []), *trainer.changes]
-    update_description(run, {"config": as_dict(config), **({"changes": listed} if listed else {})})
+    update_description(run, {"config": as_dict(config), "data": data, **({"changes": listed} if listed else {})})
     return trainer
 
 
@@ -915,7 +939,12 @@ def _never_began(run: Run) -> bool:
 
 
 def _same_text(
-    run: Run, config: RunConfig, vocabulary: Vocabulary, stored: Mapping[str, Any], third_party: bool
+    run: Run,
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    stored: Mapping[str, Any],
+    third_party: bool,
+    allow_other: bool,
 ) -> Dataset:
     """The text of the run, read again; standard input comes from the copy that the run kept."""
     data = config.data
@@ -923,13 +952,25 @@ def _same_text(
         data = dataclasses.replace(data, text=(str(run.path / TEXT),))
     # a symbol that the run never saw is no error here: the checksum says it better
     unknown: Any = "skip" if vocabulary.unknown is None else "replace"
-    dataset = load_dataset(data, vocabulary, unknown=unknown, third_party=third_party)
-    if dataset.sha256 != stored.get("sha256"):
+    try:
+        dataset = load_dataset(data, vocabulary, unknown=unknown, third_party=third_party)
+    except DataError as error:
         raise DataError(
-            f"run {run.path}: expected the text it was trained on ({stored.get('source')}), got another content; "
-            "restore that text, or train anew with --init-from"
+            f"run {run.path}: its text cannot be read again ({error}); say where it is now: --text PATH"
+        ) from error
+    if dataset.sha256 == stored.get("sha256"):
+        return dataset
+    if not allow_other:
+        raise DataError(
+            f"run {run.path}: expected the text it was trained on ({stored.get('source')}, sha256 "
+            f"{str(stored.get('sha256'))[:16]}), got another content ({dataset.source}, sha256 {dataset.sha256[:16]}); "
+            "restore that text, say where it is now with --text PATH, or go on with this one: --allow-other-text"
         )
-    return dataset
+    try:
+        return load_dataset(data, vocabulary, third_party=third_party)  # now a symbol that is not known is an error
+    except DataError as error:
+        what = str(error).partition(";")[0]
+        raise DataError(f"{what}; train TEXT --init-from {run.path} adds rows for new symbols") from error
 
 
 # ---------------------------------------------------------------------------------------------- plan

@@ -26,7 +26,7 @@ from tinygrad_rnn_cli.options import (
     settings,
     written,
 )
-from tinygrad_rnn_cli.texts import check_text_options, tell_files
+from tinygrad_rnn_cli.texts import MANY, check_text_options, tell_files
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Dataset, Finished, Plan, Trainer
@@ -157,7 +157,7 @@ def _tell_idle(found: Settings, trainer: Trainer) -> None:
 def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, bytes | None]:
     """The data set, and what came from standard input, which the run keeps.
 
-    Weights taken from a run know its symbols and no others, so another text is read with its vocabulary.
+    Weights taken from a run know its symbols, so the text is read with its vocabulary, extended by what is new.
     """
     piped = None
     stdin: io.BytesIO | None = None
@@ -171,7 +171,11 @@ def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, 
         piped = sys.stdin.buffer.read()
         stdin = io.BytesIO(piped)
     vocabulary = tr.run_vocabulary(tr.open_run(init_from)) if init_from is not None else None
-    dataset = tr.load_dataset(found.run.data, vocabulary, stdin, third_party=found.third_party)
+    dataset = tr.load_dataset(found.run.data, vocabulary, stdin, extend=True, third_party=found.third_party)
+    if vocabulary is not None and (new := dataset.vocabulary.symbols[vocabulary.size :]):
+        shown = ", ".join(map(repr, new[:MANY])) + (", ..." if len(new) > MANY else "")
+        what = "1 symbol" if len(new) == 1 else f"{number(len(new))} symbols"
+        note(f"note: {what} of the text that {init_from} does not know ({shown}): new rows, drawn at random")
     detail(
         f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
         f"{dataset.sha256[:16]}"

@@ -26,6 +26,7 @@ from tinygrad_rnn.data.tokens import (
     Vocabulary,
     build_vocabulary,
     count_symbols,
+    extend_vocabulary,
     word_chunks,
 )
 from tinygrad_rnn.errors import DataError, InputError, PluginError
@@ -217,6 +218,7 @@ def load_dataset(
     stdin: IO[bytes] | None = None,
     *,
     unknown: UnknownPolicy | None = None,
+    extend: bool = False,
     third_party: bool = True,
 ) -> Dataset:
     """Read the text that `config` names (its corpus if none) and cut it into train, validation and test part.
@@ -224,7 +226,8 @@ def load_dataset(
     The text is read twice, in chunks: once to count its symbols, once to number them; standard input is kept in
     a temporary file in between. A given `vocabulary` is used as it is, and then `config.tokens` and
     `config.min_count` are not looked at; what it lacks is treated as `unknown` says (by default it is replaced
-    where there is an unknown symbol, and an error otherwise). The parts follow each other: the validation part
+    where there is an unknown symbol, and an error otherwise). With `extend`, what it lacks is first added behind its
+    symbols, as far as `config.min_count` allows (`extend_vocabulary`). The parts follow each other: the validation part
     is ``ceil(val_frac * N)`` of the N symbols, the test part likewise. To look at a text and not train on
     it, set ``batch=1, seq_len=1, val_frac=0``.
 
@@ -250,7 +253,7 @@ def load_dataset(
         if kind == "bytes":
             loaded = _load_bytes(raw)
         else:
-            loaded = _load_text(kind, text, vocabulary, config.min_count, unknown)
+            loaded = _load_text(kind, text, vocabulary, config.min_count, unknown, extend)
     total = loaded.ids.size
     if total < 2:
         raise DataError(f"expected at least 2 symbols in {name}, got {total}; give more text")
@@ -315,10 +318,13 @@ def _load_text(
     vocabulary: Vocabulary | None,
     min_count: int,
     unknown: UnknownPolicy | None,
+    extend: bool,
 ) -> _Loaded:
     counts = count_symbols(kind, read())
     if vocabulary is None:
         vocabulary = build_vocabulary(kind, counts, min_count)
+    elif extend:
+        vocabulary = extend_vocabulary(vocabulary, counts, min_count)
     policy = unknown or ("error" if vocabulary.unknown is None else "replace")
     known = counts.keys() & set(vocabulary.symbols)
     total = sum(counts.values() if policy == "replace" else (counts[symbol] for symbol in known))
