@@ -197,7 +197,11 @@ def show_plan(plan: Plan, found: Settings) -> None:
         ("parameters", f"{number(plan.params)} ({memory(plan.params * width)})"),
         ("text", f"{number(plan.characters)} characters"),
         ("steps", f"{number(plan.steps)} ({number(plan.steps_per_epoch)} per epoch)"),
-        ("memory", f"{memory(plan.activation_bytes)} for the backward pass of one step"),
+        (
+            "memory",
+            f"{memory(plan.step_bytes)} for one step, {memory(plan.activation_bytes)} of them kept for its backward "
+            f"pass; {memory(plan.weight_bytes)} for parameters, gradients and optimiser",
+        ),
         (
             "speed",
             f"{plan.seconds_per_step * 1000:.1f} ms per step, "
