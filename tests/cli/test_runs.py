@@ -251,6 +251,8 @@ def test_a_live_display_on_a_terminal(tmp_path: Path) -> None:
     assert out.decode().strip() == "run"
     for word in ("gradient norms", "step 30/30", "validation", "char/s", "\x1b["):
         assert word in text
+    for markup in ("[bold]", "[cyan]", "[/]"):  # in a frame that is drawn with a line above it
+        assert markup not in text
 
 
 def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_path: Path) -> None:
