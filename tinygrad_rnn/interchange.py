@@ -150,15 +150,18 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
 
 def _gates(cell: Cell) -> str:
     """The gates of `cell` in PyTorch's order. Raises InputError where PyTorch has no such module."""
-    reason = ""
+    reason = advice = ""
     if cell.name not in GATES:
+        advice = "; export onnx writes any cell"
         reason = f"cell {cell.name} has no module in torch.nn"
     elif cell.name == "rnn" and cell.options.activation not in ("tanh", "relu"):
         reason = f"torch.nn.RNN has no activation={cell.options.activation}"
+        advice = "; train with --cell-opt activation=tanh"
     elif cell.name == "gru" and cell.options.form != "reset_after":
         reason = f"torch.nn.GRU does not compute form={cell.options.form}"
+        advice = "; train with --cell-opt form=reset_after"
     if reason:
-        raise InputError(f"{reason}; what can be exchanged: {_EXPRESSIBLE}")
+        raise InputError(f"{reason}; what can be exchanged: {_EXPRESSIBLE}{advice}")
     return GATES[cell.name]
 
 

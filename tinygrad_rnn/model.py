@@ -30,9 +30,10 @@ from tinygrad_rnn.compile import program as compiler
 from tinygrad_rnn.compile.ends import affine, lookup
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
+from tinygrad_rnn.ops.arguments import generator
 from tinygrad_rnn.ops.index import checked_ids
 from tinygrad_rnn.registry import CellEntry
-from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, plain, scan, start_state
+from tinygrad_rnn.sequence import LayerState, Unrolled, checked_array, detach_state, scan, start_state
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.wrap import wrap_cell
 
@@ -85,7 +86,7 @@ class Model:
 
     def init(self, rng: np.random.Generator, dtype: Any = np.float32, xp: Any = np) -> Params:
         """New parameters drawn from `rng`, on the device whose module is `xp`. Buffers do not require a gradient."""
-        return init_params(self.params(), rng, dtype, xp, self.cells[0].name)
+        return init_params(self.params(), generator(rng, "Model.init"), dtype, xp, self.cells[0].name)
 
     def start(self, B: int, params: Mapping[str, Tensor]) -> State:
         """The state before the first symbol, for B streams, as arrays like the parameters."""
@@ -110,7 +111,10 @@ class Model:
         Raises InputError for a missing parameter or what is no array, ShapeError for sizes or symbols that do not fit,
         DtypeError for symbols that are not integers.
         """
-        x = plain("model", "symbols", x)
+        rng = None if rng is None else generator(rng, "model")
+        if not isinstance(params, Mapping):
+            raise InputError(f"model: expected the parameters by name, as init(rng) gives, got {type(params).__name__}")
+        x = checked_array("model", "symbols", x)
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
         B = x.shape[1]
@@ -289,6 +293,8 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
 
     Raises InputError for sizes or options that cannot work, PluginError when the cell breaks its contract.
     """
+    if not isinstance(entry, CellEntry):
+        raise InputError(f"model: expected what load_cell({config.cell!r}) returns, got {entry!r}")
     if entry.identity.name != config.cell:
         raise InputError(f"model: expected the cell {config.cell!r} of the configuration, got {entry.identity.name!r}")
     if V < 2:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,11 @@ def gradnorm_figure(
 
     `loss` is the series to judge by ("last" or "step:K"), drawn thick; the training-loss series, where the reports have
     one, is thin and dashed, with a note on the trap (`training` False leaves it out). With one report every layer and
-    state has a colour (beyond seven, another line style, too); with several each report has a colour and shows its top
-    layer, each state in a line style, unless `layer` or `state` chooses. The axis is absolute, nats per unit of the
-    state, or with `relative` a ratio to the norm at the step of the loss. A norm of 0 is a triangle at the lower edge,
-    one not finite at the upper.
+    state has a colour (beyond seven, another line style, too); with several each report has a colour and shows, of its
+    top layer, the states that verdicts go by (c of an LSTM), each in a line style, unless `layer` or `state` chooses.
+    The legend has the curves from the highest to the lowest at the earliest timestep. The axis is absolute, nats per
+    unit of the state, or with `relative` a ratio to the norm at the step of the loss. A norm of 0 is a triangle at the
+    lower edge, one not finite at the upper.
 
     Raises InputError when there is nothing to draw.
     """
@@ -60,7 +62,11 @@ def gradnorm_figure(
         for i, report in enumerate(reports):
             found = report.select(loss=name, layer=layer, state=state)
             every = layer is not None or len(reports) == 1
-            chosen += [(i, report, series) for series in found if every or report.topmost(series)]
+            chosen += [
+                (i, report, series)
+                for series in found
+                if (every or report.topmost(series)) and (len(reports) == 1 or state or series.by == series.state)
+            ]
     if not any(series.loss == loss for _, _, series in chosen):
         known = sorted({f"{s.loss}, layer {s.layer}, state {s.state}" for report in reports for s in report.series})
         raise InputError(
@@ -101,29 +107,48 @@ def gradnorm_figure(
     axes.set_xlabel("timestep t (symbols, earliest first)")
     norm = rf"$\Vert\partial L\,/\,\partial {states[0] if len(states) == 1 and len(states[0]) == 1 else 's'}_t\Vert$"
     axes.set_ylabel(norm + (" over its value at the loss (ratio)" if relative else "  (nats per unit of the state)"))
-    told = _end(title, 56) or f"How much gradient reaches timestep t{_model(reports)}"
+    told = _whole(title, 56) or f"How much gradient reaches timestep t{_model(reports, layer)}"
     axes.set_title(told, loc="left", fontsize=11, pad=16)
     axes.grid(True, which="major", color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
-    lines = sum(2 if "\n" in str(line.get_label()) else 1 for line in axes.get_legend_handles_labels()[0])
+    handles = _from_the_top(axes.get_legend_handles_labels()[0])
+    lines = sum(str(line.get_label()).count("\n") + 1 for line in handles)
     figure.set_figheight(max(4.8, 0.185 * lines + 0.6))  # the legend may have more lines than the plot is high
-    figure.legend(loc="outside right upper", fontsize=8.5, frameon=False, handlelength=3.2)
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8.5, frameon=False, handlelength=3.2)
     if any(series.loss != loss for _, _, series in chosen):
         figure.supxlabel(_TRAP, fontsize=8, color="0.3")
     return figure
 
 
-def _end(text: str, length: int) -> str:
-    """`text`, or its end where it is too long: a path says most at its end."""
-    return text if len(text) <= length else "\N{HORIZONTAL ELLIPSIS}" + text[1 - length :]
+def _from_the_top(lines: Sequence[Any]) -> list[Any]:
+    """The lines of a legend as the curves lie at the earliest timestep, each with its marks behind it."""
+    heights: list[float] = []
+    for line in lines:
+        values = np.asarray(line.get_ydata(), dtype=np.float64)
+        if line.get_linestyle() == "None":  # marks of the curve before
+            heights.append(heights[-1])
+        elif line.get_label() == _THIN:
+            heights.append(-math.inf)
+        else:
+            alive = values[np.isfinite(values)]
+            heights.append(values[0] if len(values) and np.isfinite(values[0]) else min(alive, default=0.0) / 2)
+    return [lines[i] for i in sorted(range(len(lines)), key=lambda i: -heights[i])]
 
 
-def _model(reports: Sequence[GradNormReport]) -> str:
+def _whole(text: str, width: int) -> str:
+    """`text` on as many lines as it needs."""
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _model(reports: Sequence[GradNormReport], layer: int | None) -> str:
+    """Whose curves these are: the sizes, and the layer where one of several is drawn."""
     sizes = {(report.layers, report.hidden) for report in reports}
     if len(sizes) != 1:
         return ""
     layers, hidden = sizes.pop()
-    return f"  ({layers} {'layer' if layers == 1 else 'layers'} of {hidden} units)"
+    one = layer if layer is not None else layers - 1 if len(reports) > 1 else None
+    shown = "" if one is None or layers == 1 else f"; layer {one}" + (", the top one" if one == layers - 1 else "")
+    return f"\n{layers} {'layer' if layers == 1 else 'layers'} of {hidden} units{shown}"
 
 
 def _curve(
@@ -142,10 +167,10 @@ def _curve(
         "alpha": 0.75 if thin else 1.0,
     }
     drawn = int(np.count_nonzero(np.isfinite(line)))
-    pace = f", {series.slope:+.2g} nats/step back" if drawn > 1 else ""  # no line goes through fewer points
+    left = "" if series.share is None or len(norm) < 2 else f", {series.share:.2g} left {series.lag} steps back"
     # the thin curves have the colours of the thick ones, and one entry for all of them
     there = any(line.get_label() == _THIN for line in axes.get_lines())
-    label = ("_" if there else _THIN) if thin else f"{name}\n{series.verdict}{pace}"
+    label = ("_" if there else _THIN) if thin else f"{name}\n{series.verdict}{left}"
     axes.plot(t, line, label=label, marker="o" if drawn == 1 else None, markersize=4, **look)
     for mark, what, at, edge in (("v", "exactly 0", norm == 0, 0.015), ("^", "not finite", ~np.isfinite(norm), 0.985)):
         if at.any():
@@ -213,7 +238,7 @@ def loss_figure(records: Iterable[Mapping[str, Any]], title: str = "") -> Figure
     axes.set_ylabel("cross-entropy (nats per symbol)")
     bits = axes.secondary_yaxis("right", functions=(_bits, _nats))
     bits.set_ylabel("bits per symbol")
-    axes.set_title(_end(title, 80) or "Loss", loc="left", fontsize=11)
+    axes.set_title(_whole(title, 80) or "Loss", loc="left", fontsize=11)
     axes.grid(True, color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.legend(loc="upper right", fontsize=8.5, frameon=False)

@@ -66,7 +66,9 @@ def imports() -> None:
     "--tie", is_flag=True, help="the only matrix is both embedding and readout; two equal ones are tied anyway"
 )
 @click.option("--init-missing", is_flag=True, help="draw an embedding or readout that the file has not, to train it")
-@settings("data.tokens", "data.min_count", "data.errors", "data.val_frac", "data.test_frac")
+@settings(
+    "data.between", "data.tokens", "data.min_count", "data.encoding", "data.errors", "data.val_frac", "data.test_frac"
+)
 @common("config", "seed", "dtype")
 def torch(
     file: Path,
@@ -164,7 +166,7 @@ def _symbols(
     if config.data.text:
         dataset = whole_text(config.data, vocabulary=vocabulary)
         vocabulary = vocabulary or dataset.vocabulary
-        data = {"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters}
+        data = dataset.facts()
     if vocabulary is None:
         raise click.UsageError(
             f"{state.path}: expected a vocabulary, which symbol each number stands for; give --vocab, --text or --like"

@@ -74,6 +74,7 @@ def examine(path: Path) -> dict[str, Any]:
         "vocabulary": {"kind": described.get("vocabulary", {}).get("kind"), "size": _symbols(described)},
         "device": described.get("device"),
         "parameters": count,
+        "changes": described.get("changes", []),
         "shapes": shapes,
         "progress": _progress(run),
         "checkpoints": _checkpoints(run),
@@ -157,6 +158,13 @@ def _print(facts: dict[str, Any]) -> None:
         for name, value in fields.items():
             if value != default[section][name] and list(value if isinstance(value, list | tuple) else [0]) != []:
                 line(f"{section}.{name}", _value(value))
+    if facts["changes"]:
+        heading("Changes by resume")
+        table(
+            ["from step", "setting", "before", "after"],
+            [[number(row["step"]), row["setting"], _value(row["from"]), _value(row["to"])] for row in facts["changes"]],
+            numbers=[0],
+        )
     if facts["shapes"]:
         heading("Parameters")
         table(

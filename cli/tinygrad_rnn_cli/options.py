@@ -43,6 +43,7 @@ TITLES = {
     "sample": "Sampling",
 }
 PLUGGED = {"model.cell": "CELLS", "optim.optim": "OPTIMIZERS", "data.corpus": "DATASETS"}  # settings that name a plugin
+SEVERAL = ("sample.temperature",)  # one value in the library; a command may take several, one after the other
 TABLES = ("model.cell_options", "optim.optim_options")
 COMMON = "Common options"
 OWN = "Options"
@@ -79,6 +80,8 @@ class Settings:
     third_party: bool
     extras: Mapping[str, str]
     """what old names say that is no setting: out, init_from, run, text"""
+    temperatures: tuple[float, ...] = ()
+    """each temperature to sample at, of which `sample` has the first"""
 
     def written(self, key: str) -> str:
         """The option by which the command line sets `key`; '' where nothing on it does."""
@@ -183,7 +186,7 @@ class _SettingType(_ParamType):
         if param is not None and _from_environment(param):
             what = str(param.envvar)
         try:
-            found = tr.coerce(self.annotation, value, what)
+            found = tr.coerce(self.annotation, _unescaped(self.declared, value, what), what)
             tr.check_limits(self.declared, found, what)
         except tr.InputError as error:
             raise click.UsageError(str(error), ctx) from error
@@ -194,6 +197,11 @@ class _SettingType(_ParamType):
         if self.key in PLUGGED:
             words = [row.name for row in tr.available_plugins(getattr(tr, PLUGGED[self.key]))]
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def _unescaped(declared: dataclasses.Field[Any], value: Any, what: str) -> Any:
+    """`value` as a shell's quotes left it, with its escapes replaced where the field says so."""
+    return tr.unescape(value, what) if declared.metadata.get("escapes") else value
 
 
 def _sections() -> dict[str, type[Any]]:
@@ -227,11 +235,12 @@ def _from_environment(param: click.Parameter) -> bool:
 
 def spell(value: Any) -> str:
     """A default as one writes it on the command line."""
-    if value == "" or value == () or value == {}:
+    if value is None or value == "" or value == () or value == {}:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value)
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _limits(declared: dataclasses.Field[Any]) -> str:
@@ -304,7 +313,9 @@ def _option(key: str, short: Sequence[str] = (), hidden: bool = False, section: 
     if isinstance(default, tuple):
         facts["help"] += "; repeat for several"
         return Flag([f"--{flag}", name], multiple=True, type=str, metavar=declared.metadata.get("metavar"), **facts)
-    return Flag([f"--{flag}", *short, name], type=_SettingType(key), **facts)
+    several = key in SEVERAL
+    facts["help"] += "; repeat for several" if several else ""
+    return Flag([f"--{flag}", *short, name], type=_SettingType(key), multiple=several, **facts)
 
 
 def settings(*keys: str, short: Mapping[str, str] | None = None, without: Sequence[str] = ()) -> Callable[[F], F]:
@@ -611,6 +622,7 @@ def resolve(
         flags["data.text"] = tuple(text) or (translated.extras["text"],)
     run = base or tr.RunConfig()
     sample = tr.SampleConfig()
+    temperatures: tuple[float, ...] = (sample.temperature,)
     origins = {key: origin for key in _all_keys() if not key.startswith("sample.")}
     origins.update({key: "default" for key in _all_keys() if key.startswith("sample.")})
     bound: dict[str, Any] = {}
@@ -645,6 +657,9 @@ def resolve(
                 )
                 note(f"note: {lost} ({asked[0]}) gives way to {gained} ({here.origins.get(cause, name)})")
         try:
+            if "temperature" in of_sample:
+                temperatures = _several_numbers("sample.temperature", of_sample["temperature"])
+                of_sample["temperature"] = temperatures[0]
             run = tr.replace_config(run, {**{key: empty for key, (_, empty) in undone.items()}, **of_run})
             sample = _replace_sample(sample, of_sample)
         except tr.InputError as error:
@@ -655,13 +670,38 @@ def resolve(
                 origins[key] = f"flag {translated.sources[key]}"
             if key == "data.text" and name == "flag":
                 origins[key] = "argument TEXT"
-    found = Settings(run, sample, origins, files, here.third_party, translated.extras)
+    found = Settings(run, sample, origins, files, here.third_party, translated.extras, temperatures)
     if init_from is not None:
         _check_weights(found, init_from, bound)
     if here.show:
         _show_config(found, known)
         click.get_current_context().exit()
     return found
+
+
+def check_effect(found: Settings) -> Settings:
+    """The settings, without what the optimiser does not read; a flag that does nothing is a usage error.
+
+    What a file, a recipe or the environment says may be meant for other runs too: that is left out with a warning.
+    Raises UsageError.
+    """
+    flags = option_names()
+    for key, flag in flags.items():
+        needs = _declared(key)[1].metadata.get("needs")
+        if needs and found.written(key):
+            section, _, name = needs.partition(".")
+            if not getattr(getattr(found.run, section), name):
+                raise click.UsageError(f"{flag} has no effect without {flags[needs]}; give both, or leave it out")
+    undone = {}
+    for name, why in tr.unread_settings(found.run.optim, third_party=found.third_party).items():
+        key = f"optim.{name}"
+        value, origin = getattr(found.run.optim, name), found.origins[key]
+        if origin.startswith(("flag", "--set")):
+            raise click.UsageError(f"{flags[key]} {spell(value)} has no effect: {why}; change --optim, or leave it out")
+        warn(f"{origin}: {key} = {spell(value)} is left out, for {why}")
+        undone[name] = getattr(tr.OptimConfig(), name)
+    optim = dataclasses.replace(found.run.optim, **undone)
+    return dataclasses.replace(found, run=dataclasses.replace(found.run, optim=optim))
 
 
 def _tell_settled(base: tr.RunConfig, origin: str, file: Mapping[str, Any], known: set[str]) -> None:
@@ -728,6 +768,17 @@ def _replace_sample(sample: tr.SampleConfig, changes: Mapping[str, Any]) -> tr.S
     return dataclasses.replace(sample, **new)
 
 
+def _several_numbers(key: str, value: Any) -> tuple[float, ...]:
+    """One number or several: a list, or a text with commas."""
+    listed = value if isinstance(value, str | list | tuple) else [value]
+    numbers: tuple[float, ...] = tr.coerce(tuple[float, ...], listed, key)
+    if not numbers:
+        raise tr.InputError(f"{key}: expected a number, or several, got none")
+    for number in numbers:
+        tr.check_limits(_declared(key)[1], number, key)
+    return numbers
+
+
 def _in_words(layer: str, message: str, old: Mapping[str, str]) -> str:
     """An error of the configuration with the place where the value was written."""
     if layer != "flag":
@@ -761,7 +812,9 @@ def _read_sets(items: Sequence[str], only: set[str] | None) -> dict[str, Any]:
         if only is not None and home in _all_keys() and home not in only:
             own = ", ".join(sorted(only)) or "nothing"
             raise click.UsageError(f"--set {key}: the run has settled it; this command sets {own}")
-        layer[key] = value.strip()
+        layer[key] = (
+            value.strip() if home not in _all_keys() else _unescaped(_declared(home)[1], value.strip(), f"--set {key}")
+        )
     return layer
 
 
@@ -806,6 +859,8 @@ def _flat(found: Settings) -> dict[str, Any]:
                 values.update({f"{section}.{name}.{option}": item for option, item in value.items()})
             elif not isinstance(value, Mapping):
                 values[f"{section}.{name}"] = value
+    if len(found.temperatures) > 1:
+        values["sample.temperature"] = found.temperatures
     return values
 
 
@@ -814,6 +869,8 @@ def _toml(value: Any) -> str:
 
     if isinstance(value, bool):
         return "true" if value else "false"
+    if value is None:  # TOML has no word for it; the library reads this one
+        return '"none"'
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return (

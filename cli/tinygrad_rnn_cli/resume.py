@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import aside, emit
-from tinygrad_rnn_cli.options import Command, common, refuse_idle, resolve, settings
+from tinygrad_rnn_cli.console import aside, emit, note, number
+from tinygrad_rnn_cli.options import Command, common, option_names, refuse_idle, resolve, settings, spell
 
 
 @click.command("resume", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell or optimiser has changed")
-@settings("train.steps", "train.epochs", "train.callbacks")
+@settings("train.steps", "train.epochs", *tr.RESUMABLE, "train.callbacks")
 @common("config", "device", "plugin")
 def resume(run: Path, allow_changed_cell: bool) -> None:
     """Continue RUN: bit for bit as if it had never stopped (on a CPU).
 
     --steps and --epochs are the TOTAL length of the run: with 100 steps done, --steps 200 does 100 more. Without
     them it goes on to the length it was meant to have. Its callbacks are called again; --callback names others.
+    Every other option changes the run from here on; inspect lists the changes.
     """
     origin = f"run {run}"
     found = resolve(base=tr.run_config(tr.open_run(run)), origin=origin)
     for key in ("train.seed", "train.dtype"):
         if found.origins[key] != origin and not found.origins[key].startswith("environment"):
             raise click.UsageError(
-                f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs, --callback and --device"
+                f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs, --callback, --device, "
+                + ", ".join(option_names()[key] for key in tr.RESUMABLE)
             )
 
     if found.written("train.steps"):
@@ -47,6 +50,7 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
             epochs=epochs,
             device=found.run.train.device if given("train.device") else None,
             callbacks=found.run.train.callbacks if given("train.callbacks") else None,
+            settings={key: _value(found.run, key) for key in tr.RESUMABLE if given(key)},
             allow_changed_cell=allow_changed_cell,
             plugins=found.plugins,
             third_party=found.third_party,
@@ -54,6 +58,16 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
     from tinygrad_rnn_cli.progress import follow
     from tinygrad_rnn_cli.train import advise_next
 
+    for change in trainer.changes:
+        note(
+            f"{change['setting']}: {spell(change['from'])} -> {spell(change['to'])}, from step "
+            f"{number(change['step'])} on"
+        )
     finished = follow(trainer)
     emit(str(finished.path))
     advise_next(finished)
+
+
+def _value(config: tr.RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)

@@ -16,6 +16,7 @@ from tinygrad_rnn_cli.console import aside, detail, emit, memory, note, number, 
 from tinygrad_rnn_cli.options import (
     Command,
     Settings,
+    check_effect,
     common,
     free_folder,
     old_names,
@@ -25,6 +26,7 @@ from tinygrad_rnn_cli.options import (
     settings,
     written,
 )
+from tinygrad_rnn_cli.texts import check_text_options, tell_files
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Dataset, Finished, Plan, Trainer
@@ -61,6 +63,9 @@ def train(
 ) -> None:
     """Train a model on TEXT: files, folders, or '-' for standard input; without TEXT, on the corpus --corpus.
 
+    A folder stands for its .txt files at any depth, or for all its files where it has none. Files named .gz, .bz2, .xz
+    or .zst are decompressed.
+
     Prints the run folder on stdout; progress goes to stderr. Ctrl-C saves a checkpoint and stops. The flags of char-rnn
     and torch-rnn (-rnn_size 128) are understood.
 
@@ -69,6 +74,7 @@ def train(
     tinygrad-rnn train --recipe char-rnn my.txt
     """
     found = resolve(recipe=recipe, init_from=init_from, text=text)
+    check_text_options(found)
     out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
     if out is None:
@@ -76,6 +82,7 @@ def train(
     _refuse_idle(found)
     with aside():
         _check_plugins(found)
+        found = check_effect(found)
         dataset, piped = load_text(found, init_from)
         planned = tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party) if plan else None
     if planned is not None:
@@ -114,21 +121,11 @@ def _check_plugins(found: Settings) -> None:
 
 def _refuse_idle(found: Settings) -> None:
     """Refuse options of the command line that do nothing beside the other settings."""
-    train, data = found.run.train, found.run.data
+    train = found.run.train
     if found.written("train.steps") and train.steps:
         refuse_idle(found.written("train.epochs"), "beside --steps; give one of them")
-    if not data.val_frac:
-        for key in ("train.eval_every", "train.patience"):
-            if tr.setting_of(found.run, key):
-                refuse_idle(found.written(key), "with --val-frac 0: no text is held out to validate on")
-    if train.patience and not train.eval_every:
-        refuse_idle(found.written("train.patience"), "with --eval-every 0: there is one validation, at the end")
-    if not train.sample_every:
-        refuse_idle(found.written("train.sample_length"), "without --sample-every")
-    if data.text:
-        refuse_idle(found.written("data.corpus"), "beside TEXT; give one of them")
-    else:
-        refuse_idle(found.written("data.errors"), "on a corpus, which is text already; it is for TEXT")
+    if train.eval_every and not found.run.data.val_frac:
+        refuse_idle(found.written("train.eval_every"), "with --val-frac 0: no text is held out to validate on")
 
 
 def _tell_idle(found: Settings, trainer: Trainer) -> None:
@@ -139,7 +136,6 @@ def _tell_idle(found: Settings, trainer: Trainer) -> None:
         "train.save_every": (train.save_every, "saves at its start and end only"),
         "train.sample_every": (train.sample_every, "prints no sample"),
         "train.watch": (trainer.watch_every, "watches no step"),
-        "train.patience": (train.patience * train.eval_every, "ends before it has validated so often"),
     }
     for key, (every, what) in intervals.items():
         if every > total and found.written(key):
@@ -173,6 +169,7 @@ def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, 
         f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
         f"{dataset.sha256[:16]}"
     )
+    tell_files(dataset, found.run.data)
     return dataset, piped
 
 
@@ -187,7 +184,10 @@ def text_name(found: Settings) -> str:
     if not found.run.data.text:
         return found.run.data.corpus
     first = found.run.data.text[0]
-    return "stdin" if first == "-" else Path(first).absolute().stem or "text"
+    if first == "-":
+        return "stdin"
+    path = Path(first).absolute()
+    return (Path(path.stem).stem if path.suffix.lower() in tr.COMPRESSED else path.stem) or "text"
 
 
 def show_plan(plan: Plan, found: Settings) -> None:
@@ -233,6 +233,9 @@ def advise_next(finished: Finished) -> None:
         warn("nothing was held out, so there is no validation loss; see --val-frac")
     elif finished.best_loss is not None:
         note(f"best validation loss {finished.best_loss:.4f} nats per symbol")
+    if finished.clipped:
+        share = finished.clipped / finished.step
+        note(f"the gradient was clipped in {number(finished.clipped)} of {number(finished.step)} steps ({share:.0%})")
     note("next:")
     for command, why in [
         (f"sample {finished.path}", "let it write"),
