@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ import pytest
 
 from tinygrad_rnn import plugins, train
 from tinygrad_rnn.checkpoint import load, save
+from tinygrad_rnn.compile.workspace import drop_waiting
 from tinygrad_rnn.config import RunConfig, recipe, replace
 from tinygrad_rnn.data import Dataset, load_dataset
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
 from tinygrad_rnn.optim import Optimizer, register_optimizer
+from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.restore import load_run_model
-from tinygrad_rnn.run import checkpoints, describe, open_run, read_metrics, run_config
+from tinygrad_rnn.run import Run, checkpoints, describe, open_run, read_metrics, run_config
+from tinygrad_rnn.tensor import grad
 from tinygrad_rnn.train import (
     DivergedError,
     Event,
@@ -795,6 +799,51 @@ def test_plan_measures_without_writing(tmp_path: Path, monkeypatch: pytest.Monke
     longer = plan(dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=40)), data)
     assert 3 < longer.activation_bytes / small.activation_bytes < 5  # what is kept grows with T
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"model__cell": "gru", "model__dropout": 0.2}, {"train__bptt": 100}])
+def test_plan_counts_what_a_forward_pass_keeps(changes: dict[str, Any]) -> None:
+    """The compiled loops' records too: against what Python's allocator sees, with nothing taken from the pools."""
+    config = configured(
+        **{"model__cell": "lstm", "model__hidden": 32, "data__seq_len": 50, "data__batch": 16, **changes}
+    )
+    data = dataset_of(config)
+    found = plan(config, data)
+    parts = train._prepare(config, data.vocabulary.size, load_cell(config.model.cell), True)
+    params = parts.model.init(np.random.default_rng(0), config.train.dtype)
+    trainer = Trainer(Run(Path()), config, data, parts, params)
+    for _ in range(2):  # the first compiles; the history of a longer window is there
+        state = trainer._gradients(*trainer._window())[0].state
+        trainer._advance(train.detach(state))
+    x, y, start = trainer._window()
+    drop_waiting()
+    tracemalloc.start()
+    try:
+        forward = trainer.model.forward(params, x, start, rng=trainer.rng)
+        loss = train.cross_entropy(forward.logits[len(x) - len(y) :], y)
+        held = tracemalloc.get_traced_memory()[0]
+        grad(loss, list(trainer.trained.values()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held > 500_000
+    assert found.activation_bytes == pytest.approx(held, rel=0.05)
+    assert found.step_bytes == pytest.approx(peak, rel=0.15) and found.step_bytes > 1.5 * found.activation_bytes
+
+
+def test_plan_times_what_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel of the training's cross-entropy, and the optimiser's update."""
+    called: list[str] = []
+    for where, name in ((train, "cross_entropy"), (train.optim, "update"), (train.optim, "clip")):
+        real = getattr(where, name)
+        monkeypatch.setattr(
+            where, name, lambda *args, real=real, name=name, **more: called.append(name) or real(*args, **more)
+        )
+    config = configured()
+    found = plan(config, dataset_of(config), probe=1)
+    assert called == ["cross_entropy", "clip", "update"] * 3
+    numbers = found.params * np.dtype(config.train.dtype).itemsize
+    assert found.weight_bytes == 4 * numbers  # parameters, gradients, and adam's two moments
 
 
 # -------------------------------------------------------------------------------- plugins in a training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import tracemalloc
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 
-from tinygrad_rnn import backend, engine, ops, optim, plugins
+from tinygrad_rnn import backend, engine, optim, plugins
 from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
 from tinygrad_rnn.compile.ends import cross_entropy
+from tinygrad_rnn.compile.workspace import drop_waiting
 from tinygrad_rnn.config import RESUMABLE, RunConfig, SampleConfig, as_dict, check_memory, replace
 from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
@@ -774,8 +776,8 @@ def start_training(
 
     `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code; the settings
     that they are bound to must be those of that run (`weight_settings`), and symbols that the data set has behind
-    those of that run get new rows. Everything that can be wrong with the configuration is found before the folder is touched. Raises InputError, DataError, DeviceError, PluginError,
-    FileError.
+    those of that run get new rows. Everything that can be wrong with the configuration is found before the folder is
+    touched. Raises InputError, DataError, DeviceError, PluginError, FileError.
     """
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
     vocabulary = dataset.vocabulary
@@ -978,13 +980,20 @@ def _same_text(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would cost: numbers trained, bytes kept for the backward pass, and time by a probe of a few steps."""
+    """What a run would cost: numbers trained, bytes, and time by a probe of a few steps.
+
+    `weight_bytes` are parameters, their gradients and what the optimiser keeps; `step_bytes` what one step takes beside
+    them at its peak, and `activation_bytes` what of it the forward pass keeps for the backward pass, the records of
+    compiled loops included. On a GPU, where nobody counts allocations, `step_bytes` is the same.
+    """
 
     params: int
     characters: int
     steps: int
     steps_per_epoch: int
+    weight_bytes: int
     activation_bytes: int
+    step_bytes: int
     seconds_per_step: float
 
     @property
@@ -1001,30 +1010,80 @@ def plan(
     optim.check_settings(config.optim, config.train.dtype, third_party=third_party)
     _check_judge(config, dataset)
     parts = _prepare(config, dataset.vocabulary.size, entry, third_party)
-    model, device = parts.model, parts.device
-    params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
-    streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
-    x, y = (backend.from_host(part, device.xp) for part in streams[0])
-    trained = [value for value in params.values() if value.requires_grad]
-    times = []
-    kept = 0
-    for _ in range(probe):
+    params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
+    trainer = Trainer(Run(Path()), config, dataset, parts, params)
+
+    def step() -> int:
+        forward, loss, grads = trainer._gradients(*trainer._window())
+        optim.clip(grads, config.optim)
+        optim.update(trainer.optimizer, trainer._values, grads, trainer.optim_state, trainer._rate())
+        trainer._advance(detach(forward.state))
+        return _kept_bytes(loss, params)
+
+    def timed() -> float:
         began = time.perf_counter()
-        loss = ops.cross_entropy(model.forward(params, x).logits, y)
-        grad(loss, trained, unused="zeros")
-        times.append(time.perf_counter() - began)
-        kept = _kept_bytes(loss, params)
-    total = config.train.steps or config.train.epochs * len(streams)
-    return Plan(model.count(), dataset.characters, total, len(streams), kept, float(np.median(times)))
+        step()
+        return time.perf_counter() - began
+
+    with np.errstate(all="ignore"):
+        step()  # compiles
+        peak, kept = _traced_peak(step)
+        seconds = float(np.median([timed() for _ in range(probe)]))
+    weights = [trainer._values, trainer._grads, *trainer.optim_state["slots"].values()]
+    held = sum(int(array.nbytes) for arrays in weights for array in arrays.values())
+    return Plan(
+        parts.model.count(),
+        dataset.characters,
+        trainer.total,
+        trainer.steps_per_epoch,
+        held,
+        kept,
+        max(peak, kept),
+        seconds,
+    )
 
 
 def _kept_bytes(loss: Tensor, params: Params) -> int:
-    """The memory of the arrays that the tape keeps, each counted once, without the parameters."""
-    own = {id(value.data) for value in params.values()}
-    kept: dict[int, int] = {}
+    """The memory that the tape keeps alive, each piece counted once, without the parameters.
+
+    A compiled loop keeps a record of its own, whose arrays lie in blocks that are leased as a whole.
+    """
+    found: dict[int, int] = {}
+    stack: list[Any] = []
     for node in engine.below(loss.node) if loss.node is not None else ():
-        for array in node.saved:
-            base = array if getattr(array, "base", None) is None else array.base
-            if backend.is_array(base) and id(base) not in own:
-                kept[id(base)] = int(base.nbytes)
-    return sum(kept.values())
+        stack += [*node.saved, *filter(backend.is_array, node.static.values())]
+    while stack:
+        value = stack.pop()
+        if backend.is_array(value):
+            memory = _memory(value)
+            found[id(memory)] = int(memory.nbytes)
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif dataclasses.is_dataclass(value):
+            stack += vars(value).values()
+    for value in params.values():
+        found.pop(id(_memory(value.data)), None)
+    return sum(found.values())
+
+
+def _traced_peak(step: Callable[[], int]) -> tuple[int, int]:
+    """The bytes that `step` allocates at its peak, memory that waits to be used again included, and what it returns."""
+    began = not tracemalloc.is_tracing()
+    drop_waiting()
+    if began:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = step()
+        return tracemalloc.get_traced_memory()[1] - before, result
+    finally:
+        if began:
+            tracemalloc.stop()
+
+
+def _memory(array: Array) -> Array:
+    """The array that owns the memory of a view."""
+    while backend.is_array(getattr(array, "base", None)):
+        array = array.base
+    return array

@@ -121,17 +121,11 @@ def _check_plugins(found: Settings) -> None:
 
 def _refuse_idle(found: Settings) -> None:
     """Refuse options of the command line that do nothing beside the other settings."""
-    train, data = found.run.train, found.run.data
+    train = found.run.train
     if found.written("train.steps") and train.steps:
         refuse_idle(found.written("train.epochs"), "beside --steps; give one of them")
-    if not data.val_frac:
-        for key in ("train.eval_every", "train.patience"):
-            if tr.setting_of(found.run, key):
-                refuse_idle(found.written(key), "with --val-frac 0: no text is held out to validate on")
-    if train.patience and not train.eval_every:
-        refuse_idle(found.written("train.patience"), "with --eval-every 0: there is one validation, at the end")
-    if not train.sample_every:
-        refuse_idle(found.written("train.sample_length"), "without --sample-every")
+    if train.eval_every and not found.run.data.val_frac:
+        refuse_idle(found.written("train.eval_every"), "with --val-frac 0: no text is held out to validate on")
 
 
 def _tell_idle(found: Settings, trainer: Trainer) -> None:
@@ -142,7 +136,6 @@ def _tell_idle(found: Settings, trainer: Trainer) -> None:
         "train.save_every": (train.save_every, "saves at its start and end only"),
         "train.sample_every": (train.sample_every, "prints no sample"),
         "train.watch": (trainer.watch_every, "watches no step"),
-        "train.patience": (train.patience * train.eval_every, "ends before it has validated so often"),
     }
     for key, (every, what) in intervals.items():
         if every > total and found.written(key):
@@ -208,7 +201,11 @@ def show_plan(plan: Plan, found: Settings) -> None:
         ("parameters", f"{number(plan.params)} ({memory(plan.params * width)})"),
         ("text", f"{number(plan.characters)} characters"),
         ("steps", f"{number(plan.steps)} ({number(plan.steps_per_epoch)} per epoch)"),
-        ("memory", f"{memory(plan.activation_bytes)} for the backward pass of one step"),
+        (
+            "memory",
+            f"{memory(plan.step_bytes)} for one step, {memory(plan.activation_bytes)} of them kept for its backward "
+            f"pass; {memory(plan.weight_bytes)} for parameters, gradients and optimiser",
+        ),
         (
             "speed",
             f"{plan.seconds_per_step * 1000:.1f} ms per step, "

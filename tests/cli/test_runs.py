@@ -345,7 +345,7 @@ def test_a_clipped_gradient_is_told_step_by_step_and_at_the_end(invoke: Any) -> 
         ("--set optim.decay=0.5", "--decay 0.5 has no effect: adam does not read it, rmsprop does"),
         ("--eps 0", "--eps 0: expected at least 1.2e-38"),
         ("--sample-length 10", "--sample-length has no effect without --sample-every"),
-        ("--steps 3 --epochs 2", "--steps and --epochs exclude each other"),
+        ("--steps 3 --epochs 2", "--epochs has no effect beside --steps"),
         ("--patience 3 --val-frac 0", "--patience 3: expected validations to judge by, got no text held out"),
         ("--lr-decay plateau:0.5@2 --eval-every 0", "--lr-decay plateau:0.5@2: expected validations"),
     ],
@@ -467,6 +467,8 @@ def test_a_live_display_on_a_terminal(tmp_path: Path) -> None:
     assert out.decode().strip() == "run"
     for word in ("gradient norms", "step 30/30", "validation", "char/s", "\x1b["):
         assert word in text
+    for markup in ("[bold]", "[cyan]", "[/]"):  # in a frame that is drawn with a line above it
+        assert markup not in text
 
 
 def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_path: Path) -> None:
