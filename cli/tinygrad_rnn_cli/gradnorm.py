@@ -481,7 +481,8 @@ def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> lis
                 continue
             name = f"{report.cell} {s.state}" + (f" layer {s.layer}" if report.layers > 1 and len(reports) == 1 else "")
             curves.append((name, s.norm[: s.at + 1]))
-        trained = [s for s in report.judged("train") if report.topmost(s)]
+        by = {(s.layer, s.by) for s in report.select(loss=loss)}
+        trained = [s for s in report.select(loss="train") if report.topmost(s) and (s.layer, s.state) in by]
         first = report is reports[0]  # one curve shows the trap; one for each of several cells would hide the others
         if training and first and loss != "train" and trained:
             curves.append((f"{report.cell} {trained[0].state}, training loss", trained[0].norm))
