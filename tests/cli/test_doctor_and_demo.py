@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,11 @@ def test_demo(invoke: Any, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     for word in ("1. A text", "Train an rnn", "Train an lstm", "it writes", "How far back", "vanishing", "Next"):
         assert word in done.stdout
+    rnn, lstm = re.findall(r"Train an (?:rnn|lstm): (\d+) steps", done.stdout)
+    assert rnn == lstm  # or they could not be compared
+    table = done.stdout.partition("model  ")[2]
+    assert [line.split()[2] for line in table.splitlines()[1:5]] == ["h", "h", "c", "c"]  # an lstm by its memory
+    assert "The trained lstm keeps" in done.stdout or "keeps nothing of it" in done.stdout
     assert (tmp_path / "runs" / "demo" / "gradnorm.png").stat().st_size > 1000
     assert invoke("sample runs/demo/lstm -n 5").exit_code == 0
     assert invoke("demo --seconds 1 --out runs/demo").exit_code == 1  # named, so it is not replaced
