@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -359,6 +360,7 @@ def test_an_underflow_is_told_from_a_path_that_is_cut() -> None:
     )
     assert narrow.norm[0] == 0 < wide.norm[0]
     assert narrow.numbers["underflow_steps"] == sum(norm == 0 for norm in narrow.norm)
+    assert re.match(r"vanishing: less than \de-3\d of the gradient", narrow.reason)
     assert "underflow): use --dtype float64" in narrow.reason and "nothing reaches" not in narrow.reason
     assert wide.numbers["underflow_steps"] == 0 and "underflow" not in wide.reason
     deep = describe([0.1 ** (499 - t) for t in range(500)])

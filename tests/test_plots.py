@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tinygrad_rnn import FileError, InputError
 from tinygrad_rnn.diagnostics import GradNormReport, GradNormSeries, describe
-from tinygrad_rnn.plots import gradnorm_figure, loss_figure, save_figure
+from tinygrad_rnn.plots import COLOURS, gradnorm_figure, loss_figure, norm_figure, save_figure
 from tinygrad_rnn.textplot import ASCII_GLYPHS, GLYPHS, sparkline, terminal_plot
 
 T = 20
@@ -83,7 +83,7 @@ def test_a_long_title_is_whole_and_steps_are_whole_numbers() -> None:
     title = axes.get_title(loc="left")
     assert title.replace("\n", "") == name and max(map(len, title.split("\n"))) <= 56
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
-    loss = loss_figure([{"kind": "step", "step": 1, "loss": 1.0}], title=name).axes[0].get_title(loc="left")
+    loss = loss_figure({"a": [{"kind": "step", "step": 1, "loss": 1.0}]}, title=name).axes[0].get_title(loc="left")
     assert loss.replace("\n", "") == name
 
 
@@ -154,7 +154,7 @@ def test_loss_figure_shows_nats_and_bits() -> None:
         {"kind": "val", "step": 1, "loss": 3.9},
         {"kind": "val", "step": 2, "loss": 3.2},
     ]
-    figure = loss_figure(records)
+    figure = loss_figure({"a": records})
     (axes,) = figure.axes
     (bits,) = axes.child_axes
     assert axes.get_xlabel() == "step (updates)"
@@ -165,13 +165,47 @@ def test_loss_figure_shows_nats_and_bits() -> None:
         "validation (best 3.200 nats, step 2)",
     ]
     assert list(axes.lines[0].get_ydata()) == [4.0, 3.0]  # the later record of step 1 rules
-    many = loss_figure({"kind": "step", "step": i, "loss": 2.0} for i in range(300))
+    many = loss_figure({"a": [{"kind": "step", "step": i, "loss": 2.0} for i in range(300)]})
     assert [text.get_text() for text in many.axes[0].get_legend().get_texts()] == [
         "training, each batch",
         "training, running median",
     ]
     with pytest.raises(InputError, match="train at least one step"):
-        loss_figure([{"kind": "sample", "step": 1, "text": ""}])
+        loss_figure({"a": [{"kind": "sample", "step": 1, "text": ""}]})
+
+
+def norms(pairs: list[tuple[float | None, float | None]]) -> list[dict[str, Any]]:
+    return [{"kind": "step", "step": i + 1, "grad_norm": a, "clipped_norm": b} for i, (a, b) in enumerate(pairs)]
+
+
+def test_the_norm_is_drawn_before_and_after_clipping() -> None:
+    figure = norm_figure({"a": norms([(1.0, 1.0), (1e33, 5.0), (None, 5.0), (8.0, 5.0)])})
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log" and axes.get_xlabel() == "step (updates)"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "before clipping",
+        "after, where clipped (75.0% of steps)",
+        "not finite at 1 steps",
+    ]
+    assert list(axes.lines[0].get_ydata())[:2] == [1.0, 1e33] and list(axes.lines[1].get_ydata()) == [5.0, 5.0, 5.0]
+    never = norm_figure({"a": norms([(1.0, 1.0), (2.0, 2.0)])}).axes[0]
+    assert [text.get_text() for text in never.get_legend().get_texts()] == ["never clipped"]
+    with pytest.raises(InputError, match="gradient norm, got none"):
+        norm_figure({"a": [{"kind": "val", "step": 1, "loss": 1.0}]})
+
+
+def test_several_runs_share_a_figure() -> None:
+    one = [{"kind": kind, "step": step, "loss": 3.0} for kind in ("step", "val") for step in (1, 2)]
+    (axes,) = loss_figure({"lstm": one, "gru": one[:2]}).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "lstm: training",
+        "lstm: validation (best 3.000 nats, step 1)",
+        "gru: training",
+    ]
+    assert [line.get_color() for line in axes.lines] == [COLOURS[0], COLOURS[0], COLOURS[1]]
+    (axes,) = norm_figure({"lstm": norms([(9.0, 5.0)]), "gru": norms([(1.0, 1.0)])}).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["lstm: before clipping", "lstm: after, where clipped (100.0% of steps)", "gru: never clipped"]
 
 
 # ----------------------------------------------------------------------------------------------- files
@@ -226,7 +260,7 @@ def test_a_failure_while_drawing_leaves_the_old_file(tmp_path: Path, monkeypatch
 def test_no_global_figure_and_no_matplotlib_until_drawn() -> None:
     code = (
         "import sys, tinygrad_rnn.plots, tinygrad_rnn.textplot; assert 'matplotlib' not in sys.modules; "
-        "tinygrad_rnn.plots.loss_figure([{'kind': 'step', 'step': 1, 'loss': 1.0}]); "
+        "tinygrad_rnn.plots.loss_figure({'a': [{'kind': 'step', 'step': 1, 'loss': 1.0}]}); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -63,6 +63,18 @@ def test_a_replay_of_a_loss_that_was_too_high(tmp_path: Path) -> None:
     assert math.sqrt(math.fsum(g * g for g in gradients)) == pytest.approx(seen.grad_norm)
 
 
+def test_an_update_that_broke_is_told_with_its_gradient(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", optim__optim="sgd", optim__lr=1e39, train__dtype="float32")
+    with pytest.raises(DivergedError, match="the update left numbers in") as caught:
+        list(trainer.events())
+    seen = replay_step(tmp_path / "run")
+    assert (seen.step, seen.broke, seen.states) == (1, "the update", ())
+    assert seen.where["parameter"] == caught.value.where["parameter"]
+    assert seen.loss == pytest.approx(math.log(trainer.model.V), rel=0.1)
+    assert math.sqrt(math.fsum(g * g for _, _, g in seen.parameters)) == pytest.approx(seen.grad_norm)
+    assert not all(math.isfinite(norm) for _, norm, _ in seen.parameters)
+
+
 def test_what_cannot_be_replayed_says_so(tmp_path: Path) -> None:
     list(begin(tmp_path / "sound", train__steps=1).events())
     with pytest.raises(FileError, match="holds no diverged step"):

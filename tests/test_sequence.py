@@ -401,7 +401,7 @@ def test_sizes_that_do_not_fit(run: Any, change: dict[str, Any], message: str) -
 @pytest.mark.parametrize("run", [unroll, scan])
 @pytest.mark.parametrize("what", ["x", "s.h", "s.c"])
 def test_a_step_that_decides_by_many_values_is_told_of_where(run: Any, what: str) -> None:
-    """Whether the value is a tensor or, as the input may be, a bare array."""
+    """Whether the value was given as a tensor or as an array."""
 
     class Decides(Linear):
         def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
@@ -414,6 +414,26 @@ def test_a_step_that_decides_by_many_values_is_told_of_where(run: Any, what: str
     with pytest.raises(PluginError, match=message) as caught:
         run(cell, init_cell(cell, np.random.default_rng(0)), inputs(4, 2))
     assert "\n" not in str(caught.value) and "a.any()" not in str(caught.value)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_arrays_are_tensors_to_the_step(executor: str) -> None:
+    """It may use their methods, whoever gave them and whatever runs it."""
+
+    class Methods(Linear):
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            return {"h": x.tanh() @ p.W.sigmoid() + s.h.relu(), "c": x.relu() * p.v.tanh()}
+
+    cell = Methods(I, I)
+    params = init_cell(cell, np.random.default_rng(0))
+    arrays = {name: value.data for name, value in params.items()}
+    xs, start = inputs(4, 2), {name: np.full((2, I), 0.5) for name in ("h", "c")}
+    expected = unroll(cell, params, Tensor(xs), {name: Tensor(value) for name, value in start.items()})
+    got = scan(cell, arrays, xs, start, executor=executor)
+    assert got.executor == executor
+    np.testing.assert_allclose(got.outputs.data, expected.outputs.data, rtol=1e-12)
+    with anomaly():
+        np.testing.assert_array_equal(scan(cell, arrays, xs, start).outputs.data, expected.outputs.data)
 
 
 @pytest.mark.parametrize("run", [unroll, scan])

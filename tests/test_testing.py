@@ -332,3 +332,32 @@ def test_steps_are_those_of_the_longest_trials() -> None:
     assert long.detail.startswith("50 steps")
     with pytest.raises(InputError, match="--steps 3: expected at least 4"):
         check_cell("rnn", steps=3)
+
+
+class Arcsine(OwnClock):
+    """Its state is a tanh, and it takes the inverse of it: infinite beyond 1, where no run comes."""
+
+    name = "arcsine"
+
+    def state(self) -> dict[str, State]:
+        return {"h": State((self.H,))}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": ops.tanh(x @ p.W + ops.sqrt(1.0 - 0.99 * s.h * s.h) @ p.U + 0.1 * s.h @ p.W_3 + p.b)}
+
+
+class Unbounded(Arcsine):
+    """The same with a state that leaves [-1, 1]."""
+
+    name = "unbounded"
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": 20.0 * ops.tanh(x @ p.W + ops.sqrt(500.0 - s.h * s.h) @ p.U + 0.1 * s.h @ p.W_3 + p.b)}
+
+
+def test_numbers_that_no_state_reaches_are_noted_and_no_fault() -> None:
+    rows = {row.name: row for row in check_cell(Arcsine, raises=False).checks}
+    assert rows["extremes"].outcome == "noted"
+    assert "not for 1e4 in h, which never leaves [-1, 1]" in rows["extremes"].detail
+    rows = {row.name: row for row in check_cell(Unbounded, raises=False).checks}
+    assert rows["extremes"].outcome == "failed"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ import pytest
 
 from tinygrad_rnn import plugins, train
 from tinygrad_rnn.checkpoint import load, save
+from tinygrad_rnn.compile.workspace import drop_waiting
 from tinygrad_rnn.config import RunConfig, SampleConfig, recipe, replace
 from tinygrad_rnn.data import Dataset, load_dataset
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
 from tinygrad_rnn.optim import Optimizer, register_optimizer
+from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.restore import load_run_model
-from tinygrad_rnn.run import checkpoints, open_run, read_metrics, run_config
+from tinygrad_rnn.run import Run, checkpoints, describe, open_run, read_metrics, run_config
 from tinygrad_rnn.sample import generate
+from tinygrad_rnn.tensor import grad
 from tinygrad_rnn.train import (
     DivergedError,
     Event,
@@ -204,6 +208,9 @@ def test_a_schedule_goes_on_bit_for_bit(
             trainer.stop()
     list(resume_training(tmp_path / "parts").events())
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+    metas = [last_checkpoint(tmp_path / name)[1] for name in ("whole", "parts")]
+    for field in dataclasses.fields(train.Progress):
+        assert metas[0][field.name] == metas[1][field.name], field.name
     assert steps[0].lr == pytest.approx(2e-3 / changes["optim__warmup"])
     if changes["optim__lr_decay"].startswith("plateau"):
         # the first counts as better; two behind it, at steps 6 and 9, halve the rate of step 10
@@ -238,8 +245,10 @@ def test_a_new_rate_is_the_rate(tmp_path: Path) -> None:
     trainer = resume_training(tmp_path / "run", steps=6)
     trainer.progress.lr_scale, trainer.progress.drops = 0.25, 3
     assert of_kind(list(trainer.events()), StepDone)[0].lr == pytest.approx(2e-3 / 32)
-    steps = of_kind(list(resume_training(tmp_path / "run", steps=8, settings={"optim.lr": 2e-3}).events()), StepDone)
-    assert steps[0].lr == 2e-3
+    assert not json.loads((tmp_path / "run" / "run.json").read_text()).get("changes")
+    again = resume_training(tmp_path / "run", steps=8, settings={"optim.lr": 2e-3})
+    assert again.changes == [{"step": 6, "setting": "optim.lr", "from": pytest.approx(2e-3 / 32), "to": 2e-3}]
+    assert of_kind(list(again.events()), StepDone)[0].lr == 2e-3
 
 
 def test_resume_after_a_kill_repeats_what_was_lost(tmp_path: Path, whole: Path) -> None:
@@ -358,6 +367,8 @@ def test_what_has_no_effect_is_refused_before_the_folder_is_made(
         ({"optim__lr_decay": "plateau:0.5@3"}, "and 3 validations"),
         ({"optim__warmup": 30}, "--warmup 30: the rate never reaches --lr"),
         ({"train__patience": 3}, "--patience 3 has no effect"),
+        ({"train__sample_every": 31}, "--sample-every 31 has no effect"),
+        ({"train__watch": "grads:31"}, "--watch grads:31 has no effect"),
     ],
 )
 def test_what_a_short_run_never_comes_to_is_said(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -424,6 +435,31 @@ def test_weights_go_to_the_model_that_trained_them(
     with pytest.raises(InputError, match=re.escape(f"its weights need {needed}; leave these options out")):
         start_training(config, dataset_of(config), tmp_path / "second", init_from=tmp_path / "first")
     assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("embed", ["hidden", "onehot", "5"])
+@pytest.mark.parametrize("cell", ["gru", "lru"])
+def test_new_symbols_change_nothing_for_those_that_the_weights_know(tmp_path: Path, cell: str, embed: str) -> None:
+    """Rows are added to what has an axis of symbols: for known inputs, the known logits stay what they were."""
+    sizes = {"model__embed": embed, "model__cell": cell, "train__dtype": "float64", "train__steps": 3}
+    list(begin(tmp_path / "first", **sizes).events())
+    old = load_run_model(tmp_path / "first")
+    (tmp_path / "text.txt").write_text("hello new world!\n" * 60)
+    config = configured(**sizes, data__text=(str(tmp_path / "text.txt"),), train__seed=7)
+    with pytest.raises(DataError, match="'n'"):
+        load_dataset(config.data, old.vocabulary)
+    dataset = load_dataset(config.data, old.vocabulary, extend=True)
+    V = old.vocabulary.size
+    assert dataset.vocabulary.symbols == (*old.vocabulary.symbols, "!", "n")
+    trainer = start_training(config, dataset, tmp_path / "second", init_from=tmp_path / "first")
+    x = np.arange(3 * V).reshape(-1, 3) % V
+    before, after = old.model.forward(old.params, x).logits.data, trainer.model.forward(trainer.params, x).logits.data
+    assert after.shape[-1] == V + 2
+    np.testing.assert_allclose(after[..., :V], before, rtol=1e-12, atol=1e-14)
+    fresh = trainer.model.init(np.random.default_rng([7, 0]), "float64")
+    np.testing.assert_array_equal(trainer.params["readout.W"].data[:, V:], fresh["readout.W"].data[:, V:])
+    assert describe(open_run(tmp_path / "second"))["added_symbols"] == ["!", "n"]
+    assert list(trainer.events())[-1].step == 3
 
 
 def test_the_symbols_of_the_run_that_gives_its_weights_say_what_a_symbol_is(tmp_path: Path) -> None:
@@ -823,6 +859,51 @@ def test_plan_measures_without_writing(tmp_path: Path, monkeypatch: pytest.Monke
     longer = plan(dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=40)), data)
     assert 3 < longer.activation_bytes / small.activation_bytes < 5  # what is kept grows with T
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"model__cell": "gru", "model__dropout": 0.2}, {"train__bptt": 100}])
+def test_plan_counts_what_a_forward_pass_keeps(changes: dict[str, Any]) -> None:
+    """The compiled loops' records too: against what Python's allocator sees, with nothing taken from the pools."""
+    config = configured(
+        **{"model__cell": "lstm", "model__hidden": 32, "data__seq_len": 50, "data__batch": 16, **changes}
+    )
+    data = dataset_of(config)
+    found = plan(config, data)
+    parts = train._prepare(config, data.vocabulary.size, load_cell(config.model.cell), True)
+    params = parts.model.init(np.random.default_rng(0), config.train.dtype)
+    trainer = Trainer(Run(Path()), config, data, parts, params)
+    for _ in range(2):  # the first compiles; the history of a longer window is there
+        state = trainer._gradients(*trainer._window())[0].state
+        trainer._advance(train.detach(state))
+    x, y, start = trainer._window()
+    drop_waiting()
+    tracemalloc.start()
+    try:
+        forward = trainer.model.forward(params, x, start, rng=trainer.rng)
+        loss = train.cross_entropy(forward.logits[len(x) - len(y) :], y)
+        held = tracemalloc.get_traced_memory()[0]
+        grad(loss, list(trainer.trained.values()))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held > 500_000
+    assert found.activation_bytes == pytest.approx(held, rel=0.05)
+    assert found.step_bytes == pytest.approx(peak, rel=0.15) and found.step_bytes > 1.5 * found.activation_bytes
+
+
+def test_plan_times_what_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel of the training's cross-entropy, and the optimiser's update."""
+    called: list[str] = []
+    for where, name in ((train, "cross_entropy"), (train.optim, "update"), (train.optim, "clip")):
+        real = getattr(where, name)
+        monkeypatch.setattr(
+            where, name, lambda *args, real=real, name=name, **more: called.append(name) or real(*args, **more)
+        )
+    config = configured()
+    found = plan(config, dataset_of(config), probe=1)
+    assert called == ["cross_entropy", "clip", "update"] * 3
+    numbers = found.params * np.dtype(config.train.dtype).itemsize
+    assert found.weight_bytes == 4 * numbers  # parameters, gradients, and adam's two moments
 
 
 # -------------------------------------------------------------------------------- plugins in a training

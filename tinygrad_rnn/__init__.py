@@ -149,6 +149,8 @@ if TYPE_CHECKING:
     from tinygrad_rnn.options import unescape as unescape
     from tinygrad_rnn.plots import gradnorm_figure as gradnorm_figure
     from tinygrad_rnn.plots import loss_figure as loss_figure
+    from tinygrad_rnn.plots import norm_figure as norm_figure
+    from tinygrad_rnn.plots import recorded as recorded
     from tinygrad_rnn.plots import save_figure as save_figure
     from tinygrad_rnn.plugins import CALLBACKS as CALLBACKS
     from tinygrad_rnn.plugins import CELLS as CELLS
@@ -267,7 +269,7 @@ _PUBLIC = {
         "CALLBACKS CELLS COMMANDS DATASETS DIAGNOSTICS GROUPS:PLUGIN_GROUPS OPTIMIZERS PluginGroup PluginIdentity "
         "PluginRow author_error available:available_plugins load:load_plugin register_command"
     ),
-    "plots": "gradnorm_figure loss_figure save_figure",
+    "plots": "gradnorm_figure loss_figure norm_figure recorded save_figure",
     "registry": "CellEntry available_cells load_cell load_plugin_file register_cell",
     "replay": "Replay replay_step",
     "restore": "LoadedModel find_cell load_run_model run_vocabulary weight_conflicts weight_settings",

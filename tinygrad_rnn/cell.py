@@ -23,7 +23,7 @@ from tinygrad_rnn.nn import held, initialise, parse_initialiser
 from tinygrad_rnn.ops.arguments import generator, told
 from tinygrad_rnn.options import parse_options
 from tinygrad_rnn.plugins import CELLS, author_line, check_class
-from tinygrad_rnn.tensor import ELEMENTWISE, Tensor
+from tinygrad_rnn.tensor import Tensor
 
 Role = Literal["input", "recurrent", "bias", "buffer"]
 Array = np.ndarray[Any, Any]
@@ -352,8 +352,6 @@ def _by_author(cell: Cell, what: str, method: Callable[..., Any], *args: Any) ->
         raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {text}") from error
     except (Exception, SystemExit) as error:  # sys.exit() in a step is no end of the program
         text = str(error) if isinstance(error, GradientError) else one_line(error)
-        if isinstance(error, ValueError) and "truth value of an array" in text:  # an input may be a bare array
-            text = f"expected one element to decide by, got an array; {ELEMENTWISE}"
         raise PluginError(f"cell {cell.name}, {what}{author_line(cell, error)}: {text}") from error
 
 

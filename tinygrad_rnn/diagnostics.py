@@ -306,8 +306,11 @@ def _reason(
         return "a single step, so there is no way back to judge; use more steps"
     if _unread(back):
         return "no step reads this state: it has a gradient at its own step alone"
-    left = float(shares[max(lag, int(np.argmax(back != 0)))])
+    start = int(np.argmax(back != 0))
+    left = float(shares[max(lag, start)])
     much = f"{left:.3g} times the gradient arrives" if left > 1 else f"{left:.3g} of the gradient is left"
+    if left == 0.0 and numbers["underflow_steps"]:
+        much = f"less than {tiny / back[start]:.0e} of the gradient is left"
     told = f"{much} {_steps(lag)} back"
     low, high = numbers.get("share_low"), numbers.get("share_high")
     if low is not None and high is not None:

@@ -64,6 +64,7 @@ NAMES = {
     "absolute": "abs",
     "amax": "max",
     "amin": "min",
+    "around": "round",
     "divide": "div",
     "multiply": "mul",
     "negative": "neg",
@@ -94,6 +95,7 @@ RECIPES = {
     "logaddexp2": "ops.logaddexp(a * math.log(2), b * math.log(2)) / math.log(2)",
     "matrix_transpose": "x.swapaxes(-1, -2)",
     "nanmax": "ops.max(ops.where(ops.isnan(x), -math.inf, x))",
+    "nanmean": "ops.sum(ops.where(ops.isnan(x), 0.0, x)) / ops.sum(ops.astype(~ops.isnan(x), x.dtype))",
     "nanmin": "ops.min(ops.where(ops.isnan(x), math.inf, x))",
     "nanprod": "ops.prod(ops.where(ops.isnan(x), 1.0, x))",
     "nansum": "ops.sum(ops.where(ops.isnan(x), 0.0, x))",
@@ -122,14 +124,14 @@ ADVICE = {
     "meshgrid": "ops.broadcast_to",
     "modf": "ops.trunc",
     "multi_dot": "@",
-    "nanmean": "ops.where(ops.isnan(x), 0.0, x)",
     "rollaxis": "ops.moveaxis",
-    "trace": "ops.trace(x, 0, -2, -1)",
     "rot90": "ops.flip and ops.swapaxes",
+    "trace": "ops.trace(x, 0, -2, -1)",
 }
-REDUCTIONS = {
-    "add.reduce": "ops.sum",
+# By the method of a ufunc, and by an argument that no op has.
+METHODS = {
     "add.accumulate": "ops.cumsum",
+    "add.reduce": "ops.sum",
     "logaddexp.reduce": "ops.logsumexp",
     "maximum.reduce": "ops.max",
     "minimum.reduce": "ops.min",
@@ -137,10 +139,10 @@ REDUCTIONS = {
     "multiply.outer": "ops.outer",
     "multiply.reduce": "ops.prod",
 }
-ADVICE_BY_OPTION = {
+OPTIONS = {
     "constant_values": "write ops.pad(x - c, widths) + c",
     "dtype": "convert with .astype(...)",
-    "initial": "join it to the result by an op",
+    "initial": "apply it to the result, as in np.sum(x) + c",
     "mode": "join slices of x with ops.concatenate",
     "order": "transpose with ops.transpose",
     "where": "choose with ops.where first",
@@ -216,10 +218,6 @@ def _sort(a: Any, axis: int | None = -1, kind: Any = None, *, stable: Any = None
     return ops.sort(a, axis)  # by a stable algorithm, whatever is asked for
 
 
-def _around(a: Any, decimals: int = 0) -> Any:
-    return ops.round(a, decimals)
-
-
 def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
     if isinstance(indices_or_sections, int | np.integer):
         return ops.split(ary, int(indices_or_sections), axis)
@@ -283,7 +281,6 @@ OWN: dict[str, Callable[..., Any]] = {
     "bitwise_xor": _bitwise_xor,
     "clip": _clip,
     "concatenate": _concatenate,
-    "around": _around,
     "divmod": _divmod,
     "dot": _dot,
     "einsum": _einsum,
@@ -328,7 +325,7 @@ def _call(function: Any) -> Call:
 
 def _refused(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
     name = told(function).removeprefix("np.")
-    use = REDUCTIONS.get(name) or ADVICE.get(function.__name__, "")
+    use = METHODS.get(name) or ADVICE.get(function.__name__, "")
     raise NoOp("there is no op for it", f"use {use}" if use else "")
 
 
@@ -338,7 +335,7 @@ def _without(option: str, name: str) -> NoOp:
         sign = OPERATORS.get(name)
         given, use = (f", as in a {sign}= b,", f"a = a {sign} b") if sign else ("", f"y = ops.{name}(...)")
         return NoOp(f"out={given} writes into an array, which has no gradient", f"write {use}")
-    return NoOp(f"ops.{name} takes no {option}=", ADVICE_BY_OPTION.get(option, "leave it out"))
+    return NoOp(f"ops.{name} takes no {option}=", OPTIONS.get(option, "leave it out"))
 
 
 def _elementwise(count: int, op: Any, name: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:

@@ -469,8 +469,11 @@ def clip_value(grads: Mapping[str, Array], limit: float) -> None:
     if not _limit(limit):
         return
     for grad in _as_one(grads).values():
-        np.minimum(grad, limit, out=grad)
-        np.maximum(grad, -limit, out=grad)
+        if isinstance(grad, np.ndarray):
+            np.clip(grad, -limit, limit, out=grad)  # one pass
+        else:
+            np.minimum(grad, limit, out=grad)
+            np.maximum(grad, -limit, out=grad)
 
 
 def global_norm(grads: Mapping[str, Array]) -> float:

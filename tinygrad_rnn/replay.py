@@ -17,7 +17,7 @@ from tinygrad_rnn.model import State, build_model
 from tinygrad_rnn.plugins import CELLS
 from tinygrad_rnn.restore import PARAMS, changed_code, open_with_cell, place_params, refuse_changed
 from tinygrad_rnn.run import DIVERGED, Run
-from tinygrad_rnn.train import gradients
+from tinygrad_rnn.train import GRADIENTS, gradients
 
 BATCH = "batch/"
 
@@ -59,9 +59,11 @@ def replay_step(
 ) -> Replay:
     """Run the step of a run folder that diverged once more, the newest or that of number `step`, and look everywhere.
 
-    Where it was the update that did it, the file holds the parameters behind it and the batch before: then the pass is
-    that of the next step. Raises FileError where the run has no such file, CheckpointError for a damaged one or one of
-    another model, InputError for a step that did not diverge, PluginError for a cell that is missing or has changed.
+    Where it was the update that did it, the file holds the parameters behind it, and the clipped gradient: nothing is
+    run then, and `broke` says so.
+
+    Raises FileError where the run has no such file, CheckpointError for a damaged one or one of another model,
+    InputError for a step that did not diverge, PluginError for a cell that is missing or has changed.
     """
     place = backend.select(device)
     opened = open_with_cell(path, plugins=plugins, third_party=third_party)
@@ -79,8 +81,11 @@ def replay_step(
     model = build_model(config.model, opened.vocabulary.size, opened.entry)
     own = {name.removeprefix(PARAMS): array for name, array in arrays.items() if name.startswith(PARAMS)}
     params = place_params(model, own, config.train.dtype, place, str(file))
-    if f"{BATCH}x" not in arrays:
-        raise InputError(f"{file} holds no batch: {meta.get('why')}; it was found at a checkpoint, and not in a step")
+    why, where = str(meta.get("why", "")), dict(meta.get("where") or {})
+    if meta.get("updated"):
+        pulled = {name.removeprefix(GRADIENTS): array for name, array in arrays.items() if name.startswith(GRADIENTS)}
+        norm, loss = (float(meta.get(name, math.nan)) for name in ("grad_norm", "loss"))
+        return Replay(number, file, why, loss, norm, "the update", where, _norms(own, pulled), ())
     x, y = (backend.from_host(arrays[BATCH + name], place.xp) for name in "xy")
     start: State = [{} for _ in range(config.model.layers)]
     for name, array in arrays.items():
@@ -99,25 +104,29 @@ def replay_step(
 
     with np.errstate(all="ignore"):
         forward, loss, found = once()
-        broke, where = "", dict(meta.get("where") or {})
+        broke = "nothing: every value and gradient is finite"
         try:
             with engine.anomaly():
                 once()
         except NonFiniteError as error:
             broke, where = str(error), dict(error.where)
-        norms = [
-            (name, optim.global_norm({name: params[name].data}), optim.global_norm({name: g}))
-            for name, g in found.items()
-        ]
         states = [
             (layer, name, *_largest(values))
             for layer, unrolled in enumerate(forward.layers)
             for name, values in unrolled.states.items()
         ]
-    norms.sort(key=lambda row: math.inf if math.isnan(row[2]) else row[2], reverse=True)
-    if not broke:
-        broke = "the update" if meta.get("updated") else "nothing: every value and gradient is finite"
-    return Replay(number, file, str(meta.get("why", "")), loss, optim.global_norm(found), broke, where, norms, states)
+        norm = optim.global_norm(found)
+        values = {name: value.data for name, value in params.items()}
+        return Replay(number, file, why, loss, norm, broke, where, _norms(values, found), states)
+
+
+def _norms(params: Mapping[str, Any], gradients: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """(name, norm, norm of its gradient) of what has a gradient; the largest gradient, NaN above all, first."""
+    rows = [
+        (name, optim.global_norm({name: params[name]}), optim.global_norm({name: gradient}))
+        for name, gradient in gradients.items()
+    ]
+    return sorted(rows, key=lambda row: math.inf if math.isnan(row[2]) else row[2], reverse=True)
 
 
 def _largest(values: Sequence[Any]) -> tuple[float, int]:

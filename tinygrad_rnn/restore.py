@@ -136,6 +136,32 @@ def place_params(
     return params
 
 
+def added_symbols(theirs: Vocabulary, ours: Vocabulary) -> tuple[str, ...] | None:
+    """The symbols that `ours` has behind those of `theirs`; None where it is no such extension."""
+    V = theirs.size
+    same = (ours.kind, ours.symbols[:V], ours.unknown) == (theirs.kind, theirs.symbols, theirs.unknown)
+    return ours.symbols[V:] if same else None
+
+
+def grow_arrays(
+    model: Model, arrays: Mapping[str, np.ndarray[Any, Any]], fresh: Params, V: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The parameters `arrays` of a model of V symbols for `model`, which has more behind them.
+
+    An array with an axis of symbols (embedding, readout, the input matrix of one-hot symbols) keeps its values, and
+    what belongs to the new symbols comes from `fresh`. Whatever else differs is left for `place_params` to refuse.
+    """
+    grown = dict(arrays)
+    for name, spec in model.params().items():
+        old = arrays.get(name)
+        if old is None or len(old.shape) != len(spec.shape) or old.shape == spec.shape:
+            continue
+        if all(a == b or (a, b) == (V, model.V) for a, b in zip(old.shape, spec.shape, strict=True)):
+            grown[name] = np.array(backend.to_host(fresh[name].data))
+            grown[name][tuple(slice(size) for size in old.shape)] = old
+    return grown
+
+
 def new_run(
     path: str | Path,
     config: RunConfig,

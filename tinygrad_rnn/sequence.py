@@ -280,17 +280,17 @@ def unroll(
 def _unrolled(cell: Cell, given: Given, layer: int) -> Unrolled:
     """`unroll` of what was checked."""
     shapes, _ = specification(cell)
-    xs, mask = given.xs, given.mask
+    xs, mask = _tensor(given.xs), given.mask  # tensors all: a step may say x.tanh()
     T, B, _ = xs.shape
-    current = {name: value if isinstance(value, Tensor) else Tensor(value) for name, value in given.state.items()}
+    current = {name: _tensor(value) for name, value in given.state.items()}
     drawn = {name: value.data if isinstance(value, Tensor) else value for name, value in given.noise.items()}
-    p = SimpleNamespace(**given.params)
+    p = SimpleNamespace(**{name: _tensor(value) for name, value in given.params.items()})
     vars(p).update({name: kind.mean for name, kind in noise_of(cell).items()})
     states: dict[str, list[Any]] = {name: [] for name in shapes}
     place = engine.MODE.anomaly
     try:
         for t in range(T):
-            vars(p).update({name: Tensor(value[t]) for name, value in drawn.items()})
+            vars(p).update({name: _tensor(value[t]) for name, value in drawn.items()})
             if place is None:
                 new = take_step(cell, p, xs[t], current, shapes)
             else:
@@ -311,6 +311,10 @@ def _unrolled(cell: Cell, given: Given, layer: int) -> Unrolled:
             place.pop("timestep", None)
     outputs = states[output_of(cell)]
     return Unrolled(made_of(ops.stack(outputs), outputs, range(T)), current, states)
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else engine.wrap(Tensor, value)
 
 
 def _watched_step(

@@ -14,12 +14,6 @@ from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, InputEr
 from tinygrad_rnn.ops.arguments import checked_dtype, told
 from tinygrad_rnn.ops.reduce import Axis
 
-# What to write instead of a Python decision on the elements of an array.
-ELEMENTWISE = (
-    "choose element by element with ops.where, ops.maximum or ops.minimum, or join masks with & and | instead of `and` "
-    "and `or`"
-)
-
 
 class Algebra(Operand):
     """Abstract: operators and methods, all of them functions of `tinygrad_rnn.ops`, for whatever intercepts ops."""
@@ -357,8 +351,9 @@ class Tensor(Algebra, Variable):
     def __bool__(self) -> bool:
         if self.size != 1:
             raise ShapeError(
-                f"bool, as in `if`: expected one element to decide by, got a tensor of shape {self.shape}; "
-                f"{ELEMENTWISE}"
+                f"bool, as in `if`: expected one element to decide by, got a tensor of shape {self.shape}; choose "
+                "element by element with ops.where, ops.maximum or ops.minimum, or join masks with & and | instead of "
+                "`and` and `or`"
             )
         return bool(self.data)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import tracemalloc
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 
-from tinygrad_rnn import backend, engine, ops, optim, plugins
+from tinygrad_rnn import backend, engine, optim, plugins
 from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
 from tinygrad_rnn.compile.ends import cross_entropy
+from tinygrad_rnn.compile.workspace import drop_waiting
 from tinygrad_rnn.config import RESUMABLE, RunConfig, SampleConfig, as_dict, check_memory, replace
 from tinygrad_rnn.data import Dataset, Streams, Vocabulary, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
@@ -42,8 +44,10 @@ from tinygrad_rnn.restore import (
     IMPORTED,
     PARAMS,
     Wanted,
+    added_symbols,
     changed_code,
     find_cell,
+    grow_arrays,
     load_run_model,
     new_run,
     open_with_cell,
@@ -73,6 +77,7 @@ from tinygrad_rnn.run import (
 from tinygrad_rnn.sample import base64_bytes, generate, readable
 from tinygrad_rnn.tensor import Tensor, grad
 
+GRADIENTS = "gradients/"  # of the file that a step with a bad update leaves, beside its PARAMS
 MAX_ROLLBACKS = 5
 HOPELESS = 3.0  # a first loss above so many times that of a guess is the fault of no update
 RECORD_SECONDS = 0.25  # how long the record of a step may wait to be written
@@ -286,6 +291,7 @@ class Trainer:
                 if self.config.train.on_divergence == "abort" or hopeless:
                     raise
                 yield self._roll_back(error)
+                start, from_step = time.perf_counter(), self.progress.step
         now = self.progress
         if now.step != self._saved_at:
             yield self._save(None)
@@ -380,9 +386,9 @@ class Trainer:
         if not math.isfinite(weights):
             name = optim.unsound(self._values)
             why = f"the update left numbers in {name} that are not finite; its gradient had the norm {norm:.4g}"
-            raise self._diverged(why, {"parameter": name}, batch, updated=True)
+            raise self._diverged(why, {"parameter": name}, batch, updated=(loss, norm))
         if clipped > self._harmless or (now.step + 1) % SLOTS_EVERY == 0:
-            self._check_slots(now.step + 1, batch)
+            self._check_slots(now.step + 1, batch, (loss, norm))
         self._advance(detach(forward.state))
         now.clipped += clipped < norm
         share = now.clipped / now.step
@@ -396,7 +402,9 @@ class Trainer:
         rate = optim.learning_rate(self.config.optim, epoch, step=now.step, total=self.total, drops=now.drops)
         return rate * now.lr_scale
 
-    def _check_slots(self, step: int, batch: Batch | None = None) -> None:
+    def _check_slots(
+        self, step: int, batch: Batch | None = None, updated: tuple[float, float] = (math.nan, math.nan)
+    ) -> None:
         """Raise DivergedError where a slot has overflowed: most rules would never move its parameter again."""
         found = optim.overflowing(self.optim_state["slots"])
         if found is not None:
@@ -404,7 +412,7 @@ class Trainer:
             why = f"slot {slot} of {self.optimizer.name} for {name} is not finite, so that it would stand still"
             advice = ("--clip-norm 1", "--dtype float64")
             where = {"slot": slot, "parameter": name}
-            raise self._diverged(why, where, batch, updated=True, step=step, advice=advice)
+            raise self._diverged(why, where, batch, updated=updated, step=step, advice=advice)
 
     def _gradients(self, x: Array, y: Array, start: State) -> tuple[Forward, Tensor, optim.Block]:
         """One forward and backward pass: the pass itself, the training loss, and the gradient of every parameter.
@@ -420,7 +428,7 @@ class Trainer:
         """The symbols x (k2, B) of this update, the targets y (k1, B) of its new steps, and the state before x."""
         now = self.progress
         if now.cursor == 0:  # not at the end of a pass: its last state is the one to save and to sample from
-            self.state, self.history = self.model.start(self.config.data.batch, self.params), []
+            self.begin_pass()
         x, y = self.streams[now.cursor]
         back = min(len(self.history), self.depth - 1)
         if not back:
@@ -437,6 +445,11 @@ class Trainer:
         now.cursor += 1
         if now.cursor == self.steps_per_epoch:
             now.cursor, now.epoch = 0, now.epoch + 1
+
+    def begin_pass(self) -> None:
+        """Go to the start of the text, where no state is carried from."""
+        self.progress.cursor = 0
+        self.state, self.history = self.model.start(self.config.data.batch, self.params), []
 
     def carried(self) -> Carried:
         """The state of the first stream, and what it reads next."""
@@ -575,17 +588,21 @@ class Trainer:
         where: Mapping[str, object],
         batch: Batch | None,
         *,
-        updated: bool = False,
+        updated: tuple[float, float] | None = None,
         step: int | None = None,
         advice: Sequence[str] = (),
     ) -> DivergedError:
-        """The error that ends a training at `step`, the next one where none is said; `updated` parameters are to blame.
+        """The error that ends a training at `step`, the next one where none is said.
 
-        The batch is kept in a file, and a checkpoint of parameters whose loss turned out unsound is removed.
+        `updated` is the loss and the gradient norm of a step whose update was to blame, behind which we are then. The
+        batch is kept in a file, and a checkpoint of parameters whose loss turned out unsound is removed.
         """
         step = step or self.progress.step + 1
         arrays = self._checkpoint_arrays()
-        meta = {**self._checkpoint_meta(), "why": why, "where": dict(where), "updated": updated}
+        meta = {**self._checkpoint_meta(), "why": why, "where": dict(where), "updated": updated is not None}
+        if updated is not None:
+            meta |= {name: value for name, value in zip(("loss", "grad_norm"), updated, strict=True) if value == value}
+            arrays |= {GRADIENTS + name: backend.to_host(value) for name, value in self._grads.items()}
         if batch is not None:
             x, y, start, meta["rng"] = batch
             arrays |= {"batch/x": np.asarray(x), "batch/y": np.asarray(y)}
@@ -600,7 +617,7 @@ class Trainer:
             kept = f" The {what} not kept, for the disk refused."
         # a checkpoint is good once a step went on from it; the best one, whose validation was sound, stays for `sample`
         back = self.config.train.on_divergence == "rollback"
-        good = drop_checkpoints(self.run, step if updated else step - 1, keep_best=not back)
+        good = drop_checkpoints(self.run, step - 1 if updated is None else step, keep_best=not back)
         self._record({"kind": "diverged", "step": step, "why": why, "where": dict(where)})
         told = "No checkpoint is good" if good is None else f"Last good checkpoint: {good}"
         error = DivergedError(
@@ -716,6 +733,12 @@ def _remarks(config: RunConfig, total: int, steps_per_epoch: int) -> Iterator[st
         yield f"--lr-decay {config.optim.lr_decay} has no effect: {passes}, and {ends}"
     if warmup >= total > 0:
         yield f"--warmup {warmup}: the rate never reaches --lr, for {ends}"
+    for flag, every in (
+        ("watch grads:", parse_watch(config.train.watch)),
+        ("sample-every ", config.train.sample_every),
+    ):
+        if every > total > 0:
+            yield f"--{flag}{every} has no effect: {ends}"
     if config.train.eval_every:
         validations = total // config.train.eval_every
         if decay.kind == "plateau" and validations <= decay.every:
@@ -776,9 +799,9 @@ def start_training(
     """A new run in the folder `out`, which is made (or, with `overwrite`, made anew).
 
     `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code; the settings
-    that they are bound to must be those of that run (`weight_settings`). Everything that can be wrong with the
-    configuration is found before the folder is touched. Raises InputError, DataError, DeviceError, PluginError,
-    FileError.
+    that they are bound to must be those of that run (`weight_settings`), and symbols that the data set has behind
+    those of that run get new rows. Everything that can be wrong with the configuration is found before the folder is
+    touched. Raises InputError, DataError, DeviceError, PluginError, FileError.
     """
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
     vocabulary = dataset.vocabulary
@@ -791,18 +814,22 @@ def start_training(
     parts = _prepare(config, vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
+    origin: dict[str, Any] = {"init_from": None}
     if init_from is not None:
         other = load_run_model(
             init_from, device=device.name, allow_changed_cell=True, plugins=plugins, third_party=third_party
         )
-        if other.vocabulary != vocabulary:
+        added = added_symbols(other.vocabulary, vocabulary)
+        if added is None:
             raise InputError(
-                f"--init-from {init_from}: expected a run with the same symbols (V={vocabulary.size}), got "
-                f"V={other.vocabulary.size}; train on the same text, or start afresh"
+                f"--init-from {init_from}: expected the same symbols as in that run (V={other.vocabulary.size}), and "
+                f"behind them new ones, got others (V={vocabulary.size}); read the text with its vocabulary"
             )
         bound = {key: value for key, value in weight_settings(init_from).items() if key.startswith("model.")}
         refuse_conflicts(init_from, weight_conflicts(config, bound, entry.cls.Options))
         arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
+        arrays = grow_arrays(model, arrays, params, other.vocabulary.size)
+        origin |= {"init_from": str(Path(init_from).absolute()), "added_symbols": list(added)}
         params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
     training_streams(config, dataset)
     _first_step(model, params, device)
@@ -816,7 +843,7 @@ def start_training(
         device=device.name,
         plugins=plugins,
         optimizer=parts.optimizer_code,
-        origin={"init_from": None if init_from is None else str(Path(init_from).absolute())},
+        origin=origin,
         overwrite=overwrite,
     )
     if stdin_text is not None:
@@ -832,6 +859,8 @@ def resume_training(
     device: str | None = None,
     callbacks: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    text: Sequence[str] = (),
+    allow_other_text: bool = False,
     allow_changed_cell: bool = False,
     plugins: Sequence[str | Path] = (),
     third_party: bool = True,
@@ -840,7 +869,9 @@ def resume_training(
 
     `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's. `settings` are changes by
     ``section.field``, of `config.RESUMABLE`: they hold from here on, and run.json lists them under ``changes``. A new
-    ``optim.lr`` is the rate from here on, so what rollbacks and plateaus have made of the old one is forgotten.
+    ``optim.lr`` is the rate from here on, so what rollbacks and plateaus have made of the old one is forgotten. `text`
+    says where the text of the run is now. With `allow_other_text` that may be another text of the same symbols, of
+    which a new pass begins; run.json keeps which it was before.
 
     Raises FileError, CheckpointError, PluginError when the code of the cell or optimiser has changed (unless
     `allow_changed_cell`), DataError when the text is not the one it was trained on, InputError when the run is longer
@@ -853,8 +884,8 @@ def resume_training(
 
     def others(config: RunConfig) -> list[Wanted]:
         names = _callback_names(config.train.callbacks if callbacks is None else callbacks)
-        text = [] if config.data.text else [(DATASETS, config.data.corpus)]
-        return [(OPTIMIZERS, config.optim.optim), *((CALLBACKS, name) for name, _ in names), *text]
+        corpus = [] if text or config.data.text else [(DATASETS, config.data.corpus)]
+        return [(OPTIMIZERS, config.optim.optim), *((CALLBACKS, name) for name, _ in names), *corpus]
 
     opened = open_with_cell(path, plugins=plugins, third_party=third_party, others=others)
     run, config, vocabulary = opened.run, opened.config, opened.vocabulary
@@ -873,13 +904,16 @@ def resume_training(
     before = config
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
     config = replace(config, settings)
+    if text:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, text=tuple(text)))
     optimizer_code = load_plugin(OPTIMIZERS, config.optim.optim, third_party=third_party).identity
     file = None if _never_began(run) else latest_checkpoint(run)
     arrays, meta = ({}, {}) if file is None else load_run_checkpoint(run, file)
     if not allow_changed_cell:
         for group, code in ((CELLS, opened.entry.identity), (OPTIMIZERS, optimizer_code)):
             refuse_changed(changed_code(run, meta, group, code))
-    dataset = _same_text(run, config, vocabulary, described(run, "data"), third_party)
+    stored = described(run, "data")
+    dataset = _same_text(run, config, vocabulary, stored, third_party, allow_other_text)
     _check_judge(config, dataset)
     parts = _prepare(config, vocabulary.size, opened.entry, third_party)
     params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
@@ -893,12 +927,21 @@ def resume_training(
             f"run {run.path}: expected a total length of at least {trainer.progress.step} steps, which are done "
             f"already, got {trainer.total}; --steps and --epochs mean the whole run"
         )
+    data = dict(stored)
+    if dataset.sha256 != stored.get("sha256"):
+        trainer.begin_pass()
+        data = {**dataset.facts(), "earlier": [*data.pop("earlier", ()), data]}
+    elif text:
+        data |= dataset.facts()
     truncate_metrics(run, trainer.progress.step)
-    trainer.changes = _changes(before, config, trainer.progress.step)
     if "optim.lr" in settings:
-        trainer.progress.lr_scale, trainer.progress.drops = 1.0, 0
+        now = trainer.progress
+        rate = before.optim.lr * now.lr_scale * optim.parse_decay(before.optim.lr_decay).factor ** now.drops
+        before = dataclasses.replace(before, optim=dataclasses.replace(before.optim, lr=rate))
+        now.lr_scale, now.drops = 1.0, 0
+    trainer.changes = _changes(before, config, trainer.progress.step)
     listed = [*describe(run).get("changes", []), *trainer.changes]
-    update_description(run, {"config": as_dict(config), **({"changes": listed} if listed else {})})
+    update_description(run, {"config": as_dict(config), "data": data, **({"changes": listed} if listed else {})})
     return trainer
 
 
@@ -922,7 +965,12 @@ def _never_began(run: Run) -> bool:
 
 
 def _same_text(
-    run: Run, config: RunConfig, vocabulary: Vocabulary, stored: Mapping[str, Any], third_party: bool
+    run: Run,
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    stored: Mapping[str, Any],
+    third_party: bool,
+    allow_other: bool,
 ) -> Dataset:
     """The text of the run, read again; standard input comes from the copy that the run kept."""
     data = config.data
@@ -930,13 +978,25 @@ def _same_text(
         data = dataclasses.replace(data, text=(str(run.path / TEXT),))
     # a symbol that the run never saw is no error here: the checksum says it better
     unknown: Any = "skip" if vocabulary.unknown is None else "replace"
-    dataset = load_dataset(data, vocabulary, unknown=unknown, third_party=third_party)
-    if dataset.sha256 != stored.get("sha256"):
+    try:
+        dataset = load_dataset(data, vocabulary, unknown=unknown, third_party=third_party)
+    except DataError as error:
         raise DataError(
-            f"run {run.path}: expected the text it was trained on ({stored.get('source')}), got another content; "
-            "restore that text, or train anew with --init-from"
+            f"run {run.path}: its text cannot be read again ({error}); say where it is now: --text PATH"
+        ) from error
+    if dataset.sha256 == stored.get("sha256"):
+        return dataset
+    if not allow_other:
+        raise DataError(
+            f"run {run.path}: expected the text it was trained on ({stored.get('source')}, sha256 "
+            f"{str(stored.get('sha256'))[:16]}), got another content ({dataset.source}, sha256 {dataset.sha256[:16]}); "
+            "restore that text, say where it is now with --text PATH, or go on with this one: --allow-other-text"
         )
-    return dataset
+    try:
+        return load_dataset(data, vocabulary, third_party=third_party)  # now a symbol that is not known is an error
+    except DataError as error:
+        what = str(error).partition(";")[0]
+        raise DataError(f"{what}; train TEXT --init-from {run.path} adds rows for new symbols") from error
 
 
 # ---------------------------------------------------------------------------------------------- plan
@@ -944,13 +1004,20 @@ def _same_text(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would cost: numbers trained, bytes kept for the backward pass, and time by a probe of a few steps."""
+    """What a run would cost: numbers trained, bytes, and time by a probe of a few steps.
+
+    `weight_bytes` are parameters, their gradients and what the optimiser keeps; `step_bytes` what one step takes beside
+    them at its peak, and `activation_bytes` what of it the forward pass keeps for the backward pass, the records of
+    compiled loops included. On a GPU, where nobody counts allocations, `step_bytes` is the same.
+    """
 
     params: int
     characters: int
     steps: int
     steps_per_epoch: int
+    weight_bytes: int
     activation_bytes: int
+    step_bytes: int
     seconds_per_step: float
     division: str
 
@@ -968,31 +1035,81 @@ def plan(
     optim.check_settings(config.optim, config.train.dtype, third_party=third_party)
     _check_judge(config, dataset)
     parts = _prepare(config, dataset.vocabulary.size, entry, third_party)
-    model, device = parts.model, parts.device
-    params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
-    streams = training_streams(config, dataset)
-    x, y = (backend.from_host(part, device.xp) for part in streams[0])
-    trained = [value for value in params.values() if value.requires_grad]
-    times = []
-    kept = 0
-    for _ in range(probe):
+    params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
+    trainer = Trainer(Run(Path()), config, dataset, parts, params)
+
+    def step() -> int:
+        forward, loss, grads = trainer._gradients(*trainer._window())
+        optim.clip(grads, config.optim)
+        optim.update(trainer.optimizer, trainer._values, grads, trainer.optim_state, trainer._rate())
+        trainer._advance(detach(forward.state))
+        return _kept_bytes(loss, params)
+
+    def timed() -> float:
         began = time.perf_counter()
-        loss = ops.cross_entropy(model.forward(params, x).logits, y)
-        grad(loss, trained, unused="zeros")
-        times.append(time.perf_counter() - began)
-        kept = _kept_bytes(loss, params)
-    total = config.train.steps or config.train.epochs * len(streams)
-    division = describe_division(dataset, streams)
-    return Plan(model.count(), dataset.characters, total, len(streams), kept, float(np.median(times)), division)
+        step()
+        return time.perf_counter() - began
+
+    with np.errstate(all="ignore"):
+        step()  # compiles
+        peak, kept = _traced_peak(step)
+        seconds = float(np.median([timed() for _ in range(probe)]))
+    weights = [trainer._values, trainer._grads, *trainer.optim_state["slots"].values()]
+    held = sum(int(array.nbytes) for arrays in weights for array in arrays.values())
+    return Plan(
+        parts.model.count(),
+        dataset.characters,
+        trainer.total,
+        trainer.steps_per_epoch,
+        held,
+        kept,
+        max(peak, kept),
+        seconds,
+        describe_division(dataset, trainer.streams),
+    )
 
 
 def _kept_bytes(loss: Tensor, params: Params) -> int:
-    """The memory of the arrays that the tape keeps, each counted once, without the parameters."""
-    own = {id(value.data) for value in params.values()}
-    kept: dict[int, int] = {}
+    """The memory that the tape keeps alive, each piece counted once, without the parameters.
+
+    A compiled loop keeps a record of its own, whose arrays lie in blocks that are leased as a whole.
+    """
+    found: dict[int, int] = {}
+    stack: list[Any] = []
     for node in engine.below(loss.node) if loss.node is not None else ():
-        for array in node.saved:
-            base = array if getattr(array, "base", None) is None else array.base
-            if backend.is_array(base) and id(base) not in own:
-                kept[id(base)] = int(base.nbytes)
-    return sum(kept.values())
+        stack += [*node.saved, *filter(backend.is_array, node.static.values())]
+    while stack:
+        value = stack.pop()
+        if backend.is_array(value):
+            memory = _memory(value)
+            found[id(memory)] = int(memory.nbytes)
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif dataclasses.is_dataclass(value):
+            stack += vars(value).values()
+    for value in params.values():
+        found.pop(id(_memory(value.data)), None)
+    return sum(found.values())
+
+
+def _traced_peak(step: Callable[[], int]) -> tuple[int, int]:
+    """The bytes that `step` allocates at its peak, memory that waits to be used again included, and what it returns."""
+    began = not tracemalloc.is_tracing()
+    drop_waiting()
+    if began:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = step()
+        return tracemalloc.get_traced_memory()[1] - before, result
+    finally:
+        if began:
+            tracemalloc.stop()
+
+
+def _memory(array: Array) -> Array:
+    """The array that owns the memory of a view."""
+    while backend.is_array(getattr(array, "base", None)):
+        array = array.base
+    return array

@@ -35,7 +35,8 @@ from tinygrad_rnn_cli.texts import symbols_to_look_at
 if TYPE_CHECKING:
     from tinygrad_rnn import GradNormReport, GradNormSeries, Model
 
-BATCHES = 8  # so many that the range of the share is narrow, in about a second
+BATCHES = 8  # so many that the range of the share of a new cell is narrow, in about a second
+BATCHES_OF_RUN = 16  # a trained model keeps much more in some sequences than in most
 V = 65  # symbols of a cell at initialisation, as many as tinyshakespeare has
 VERDICTS = {"vanish": "vanishing", "explode": "exploding"}
 TITLE = "Gradient norms per timestep"
@@ -92,7 +93,7 @@ TRAP = (
     cls=Flag,
     type=click.IntRange(1),
     metavar="N",
-    shown=f"{BATCHES}, or as many as the text has",
+    shown=f"{BATCHES}; of a RUN {BATCHES_OF_RUN}, or as many as its text has",
     help="batches to average over (root mean square)",
 )
 @click.option(
@@ -292,7 +293,7 @@ def _of_run(
         name: tr.Tensor(value.data.astype(found.run.train.dtype, copy=False), requires_grad=value.requires_grad)
         for name, value in loaded.params.items()
     }
-    pieces = _placed([streams[k] for k in range(batches or min(BATCHES, len(streams)))], device)
+    pieces = _placed([streams[k] for k in range(batches or min(BATCHES_OF_RUN, len(streams)))], device)
     report = tr.gradnorm_over(loaded.model, params, pieces, carry=True, **choice)
     rnn = tr.gradnorm_over(*_new_rnn(loaded.model, found, device), pieces, carry=True, **choice)
     return tr.beside_rnn(report, rnn)
@@ -517,7 +518,8 @@ def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> lis
                 continue
             name = f"{report.cell} {s.state}" + (f" layer {s.layer}" if report.layers > 1 and len(reports) == 1 else "")
             curves.append((name, s.norm[: s.at + 1]))
-        trained = [s for s in report.judged("train") if report.topmost(s)]
+        by = {(s.layer, s.by) for s in report.select(loss=loss)}
+        trained = [s for s in report.select(loss="train") if report.topmost(s) and (s.layer, s.state) in by]
         first = report is reports[0]  # one curve shows the trap; one for each of several cells would hide the others
         if training and first and loss != "train" and trained:
             curves.append((f"{report.cell} {trained[0].state}, training loss", trained[0].norm))

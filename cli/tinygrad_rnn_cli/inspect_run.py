@@ -97,6 +97,7 @@ def _progress(run: Run) -> dict[str, Any]:
         "loss": last.get("loss"),
         "best_val_loss": best.get("loss"),
         "best_step": best.get("step"),
+        "clipped_share": last.get("clipped_share"),
     }
 
 
@@ -146,6 +147,8 @@ def _print(facts: dict[str, Any]) -> None:
         f"{number(progress['steps'])} steps, {progress['epoch']:.2f} epochs"
         + (f", last loss {progress['loss']:.4f}" if progress["loss"] is not None else ""),
     )
+    if progress["clipped_share"]:
+        line("", f"the gradient was clipped in {progress['clipped_share']:.0%} of the steps")
     if progress["best_val_loss"] is not None:
         line(
             "validation",

@@ -688,7 +688,7 @@ def check_effect(found: Settings) -> Settings:
     flags = option_names()
     for key, flag in flags.items():
         needs = _declared(key)[1].metadata.get("needs")
-        if needs and found.origins.get(key, "").startswith("flag"):
+        if needs and found.written(key):
             section, _, name = needs.partition(".")
             if not getattr(getattr(found.run, section), name):
                 raise click.UsageError(f"{flag} has no effect without {flags[needs]}; give both, or leave it out")

@@ -247,16 +247,20 @@ class _Frame:
 
 def _numbers(done: StepDone, view: View) -> Any:
     from rich.table import Table
+    from rich.text import Text
+
+    def named(name: str, value: str) -> Text:  # no markup: a line printed above the display would turn it off
+        return Text.assemble((name, "bold"), f" {value}")
 
     grid = Table.grid(padding=(0, 2))
     val = "-" if view.val_loss is None else f"{view.val_loss:.4f}"
     recent = list(view.losses)
-    for row in [
+    rows: list[tuple[Text | str, ...]] = [
         (
-            f"[bold]loss[/] {done.loss:.4f}",
-            f"[bold]validation[/] {val}",
-            f"[bold]epoch[/] {done.epoch:.2f}",
-            f"[cyan]{tr.sparkline(recent, 30, ascii=not is_unicode(sys.stderr))}[/]",
+            named("loss", f"{done.loss:.4f}"),
+            named("validation", val),
+            named("epoch", f"{done.epoch:.2f}"),
+            Text(tr.sparkline(recent, 30, ascii=not is_unicode(sys.stderr)), style="cyan"),
         ),
         (
             f"gradient {_norms(done)}",
@@ -264,7 +268,8 @@ def _numbers(done: StepDone, view: View) -> Any:
             f"lr {done.lr:.3g}",
             _rate(done.symbols_per_s),
         ),
-    ]:
+    ]
+    for row in rows:
         grid.add_row(*row)
     return grid
 

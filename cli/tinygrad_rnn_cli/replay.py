@@ -59,12 +59,13 @@ def _show(seen: Replay) -> None:
     ]:
         emit(f"{paint(f'{name:<9}', sys.stdout, bold=True)} {value}")
     emit("")
-    table(
-        ["layer", "state", "largest", "at timestep"],
-        [[str(layer), name, f"{value:.4g}", str(at)] for layer, name, value, at in seen.states],
-        numbers=[0, 2, 3],
-    )
-    emit("")
+    if seen.states:
+        table(
+            ["layer", "state", "largest", "at timestep"],
+            [[str(layer), name, f"{value:.4g}", str(at)] for layer, name, value, at in seen.states],
+            numbers=[0, 2, 3],
+        )
+        emit("")
     table(
         ["parameter", "norm", "norm of its gradient"],
         [[name, f"{norm:.4g}", f"{pulled:.4g}"] for name, norm, pulled in seen.parameters[:TOP]],

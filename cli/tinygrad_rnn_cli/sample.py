@@ -25,6 +25,7 @@ from tinygrad_rnn_cli.options import (
     which_checkpoint,
     written,
 )
+from tinygrad_rnn_cli.texts import as_the_run_reads
 
 if TYPE_CHECKING:
     from tinygrad_rnn import LoadedModel, SampleConfig
@@ -193,6 +194,4 @@ def _read(path: Path, loaded: LoadedModel) -> str:
     try:
         return tr.read_text(str(path), loaded.vocabulary.kind, data.encoding, data.errors)
     except tr.DataError as error:
-        what, _, remedy = str(error).rpartition("; ")
-        remedy = f"convert it to {data.encoding}" if remedy.startswith("pass ") else remedy
-        raise tr.DataError(f"--prime-file: {what}; {remedy}") from error
+        raise tr.DataError(f"--prime-file: {as_the_run_reads(error, loaded)}") from error

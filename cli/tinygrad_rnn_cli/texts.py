@@ -96,10 +96,19 @@ def symbol_name(symbol: str, kind: str) -> str:
     return repr(symbol.encode("latin-1")) if kind == "bytes" else repr(symbol)
 
 
+def as_the_run_reads(error: tr.DataError, loaded: LoadedModel) -> str:
+    """An error of a text, with the remedy of a command that has no options for it: the run says how to read."""
+    what, _, remedy = str(error).rpartition("; ")
+    return f"{what}; {f'convert it to {loaded.config.data.encoding}' if remedy.startswith('pass ') else remedy}"
+
+
 def symbols_to_look_at(loaded: LoadedModel, run: Path, text: str | None) -> Any:
     """The text to look at: --text, else the validation part of the run's own, else all of it."""
     if text is not None:
-        return whole_text(loaded.config.data, [text], loaded.vocabulary).train
+        try:
+            return whole_text(loaded.config.data, [text], loaded.vocabulary).train
+        except tr.DataError as error:
+            raise tr.DataError(f"--text: {as_the_run_reads(error, loaded)}") from error
     dataset = own_text(loaded, run)
     if len(dataset.val) > 1:
         return dataset.val

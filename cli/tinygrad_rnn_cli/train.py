@@ -26,7 +26,7 @@ from tinygrad_rnn_cli.options import (
     settings,
     written,
 )
-from tinygrad_rnn_cli.texts import check_text_options, tell_files, warn_of_start
+from tinygrad_rnn_cli.texts import MANY, check_text_options, tell_files, warn_of_start
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Dataset, Finished, Plan, Trainer
@@ -77,8 +77,6 @@ def train(
     check_text_options(found)
     out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
-    if init_from is not None:
-        refuse_idle(found.written("data.vocab_from"), "beside --init-from, whose RUN says which symbols there are")
     if out is None:
         refuse_idle(written("overwrite"), "without --out: the default folder is a new one")
     _refuse_idle(found)
@@ -131,17 +129,11 @@ def warn_of_unknown(dataset: Dataset) -> None:
 
 def _refuse_idle(found: Settings) -> None:
     """Refuse options of the command line that do nothing beside the other settings."""
-    train, data = found.run.train, found.run.data
+    train = found.run.train
     if found.written("train.steps") and train.steps:
         refuse_idle(found.written("train.epochs"), "beside --steps; give one of them")
-    if not data.val_frac:
-        for key in ("train.eval_every", "train.patience"):
-            if tr.setting_of(found.run, key):
-                refuse_idle(found.written(key), "with --val-frac 0: no text is held out to validate on")
-    if train.patience and not train.eval_every:
-        refuse_idle(found.written("train.patience"), "with --eval-every 0: there is one validation, at the end")
-    if not train.sample_every:
-        refuse_idle(found.written("train.sample_length"), "without --sample-every")
+    if train.eval_every and not found.run.data.val_frac:
+        refuse_idle(found.written("train.eval_every"), "with --val-frac 0: no text is held out to validate on")
 
 
 def _tell_idle(found: Settings, trainer: Trainer) -> None:
@@ -152,7 +144,6 @@ def _tell_idle(found: Settings, trainer: Trainer) -> None:
         "train.save_every": (train.save_every, "saves at its start and end only"),
         "train.sample_every": (train.sample_every, "prints no sample"),
         "train.watch": (trainer.watch_every, "watches no step"),
-        "train.patience": (train.patience * train.eval_every, "ends before it has validated so often"),
     }
     for key, (every, what) in intervals.items():
         if every > total and found.written(key):
@@ -169,7 +160,7 @@ def _tell_idle(found: Settings, trainer: Trainer) -> None:
 def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, bytes | None]:
     """The data set, and what came from standard input, which the run keeps.
 
-    Weights taken from a run know its symbols and no others, so another text is read with its vocabulary.
+    Weights taken from a run know its symbols, so the text is read with its vocabulary, extended by what is new.
     """
     piped = None
     stdin: io.BytesIO | None = None
@@ -183,7 +174,11 @@ def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, 
         piped = sys.stdin.buffer.read()
         stdin = io.BytesIO(piped)
     vocabulary = tr.run_vocabulary(tr.open_run(init_from)) if init_from is not None else None
-    dataset = tr.load_dataset(found.run.data, vocabulary, stdin, third_party=found.third_party)
+    dataset = tr.load_dataset(found.run.data, vocabulary, stdin, extend=True, third_party=found.third_party)
+    if vocabulary is not None and (new := dataset.vocabulary.symbols[vocabulary.size :]):
+        shown = ", ".join(map(repr, new[:MANY])) + (", ..." if len(new) > MANY else "")
+        what = "1 symbol" if len(new) == 1 else f"{number(len(new))} symbols"
+        note(f"note: {what} of the text that {init_from} does not know ({shown}): new rows, drawn at random")
     detail(
         f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
         f"{dataset.sha256[:16]}"
@@ -217,7 +212,11 @@ def show_plan(plan: Plan, found: Settings) -> None:
         ("text", f"{number(plan.characters)} characters"),
         ("division", plan.division),
         ("steps", f"{number(plan.steps)} ({number(plan.steps_per_epoch)} per epoch)"),
-        ("memory", f"{memory(plan.activation_bytes)} for the backward pass of one step"),
+        (
+            "memory",
+            f"{memory(plan.step_bytes)} for one step, {memory(plan.activation_bytes)} of them kept for its backward "
+            f"pass; {memory(plan.weight_bytes)} for parameters, gradients and optimiser",
+        ),
         (
             "speed",
             f"{plan.seconds_per_step * 1000:.1f} ms per step, "

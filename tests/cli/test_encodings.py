@@ -68,6 +68,9 @@ def test_the_priming_file_says_what_it_expected(invoke: Any, tmp_path: Path) -> 
         done = invoke(["sample", "run", "--prime-file", name])
         assert done.exit_code == 1 and words in done.stderr and done.stderr.startswith("error: --prime-file: ")
         assert done.stderr.count("\n") == 1 and "--errors" not in done.stderr
+    done = invoke("diagnose gradnorm run --text bad")
+    assert done.exit_code == 1 and done.stderr.startswith("error: --text: expected UTF-8, got byte 0xff at byte 1 ")
+    assert done.stderr.endswith("; convert it to utf-8\n")
     piped = invoke("sample run -n 1 --prime-file -", input="été".encode())
     assert piped.stdout.startswith("été")
 

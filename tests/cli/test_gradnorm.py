@@ -246,3 +246,22 @@ def test_plot_says_once_which_step_it_shows_and_where_it_writes(invoke: Any, tmp
     assert {path.name for path in folder.iterdir()} == {"grads.png", "loss.png"}
     both = invoke("plot g --format term --out a.png")
     assert both.exit_code == 2 and "--out" in both.stderr
+
+
+def test_several_runs_in_one_picture(invoke: Any, tmp_path: Path) -> None:
+    for name, clip in (("a", "0.01"), ("b", "100")):
+        words = f"train --out {name} --steps 4 --watch grads:2 --clip-norm {clip} -q"
+        assert invoke([*words.split(), *TINY.split()]).exit_code == 0
+    done = invoke("plot a b --what loss,norm,grads --out .")
+    assert done.exit_code == 0, done.output
+    assert {"loss.png", "norm.png", "grads.png"} <= {path.name for path in tmp_path.iterdir()}
+    page = invoke("plot a b --what norm").stdout
+    assert (
+        "a, before clipping" in page and "a, after" in page and "b, before clipping" in page and "b, after" not in page
+    )
+    assert "a, training" in invoke("plot a b").stdout and "\u25cf training" in invoke("plot a").stdout
+    assert "a c" in invoke("plot a b --what grads").stdout
+    again = invoke("plot a b --format png")
+    assert again.stdout.split() == ["loss.png"]
+    wrong = invoke("plot a --what norms")
+    assert wrong.exit_code == 2 and "did you mean norm" in wrong.stderr

@@ -90,6 +90,50 @@ def test_a_long_list_of_files_is_shortened(invoke: Any, tmp_path: Path) -> None:
     assert "texts/15.txt" in invoke("data stats texts -v").stderr
 
 
+def test_resume_finds_a_text_that_has_moved(invoke: Any, tmp_path: Path) -> None:
+    text = "one two three. " * 80
+    for name in ("old.txt", "same.txt", "never.txt"):
+        (tmp_path / name).write_text(text)
+    for run, words in [("moved", ["--steps", "3"]), ("stayed", ["--steps", "6"])]:
+        assert invoke(["train", "old.txt", *TINY[:-2], *words, "--out", run]).exit_code == 0
+    (tmp_path / "old.txt").unlink()
+    lost = invoke("resume moved --steps 6")
+    assert lost.exit_code == 1 and "old.txt" in lost.stderr and "say where it is now: --text PATH" in lost.stderr
+    found = invoke("resume moved --steps 6 --text same.txt")
+    assert found.exit_code == 0, found.output
+    facts = json.loads((tmp_path / "moved" / "run.json").read_text())
+    assert facts["config"]["data"]["text"] == [str(tmp_path / "same.txt")]
+    assert "earlier" not in facts["data"] and facts["data"]["files"] == [str(tmp_path / "same.txt")]
+    assert invoke("eval moved").exit_code == 0
+    losses = []
+    for run in ("moved", "stayed"):
+        records = map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines())
+        losses.append([record["loss"] for record in records if record["kind"] == "step"])
+    assert losses[0] == losses[1] and len(losses[0]) == 6  # bit for bit, as if it had stayed
+
+
+def test_resume_with_another_text_has_to_be_allowed(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("one two three. " * 80)
+    (tmp_path / "other.txt").write_text("three two one. " * 40)
+    (tmp_path / "more.txt").write_text("three two one! " * 80)
+    assert invoke(["train", "old.txt", *TINY[:-2], "--steps", "25", "--out", "run"]).exit_code == 0
+    before = (tmp_path / "run" / "run.json").read_text()
+    refused = invoke("resume run --steps 40 --text other.txt")
+    assert refused.exit_code == 1 and "--allow-other-text" in refused.stderr and refused.stderr.count("\n") == 1
+    unknown = invoke("resume run --steps 40 --text more.txt --allow-other-text")
+    assert unknown.exit_code == 1 and "'!' (U+0021)" in unknown.stderr and "--init-from run" in unknown.stderr
+    assert invoke("resume run --text -").exit_code == 2
+    assert (tmp_path / "run" / "run.json").read_text() == before
+    # 25 steps into the old text there is nothing left of the other, which is half as long
+    done = invoke("resume run --steps 40 --text other.txt --allow-other-text")
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    old = json.loads(before)["data"]
+    assert facts["data"]["earlier"] == [old] and facts["data"]["sha256"] != old["sha256"]
+    assert invoke("resume run --steps 42").exit_code == 0
+    assert invoke("eval run").exit_code == 0
+
+
 def test_text_from_standard_input_is_kept(program: Any) -> None:
     text = "one two three. " * 80
     made = program("train", "-", *TINY[:-2], "--steps", 3, "--out", "run", input=text)
@@ -294,6 +338,9 @@ def test_resume_with_other_settings_is_recorded_and_shown(invoke: Any, run: Path
     assert "Changes by resume" in page and "train.on_divergence" in page
     again = invoke(["resume", run, "--steps", "15", "-v"])
     assert "lr 0.25" in again.stderr and "optim.lr:" not in again.stderr
+    assert "nothing is left to do: 15 steps are done" in invoke(["resume", run]).stderr
+    both = invoke(["resume", run, "--steps", "16", "--epochs", "3"])
+    assert both.exit_code == 2 and "exclude each other" in both.stderr
 
 
 def test_a_clipped_gradient_is_told_step_by_step_and_at_the_end(invoke: Any) -> None:
@@ -312,7 +359,7 @@ def test_a_clipped_gradient_is_told_step_by_step_and_at_the_end(invoke: Any) -> 
         ("--set optim.decay=0.5", "--decay 0.5 has no effect: adam does not read it, rmsprop does"),
         ("--eps 0", "--eps 0: expected at least 1.2e-38"),
         ("--sample-length 10", "--sample-length has no effect without --sample-every"),
-        ("--steps 3 --epochs 2", "--steps and --epochs exclude each other"),
+        ("--steps 3 --epochs 2", "--epochs has no effect beside --steps"),
         ("--patience 3 --val-frac 0", "--patience 3: expected validations to judge by, got no text held out"),
         ("--lr-decay plateau:0.5@2 --eval-every 0", "--lr-decay plateau:0.5@2: expected validations"),
     ],
@@ -434,6 +481,8 @@ def test_a_live_display_on_a_terminal(tmp_path: Path) -> None:
     assert out.decode().strip() == "run"
     for word in ("gradient norms", "step 30/30", "validation", "char/s", "\x1b["):
         assert word in text
+    for markup in ("[bold]", "[cyan]", "[/]"):  # in a frame that is drawn with a line above it
+        assert markup not in text
 
 
 def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_path: Path) -> None:
@@ -446,10 +495,27 @@ def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_
     assert done.exit_code == 0, done.output
     symbols = [json.loads((tmp_path / name / "run.json").read_text())["vocabulary"] for name in ("first", "second")]
     assert symbols[0] == symbols[1]
+    assert "new rows" not in done.stderr
+
+
+def test_weights_go_to_a_text_with_new_symbols(invoke: Any, tmp_path: Path) -> None:
+    """They get rows of their own behind the known ones, which is told and recorded."""
+    sizes = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --steps 2".split()
+    (tmp_path / "first.txt").write_text("the cat sat on the mat. " * 60)
+    (tmp_path / "third.txt").write_text("a quick zebra. " * 60)
+    assert invoke(["train", "first.txt", *sizes, "--out", "first"]).exit_code == 0
     done = invoke(["train", "third.txt", *sizes, "--out", "third", "--init-from", "first"])
-    assert done.exit_code == 1
-    assert "error: expected one of the" in done.stderr and "'q'" in done.stderr
-    assert not (tmp_path / "third").exists()
+    assert done.exit_code == 0, done.output
+    new = sorted(set("a quick zebra. ") - set("the cat sat on the mat. "))
+    told = f"note: {len(new)} symbols of the text that first does not know ({', '.join(map(repr, new))}): new rows"
+    assert told in done.stderr
+    old, grown = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "third"))
+    assert grown["vocabulary"]["symbols"] == [*old["vocabulary"]["symbols"], *new]
+    assert grown["added_symbols"] == new
+    assert invoke("sample third -n 3 --prime zebra").exit_code == 0
+    assert invoke("resume third --steps 3").exit_code == 0
+    planned = invoke(["train", "third.txt", *sizes, "--init-from", "first", "--plan"])
+    assert planned.exit_code == 0 and told in planned.stderr
 
 
 def test_symbols_of_the_held_out_text_that_training_lacks_are_counted(invoke: Any, tmp_path: Path) -> None:

@@ -120,6 +120,18 @@ def test_what_a_folder_holds_besides_is_named(tmp_path: Path) -> None:
         assert opened.skipped == ()
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no links")
+def test_links_that_are_not_followed_are_named(tmp_path: Path) -> None:
+    written(tmp_path, "elsewhere/a.txt", b"x")
+    written(tmp_path, "texts/b.txt", b"y")
+    (tmp_path / "texts" / "c.txt").symlink_to(tmp_path / "elsewhere" / "a.txt")
+    (tmp_path / "texts" / "folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "texts" / "broken.txt").symlink_to(tmp_path / "nowhere")
+    with open_sources([str(tmp_path / "texts")]) as opened:
+        assert [Path(source.name).name for source in opened.sources] == ["b.txt", "c.txt"]
+        assert [Path(name).name for name in opened.skipped] == ["broken.txt", "folder"]
+
+
 def test_files_of_a_folder_come_sorted_by_path_text_files_only(tmp_path: Path) -> None:
     names = ["b.txt", "a/z.TXT", "a-b.txt", "a/b/c.txt", "notes.md", ".hidden.txt", ".git/d.txt"]
     for name in names:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_rnn.data import Vocabulary, build_vocabulary, count_symbols, split_words
+from tinygrad_rnn.data import Vocabulary, build_vocabulary, count_symbols, extend_vocabulary, split_words
 from tinygrad_rnn.errors import DataError, InputError
 
 TEXT = st.text(st.one_of(st.sampled_from("ab_ '\t\r\n.,é€😀\x1c\u2028"), st.characters(exclude_categories=["Cs"])))
@@ -66,6 +66,16 @@ def test_numbers_have_the_smallest_type(size: int, dtype: str) -> None:
     ids = vocabulary.encode(vocabulary.symbols[-1] + vocabulary.symbols[0])
     assert ids.dtype == np.dtype(dtype)
     assert ids.tolist() == [size - 1, 0]
+
+
+def test_a_vocabulary_is_extended_behind_its_symbols() -> None:
+    old = Vocabulary("chars", ("b", "a"))
+    assert extend_vocabulary(old, Counter("abdcc")) == Vocabulary("chars", ("b", "a", "c", "d"))
+    assert extend_vocabulary(old, Counter("abdcc"), min_count=2) == Vocabulary("chars", ("b", "a", "c"))
+    assert extend_vocabulary(old, Counter("ab")) == old
+    rare = Vocabulary("words", ("<unk>", "to"), 0)
+    assert extend_vocabulary(rare, Counter(["to", "be"])) == Vocabulary("words", ("<unk>", "to", "be"), 0)
+    assert extend_vocabulary(build_vocabulary("bytes", {}), {}) == build_vocabulary("bytes", {})
 
 
 def test_rare_symbols_become_the_unknown_one() -> None:

@@ -23,4 +23,5 @@ from tinygrad_rnn.data.tokens import Decoder as Decoder
 from tinygrad_rnn.data.tokens import Vocabulary as Vocabulary
 from tinygrad_rnn.data.tokens import build_vocabulary as build_vocabulary
 from tinygrad_rnn.data.tokens import count_symbols as count_symbols
+from tinygrad_rnn.data.tokens import extend_vocabulary as extend_vocabulary
 from tinygrad_rnn.data.tokens import split_words as split_words

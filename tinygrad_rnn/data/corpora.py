@@ -27,6 +27,7 @@ from tinygrad_rnn.data.tokens import (
     Vocabulary,
     build_vocabulary,
     count_symbols,
+    extend_vocabulary,
     word_chunks,
 )
 from tinygrad_rnn.errors import DataError, InputError, PluginError
@@ -221,6 +222,7 @@ def load_dataset(
     stdin: IO[bytes] | None = None,
     *,
     unknown: UnknownPolicy | None = None,
+    extend: bool = False,
     third_party: bool = True,
 ) -> Dataset:
     """Read the text that `config` names (its corpus if none) and cut it into train, validation and test part.
@@ -233,7 +235,8 @@ def load_dataset(
     only a held-out part has becomes the unknown symbol where there is one; otherwise that part skips it, and
     `Dataset.left_out` counts it. A given `vocabulary` is used as it is, and then `config.tokens`, `min_count` and
     `vocab_from` are not looked at; what it lacks of the training part is treated as `unknown` says (by default it
-    is replaced where there is an unknown symbol, and an error otherwise).
+    is replaced where there is an unknown symbol, and an error otherwise). With `extend`, what it lacks is first added
+    behind its symbols, as far as `config.min_count` allows (`extend_vocabulary`).
 
     Without `third_party` only the embedded corpora are known.
     Raises DataError: missing, empty, binary or badly encoded text, an unknown corpus, a training part of one distinct
@@ -261,8 +264,10 @@ def load_dataset(
     train, val = _cuts(total, config)
     sizes = (train, val - train, total - val)
     _check_parts(config, name, *sizes)
-    if vocabulary is None:
-        counts = loaded.counts(loaded.ids[:train] if config.vocab_from == "train" else loaded.ids)
+    counts = loaded.counts(loaded.ids[:train] if config.vocab_from == "train" else loaded.ids)
+    if vocabulary is not None:
+        vocabulary = extend_vocabulary(vocabulary, counts, config.min_count) if extend else vocabulary
+    else:
         vocabulary = build_vocabulary(kind, counts, config.min_count)
         if min(vocabulary.size, len(counts)) < 2:
             where = f"the training part of {name}" if val - train or total - val else name

@@ -253,19 +253,22 @@ def _raw(source: Source, chunk_bytes: int) -> Iterator[bytes]:
 
 
 def _folder_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files that `folder` stands for, and what is left out of it: other files, and names that start with a dot."""
+    """The files that `folder` stands for, and what is left out of it: other files, links to folders, broken links and
+    devices, and names that start with a dot.
+    """
     found: list[Path] = []
-    hidden: list[Path] = []
+    left: list[Path] = []
     with _reported(str(folder)):
         for parent, folders, files in os.walk(folder, onerror=_raise):
-            hidden += [Path(parent, name) for name in [*folders, *files] if name.startswith(".")]
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            paths = [Path(parent, name) for name in files if not name.startswith(".")]
-            found += [path for path in paths if path.is_file()]
+            for name in files:
+                path = Path(parent, name)
+                (left if name.startswith(".") or not path.is_file() else found).append(path)
+            left += [Path(parent, name) for name in folders if name.startswith(".") or Path(parent, name).is_symlink()]
+            folders[:] = [name for name in folders if not name.startswith(".")]  # links are not followed anyway
     if not found:
         raise DataError(f"expected a folder with text, got {str(folder)!r}, which has no file in it; name another")
     text = [path for path in found if path.name.lower().endswith(TEXT_ENDINGS)] or found
-    others = set(found).difference(text).union(hidden)
+    others = set(found).difference(text).union(left)
 
     def order(path: Path) -> list[tuple[list[str | int], str]]:
         # By parts, not by the printed path: the order must be the same whatever the separator is.

@@ -231,6 +231,16 @@ def build_vocabulary(kind: Kind, counts: Mapping[str, int], min_count: int = 1) 
     return Vocabulary(kind, symbols, symbols.index(stand_in))
 
 
+def extend_vocabulary(vocabulary: Vocabulary, counts: Mapping[str, int], min_count: int = 1) -> Vocabulary:
+    """`vocabulary` and, behind its symbols, those of a text that it lacks and that occur at least `min_count` times.
+
+    No symbol that it has changes its number. A byte vocabulary lacks none.
+    """
+    known = set(vocabulary.symbols)
+    new = sorted(symbol for symbol, count in counts.items() if count >= min_count and symbol not in known)
+    return Vocabulary(vocabulary.kind, (*vocabulary.symbols, *new), vocabulary.unknown)
+
+
 def count_symbols(kind: Literal["chars", "words"], chunks: Iterable[str]) -> dict[str, int]:
     """How often each character or word occurs in a text that comes in chunks; where it is cut does not matter."""
     if kind == "words":
