@@ -54,14 +54,16 @@ TRAP = (
     multiple=True,
     metavar="NAME",
     shell_complete=complete_cell,
-    help="a new cell at initialisation instead of a trained RUN; repeat it to compare several",
+    help="a new cell at initialisation instead of a trained RUN; repeat it to compare several, or one with several "
+    "--cell-opt",
 )
 @click.option(
     "--cell-opt",
     "pairs",
     multiple=True,
     metavar="[CELL.]KEY=VALUE",
-    help="an option of the cell, as in activation=identity; of one among several: rnn.activation=identity",
+    help="an option of the cell, as in activation=identity; of one among several: rnn.activation=identity; where one "
+    "--cell stands more than once, of the one before it",
 )
 @click.option(
     "--steps",
@@ -133,7 +135,16 @@ TRAP = (
     default="",
     help="exit with code 3 if a series (of any loss but the training loss) is vanishing, or exploding",
 )
-@settings("model.wrap", "model.hidden", "model.layers", "model.embed", "model.init", "model.init_bias", "data.batch")
+@settings(
+    "model.wrap",
+    "model.hidden",
+    "model.layers",
+    "model.embed",
+    "model.tie",
+    "model.init",
+    "model.init_bias",
+    "data.batch",
+)
 @common("config", "seed", "device", "dtype", "plugin")
 def gradnorm(
     run: Path | None,
@@ -296,15 +307,21 @@ def _of_cells(
     found = resolve()
     T, B = steps or found.run.data.seq_len, found.run.data.batch
     _check_lag(choice, T)
-    models = [_new_model(found, name, _options_of(name, names, pairs)) for name in names]
+    settings = _cells_with_options(names, pairs)
+    models = [_new_model(found, name, options) for name, options in settings]
     device = tr.select_device(found.run.train.device)
     rng = np.random.default_rng([found.run.train.seed, 1])
     drawn = [(rng.integers(0, V, (T, B)), rng.integers(0, V, (T, B))) for _ in range(batches or BATCHES)]
     pieces = _placed(drawn, device)
     rnn = tr.gradnorm_over(*_new_rnn(models[0], found, device), pieces, **choice)
-    return [
-        tr.beside_rnn(tr.gradnorm_over(model, _params(model, found, device), pieces, **choice), rnn) for model in models
-    ]
+    reports = []
+    for model, (name, options) in zip(models, settings, strict=True):
+        report = tr.beside_rnn(tr.gradnorm_over(model, _params(model, found, device), pieces, **choice), rnn)
+        if names.count(name) > 1:
+            words = [name, *(f"{key}={value}" for key, value in options.items())]
+            report = dataclasses.replace(report, cell=" ".join(words))
+        reports.append(report)
+    return reports
 
 
 def _check_lag(choice: dict[str, Any], T: int) -> None:
@@ -336,19 +353,38 @@ def _new_model(found: Settings, name: str, options: dict[str, str]) -> Model:
     return tr.build_model(config, V, entry)
 
 
-def _options_of(name: str, names: Sequence[str], pairs: Sequence[str]) -> dict[str, str]:
-    """The options meant for the cell `name`: those with its prefix, and those without any."""
-    options: dict[str, str] = {}
-    for pair in pairs:
+def _cells_with_options(names: Sequence[str], pairs: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Every --cell with its options: those with its name, and those without any, which belong to all cells, or to the
+    --cell before them where one is named more than once.
+    """
+    cells: list[tuple[str, dict[str, str]]] = [(name, {}) for name in names]
+    places = _places() if len(set(names)) < len(names) else [None] * len(pairs)
+    for pair, place in zip(pairs, places, strict=True):
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise click.UsageError(f"--cell-opt: expected [CELL.]KEY=VALUE, got {pair!r}")
         owner, dot, rest = key.strip().rpartition(".")
         if dot and owner not in names:
             raise click.UsageError(f"--cell-opt {pair}: no --cell {owner!r} here{tr.nearest(owner, names)}")
-        if not dot or owner == name:
-            options[(rest if dot else key.strip()).replace("-", "_")] = value.strip()
-    return options
+        for index, (name, options) in enumerate(cells):
+            if owner == name if dot else place in (None, index):
+                options[rest.replace("-", "_")] = value.strip()
+    for index, cell in enumerate(cells):
+        if cell in cells[:index]:
+            raise click.UsageError(f"--cell {cell[0]}: expected other options than before; give --cell-opt after each")
+    return cells
+
+
+def _places() -> list[int | None]:
+    """For each --cell-opt the number of the --cell before it; None before the first one."""
+    places: list[int | None] = []
+    at = None
+    for param in given().order:
+        if param.name == "names":
+            at = 0 if at is None else at + 1
+        elif param.name == "pairs":
+            places.append(at)
+    return places
 
 
 # ---------------------------------------------------------------------------------------------- output

@@ -164,8 +164,11 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
     """The same step in a graph of its own: parameter-only values as leaves, sums taken apart by when they are known."""
     order = ancestors(traced.new.values())
     varying = depends(order, set(traced.leaves))
-    bare = {value for value in traced.new.values() if value not in varying}  # new states made of parameters alone
-    varying = depends(order, varying | bare)
+    bare: set[Symbol] = set()  # new states made of parameters alone, and of no other new state
+    for value in sorted(traced.new.values(), key=lambda value: value.number):
+        if value not in varying:
+            bare.add(value)
+            varying = depends(order, varying | {value})
     of_state = depends(order, {*traced.states.values(), *bare})
     uses: dict[Symbol, int] = {}
     for s in [*[a for b in order for a in b.parents], *traced.new.values()]:

@@ -85,7 +85,7 @@ class Symbol(Algebra):
         return np
 
     def __bool__(self) -> bool:
-        raise self._refused("depends on a value, through `if`, `while`, `and` or `or`")
+        raise self._refused("depends on a value, through `if`, `while`, `and` or `or`, where ops.where would do")
 
     def __float__(self) -> float:
         raise self._refused("reads a value with float()")

@@ -64,6 +64,8 @@ def check_cell(
     is not known, and for options or sizes that the cell refuses.
     """
     cls = load_cell(cell).cls if isinstance(cell, str) else cell
+    if not isinstance(cls, type):
+        raise InputError(f"check_cell: expected the class of a cell or its name, got {cls!r}")
     if steps < 4:
         raise InputError(f"--steps {steps}: expected at least 4 timesteps for the longest trials")
     trial = Trial(cls, dict(options or {}), I, H, seed, reference, steps)
