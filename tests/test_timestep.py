@@ -315,8 +315,8 @@ def gradients_of(cls: type[Cell]) -> str:
 
 
 def test_a_parameter_whose_clock_strikes_outside_the_window_is_no_fault() -> None:
-    """In four timesteps v has no gradient; in two hundred it has."""
-    assert gradients_of(Slow) == "6 of them, first and second order"
+    """In four timesteps v has no gradient; in two hundred it has, and from the start within 64."""
+    assert gradients_of(Slow) == "6 of them, first and second order; v within 64 timesteps"
     with pytest.raises(
         Noted, match="parameter v is used at none of the timesteps that were tried: its gradient is zero"
     ):

@@ -39,11 +39,10 @@ def gradients(trial: Trial) -> str:
                 silent.append(f"{what} is used at none of the timesteps that were tried: its gradient is zero")
                 continue
             lines = [*trial.lines(T=trial.steps), f"print(cell_values(case, order=1)['d {name}'])  # zeros"]
-            raise Failed(
-                f"{what} is never used: no number depends on it within {trial.steps} timesteps, and its gradient "
-                "is zero; if it acts more seldom take more --steps",
-                lines,
-            )
+            told = "no number depends on it, and its gradient is zero"
+            if _reads(case.cell, name):
+                told = f"within {trial.steps} timesteps {told}; if it acts more seldom take more --steps"
+            raise Failed(f"{what} is never used: {told}", lines)
     wrong: dict[str | None, GradientError] = {}
     # The first order one by one, so that no small one hides behind the large; the second at once, mixed ones included.
     parts: list[tuple[str | None, int]] = [*((leaf, 1) for leaf in leaves), (None, 2)]
