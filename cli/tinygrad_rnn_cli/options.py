@@ -733,9 +733,6 @@ def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -
     ]
     if brought:
         note(f"note: --init-from {init_from} brings {' '.join(brought)}")
-    for key in ("model.init", "model.init_bias"):
-        if found.origins[key].startswith(("flag", "--set")):
-            raise click.UsageError(f"{option_names()[key]} has no effect beside --init-from; leave one of them out")
 
 
 # What a setting takes back of the layers below it: options belong to one cell or optimiser, a corpus replaces a text,

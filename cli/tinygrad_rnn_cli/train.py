@@ -84,6 +84,9 @@ def train(
         _check_plugins(found)
         found = check_effect(found)
         dataset, piped = load_text(found, init_from)
+        if init_from is not None and dataset.vocabulary == tr.run_vocabulary(tr.open_run(init_from)):
+            for key in ("model.init", "model.init_bias"):  # new symbols would have new rows
+                refuse_idle(found.written(key), "beside --init-from, which sets every weight")
         planned = tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party) if plan else None
     if planned is not None:
         show_plan(planned, found)
