@@ -523,6 +523,17 @@ def test_weights_bring_the_settings_that_they_are_bound_to(invoke: Any, tmp_path
     assert said.exit_code == 0 and "brings --wrap residual --layers 1" in said.stderr
 
 
+def test_weights_of_a_cell_whose_code_has_changed(invoke: Any, tmp_path: Path, trained: Path) -> None:
+    again = ["train", *TINY, "--steps", "1", "--init-from"]
+    assert "has changed" not in invoke([*again, trained, "--out", "one"]).stderr
+    shutil.copytree(trained, tmp_path / "old")
+    described = json.loads((tmp_path / "old" / "run.json").read_text())
+    described["cell"]["source_sha256"] = "0" * 64
+    (tmp_path / "old" / "run.json").write_text(json.dumps(described))
+    done = invoke([*again, "old", "--out", "two"])
+    assert done.exit_code == 0 and "warning: --init-from old: the code of cell lstm has changed since" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
