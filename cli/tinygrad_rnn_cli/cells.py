@@ -362,6 +362,8 @@ def bench(
         except MemoryError as error:
             raise click.ClickException(f"not enough memory ({error}); expected a smaller --shape") from error
         return
+    if with_peers and (config.cell_options or config.wrap):
+        note("note: --cell-opt and --wrap change our side alone; the peers time their cell as it is")
     rivals = [peer for peer in peers.PEERS if with_peers and (compiled or peer != "torch-compile")]
     busy = peers.busy_cores()
     if busy is not None and busy > BUSY:

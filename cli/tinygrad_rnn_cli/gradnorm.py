@@ -26,9 +26,11 @@ from tinygrad_rnn_cli.options import (
     common,
     given,
     load_run,
+    refuse_idle,
     resolve,
     settings,
     which_checkpoint,
+    written,
 )
 from tinygrad_rnn_cli.texts import symbols_to_look_at
 
@@ -194,8 +196,11 @@ def gradnorm(
         raise click.UsageError(
             "--fail-on: the training loss looks healthy even when a network vanishes; give --loss last, or last,train"
         )
-    if forbidden and wrt is not None and set(_words(wrt)) == {"params"}:
-        raise click.UsageError("--fail-on: parameters have one norm each, and no verdict; add states to --wrt")
+    if wrt is not None and set(_words(wrt)) == {"params"}:
+        if forbidden:
+            raise click.UsageError("--fail-on: parameters have one norm each, and no verdict; add states to --wrt")
+        curves = written("losses", "lag", "horizon_eps", "picture", "numbers")
+        refuse_idle(curves, "with --wrt params: they have one norm each, of the training loss; add states to --wrt")
     for path in (picture, numbers):
         if path is not None and not path.absolute().parent.is_dir():
             raise tr.FileError(f"{path}: expected an existing folder, got {path.parent}; make it first")

@@ -722,6 +722,11 @@ def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -
         needed = ", ".join(theirs for theirs, _ in conflicts.values())
         got = ", ".join(f"{ours} ({found.origins.get(key, 'default')})" for key, (_, ours) in conflicts.items())
         raise click.UsageError(f"--init-from {init_from}: its weights need {needed}, got {got}; leave these out")
+    stored = tr.describe_run(tr.open_run(init_from)).get("cell", {}).get("source_sha256")
+    if stored not in (None, entry.identity.source_sha256):
+        warn(
+            f"--init-from {init_from}: the code of cell {entry.cls.name} has changed since; check that it means the same"
+        )
     mine = f"run {init_from}"
     options = bound["model.cell_options"]
     options = {name: value for name, value in options.items() if found.origins[f"model.cell_options.{name}"] == mine}
@@ -733,9 +738,6 @@ def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -
     ]
     if brought:
         note(f"note: --init-from {init_from} brings {' '.join(brought)}")
-    for key in ("model.init", "model.init_bias"):
-        if found.origins[key].startswith(("flag", "--set")):
-            raise click.UsageError(f"{option_names()[key]} has no effect beside --init-from; leave one of them out")
 
 
 # What a setting takes back of the layers below it: options belong to one cell or optimiser, a corpus replaces a text,

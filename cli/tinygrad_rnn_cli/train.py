@@ -85,6 +85,9 @@ def train(
         found = check_effect(found)
         dataset, piped = load_text(found, init_from)
         warn_of_unknown(dataset)
+        if init_from is not None and dataset.vocabulary == tr.run_vocabulary(tr.open_run(init_from)):
+            for key in ("model.init", "model.init_bias"):  # new symbols would have new rows
+                refuse_idle(found.written(key), "beside --init-from, which sets every weight")
         planned = tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party) if plan else None
     if planned is not None:
         show_plan(planned, found)

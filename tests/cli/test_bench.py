@@ -177,6 +177,8 @@ def test_the_ratio_is_that_of_the_best_peer(invoke: Any, monkeypatch: pytest.Mon
     assert [(row["executor"], row["ms"]) for row in rows] == [
         ("x", 2.0), ("torch", 8.0), ("torch-compile", None), ("jax", 4.0)
     ]  # fmt: skip
+    wrapped = invoke("cells bench rnn --shape 5,4,1,2,3 --peers --wrap residual")
+    assert "note: --cell-opt and --wrap change our side alone" in wrapped.stderr and "note" not in done.stderr
 
 
 # -------------------------------------------------------------------------------------------- the alternation

@@ -249,3 +249,23 @@ def test_the_line_that_converts_a_pickle(pair: Any, zipped: bool, tmp_path: Path
     loaded = load_run_model(made.run.path)
     ours = loaded.model.forward(loaded.params, symbols()).logits.data
     np.testing.assert_allclose(ours, their_logits(net, symbols()), **CLOSE["float32"])
+
+
+@pytest.mark.parametrize("names", [("embed", "rnn", "readout"), ("encoder", "rnn", "decoder")])
+@pytest.mark.parametrize("pair", ["lstm"], indirect=True)
+def test_a_tied_module_as_save_model_writes_it(pair: Any, names: tuple[str, str, str], tmp_path: Path) -> None:
+    """It keeps the first of the two names, whichever that is. Out again, the module is tied as it was."""
+    from safetensors.torch import save_model
+
+    net = module(pair, "hidden", 1, names=names)
+    getattr(net, names[2]).weight = getattr(net, names[0]).weight
+    save_model(net, str(tmp_path / "m.safetensors"))
+    state = read_state_dict(tmp_path / "m.safetensors")
+    loaded = load_run_model(import_torch(state, tmp_path / "run", SYMBOLS, RunConfig(), data=NO_TEXT).run.path)
+    assert loaded.model.config.tie
+    theirs = their_logits(net, symbols())
+    np.testing.assert_allclose(loaded.model.forward(loaded.params, symbols()).logits.data, theirs, **CLOSE["float32"])
+    save_torch(tmp_path / "again.safetensors", loaded.model, loaded.params, SYMBOLS)
+    again, _ = load_by(torch_code(loaded.model, tmp_path / "again.safetensors"))
+    assert again.readout.weight is again.embed.weight
+    np.testing.assert_allclose(their_logits(again, symbols()), theirs, **CLOSE["float32"])
