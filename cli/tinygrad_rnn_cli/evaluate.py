@@ -59,6 +59,9 @@ def evaluate(
     if not text:
         for key in ("data.between", "data.encoding", "data.errors"):
             refuse_idle(found.written(key), "without TEXT: the run says how to read its own")
+    elif found.run.data.tokens == "bytes":
+        for key in ("data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "on a byte model, which takes every byte as it is")
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
         if text:
