@@ -25,13 +25,17 @@ from tinygrad_rnn.optim import (
     State,
     build_optimizer,
     check_optimizer,
+    check_settings,
+    clip,
     clip_norm,
     clip_value,
     global_norm,
     init_state,
     learning_rate,
+    overflowing,
     pieces,
     register_optimizer,
+    unread_settings,
     update,
 )
 from tinygrad_rnn.plugins import available, load
@@ -44,11 +48,17 @@ CONFIGS = {
     "adam-eps": OptimConfig(optim="adam", beta1=0.8, beta2=0.9, eps=1e-2),
     "adam-zero-betas": OptimConfig(optim="adam", beta1=0.0, beta2=0.0, eps=1e-3),
     "adamw": OptimConfig(optim="adamw", weight_decay=0.1),
+    "adamw-default": OptimConfig(optim="adamw"),
     "rmsprop": OptimConfig(optim="rmsprop"),
     "rmsprop-eps": OptimConfig(optim="rmsprop", decay=0.5, eps=1e-2),
+    "rmsprop-momentum": OptimConfig(optim="rmsprop", momentum=0.9),
+    "rmsprop-momentum-l2": OptimConfig(optim="rmsprop", momentum=0.5, weight_decay=0.1),
+    "adagrad-l2": OptimConfig(optim="adagrad", eps=0.0, weight_decay=0.1),
     "adagrad": OptimConfig(optim="adagrad", eps=0.0),
     "sgd": OptimConfig(optim="sgd"),
     "sgd-momentum": OptimConfig(optim="sgd", momentum=0.9),
+    "sgd-l2": OptimConfig(optim="sgd", weight_decay=0.1),
+    "sgd-momentum-l2": OptimConfig(optim="sgd", momentum=0.9, weight_decay=0.1),
 }
 
 
@@ -85,15 +95,17 @@ def test_against_torch_over_fifty_steps(name: str) -> None:
     ours = make_params()
     theirs = {k: torch.tensor(p.copy(), dtype=torch.float64, requires_grad=True) for k, p in ours.items()}
     values, lr = list(theirs.values()), 3e-2
-    betas = (config.beta1, config.beta2)
+    betas, l2 = (config.beta1, config.beta2), config.weight_decay or 0.0
     optimiser = {
         "adam": lambda: torch.optim.Adam(values, lr=lr, betas=betas, eps=config.eps),
         "adamw": lambda: torch.optim.AdamW(
-            values, lr=lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay
+            values, lr=lr, betas=betas, eps=config.eps, **({} if config.weight_decay is None else {"weight_decay": l2})
         ),
-        "rmsprop": lambda: torch.optim.RMSprop(values, lr=lr, alpha=config.decay, eps=config.eps),
-        "adagrad": lambda: torch.optim.Adagrad(values, lr=lr, eps=config.eps),
-        "sgd": lambda: torch.optim.SGD(values, lr=lr, momentum=config.momentum),
+        "rmsprop": lambda: torch.optim.RMSprop(
+            values, lr=lr, alpha=config.decay, eps=config.eps, momentum=config.momentum, weight_decay=l2
+        ),
+        "adagrad": lambda: torch.optim.Adagrad(values, lr=lr, eps=config.eps, weight_decay=l2),
+        "sgd": lambda: torch.optim.SGD(values, lr=lr, momentum=config.momentum, weight_decay=l2),
     }[config.optim]()
     state = init_state(rule(config), ours)
     for step, grads in enumerate(gradients(ours, 50)):
@@ -109,15 +121,19 @@ def test_against_torch_over_fifty_steps(name: str) -> None:
 
 def bare_update(config: OptimConfig, p: Any, g: Any, slots: dict[str, Any], t: int, lr: float) -> Any:
     """The equations once more, with plain NumPy expressions and no sharing."""
+    if config.optim in ("rmsprop", "adagrad", "sgd"):
+        g = g + (config.weight_decay or 0.0) * p
     if config.optim in ("adam", "adamw"):
         slots["m"] = config.beta1 * slots.get("m", 0) + (1 - config.beta1) * g
         slots["v"] = config.beta2 * slots.get("v", 0) + (1 - config.beta2) * g**2
         m_hat, v_hat = slots["m"] / (1 - config.beta1**t), slots["v"] / (1 - config.beta2**t)
-        shrink = lr * config.weight_decay if config.optim == "adamw" else 0
+        decoupled = 0.01 if config.weight_decay is None else config.weight_decay
+        shrink = lr * decoupled if config.optim == "adamw" else 0
         return p - shrink * p - lr * m_hat / (np.sqrt(v_hat) + config.eps)
     if config.optim == "rmsprop":
         slots["v"] = config.decay * slots.get("v", 0) + (1 - config.decay) * g**2
-        return p - lr * g / (np.sqrt(slots["v"]) + config.eps)
+        slots["u"] = config.momentum * slots.get("u", 0) + g / (np.sqrt(slots["v"]) + config.eps)
+        return p - lr * slots["u"]
     if config.optim == "adagrad":
         slots["v"] = slots.get("v", 0) + g * g
         return p - lr * g / np.sqrt(slots["v"] + config.eps)
@@ -277,6 +293,7 @@ def test_slots_are_what_the_contract_says() -> None:
     slots = {name: sorted(init_state(rule(config), params)["slots"]) for name, config in CONFIGS.items()}
     assert slots["adam"] == slots["adamw"] == ["m", "v"]
     assert slots["rmsprop"] == slots["adagrad"] == ["v"]
+    assert slots["rmsprop-momentum"] == ["u", "v"]
     assert (slots["sgd"], slots["sgd-momentum"]) == ([], ["u"])
 
 
@@ -379,6 +396,40 @@ def test_clip_norm_returns_a_non_finite_norm_and_spreads_no_nan(bad: float) -> N
     assert grads["b"].tolist() == [7.0]
 
 
+def test_clip_tells_the_norms_before_and_after_both_limits() -> None:
+    grads = {"g": np.array([3e20, -4e20], np.float32)}
+    norm, clipped = clip(grads, OptimConfig(clip_value=5.0, clip_norm=0.0))
+    assert (norm, clipped) == (pytest.approx(5e20, rel=1e-6), pytest.approx(5 * math.sqrt(2)))
+    np.testing.assert_array_equal(grads["g"], np.float32([5, -5]))
+    assert clip(grads, OptimConfig(clip_value=4.0, clip_norm=1.0)) == (pytest.approx(50**0.5), 1.0)
+    np.testing.assert_allclose(grads["g"], [0.5**0.5, -(0.5**0.5)], rtol=1e-6)
+    before = grads["g"].copy()
+    norm, clipped = clip(grads, OptimConfig(clip_value=1.0, clip_norm=2.0))
+    assert norm == clipped == pytest.approx(1.0)
+    np.testing.assert_array_equal(grads["g"], before)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_clip_leaves_what_is_not_finite_to_be_seen(bad: float) -> None:
+    grads = {"a": np.array([1.0, bad])}
+    norm, _ = clip(grads, OptimConfig(clip_value=5.0, clip_norm=5.0))
+    assert not math.isfinite(norm) and math.isnan(norm) == math.isnan(bad)
+    np.testing.assert_array_equal(grads["a"], [1.0, bad])
+
+
+def test_the_norm_is_finite_where_every_value_is() -> None:
+    assert global_norm({"g": np.array([3e200, 4e200])}) == pytest.approx(5e200, rel=1e-14)
+    assert global_norm({"g": np.array([3e-200]), "h": np.array([[4e-200]])}) == pytest.approx(5e-200, rel=1e-14)
+    assert global_norm(Block.copy_of({"g": np.full(4, 1e308)})) == math.inf  # the norm itself is beyond float64
+
+
+def test_a_slot_that_is_not_finite_is_found() -> None:
+    slots = {"m": {"W": np.ones(3), "b": np.ones(2)}, "v": {"W": np.full(3, 1e300), "b": np.array([0, np.inf])}}
+    assert overflowing(slots) == ("v", "b")
+    slots["v"]["b"][1] = 0
+    assert overflowing(slots) is None
+
+
 def test_clip_value() -> None:
     g = np.array([[-9.0, 2.0], [5.0, 5.5]], np.float32)
     kept = g.T  # a view sees the change: it is made in place
@@ -427,10 +478,31 @@ def test_learning_rate_follows_char_rnn_line_by_line() -> None:
             rate *= 0.97
 
 
+def test_the_rate_of_a_warm_up_a_cosine_and_a_plateau() -> None:
+    def rates(total: int = 12, drops: int = 0, **changes: Any) -> list[float]:
+        config = OptimConfig(lr=8.0, **changes)
+        return [learning_rate(config, 0.0, step=step, total=total, drops=drops) for step in range(total)]
+
+    assert rates(warmup=4)[:6] == [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]
+    cosine = rates(lr_decay="cosine")
+    assert cosine == pytest.approx([4 * (1 + math.cos(math.pi * step / 12)) for step in range(12)])
+    assert (cosine[0], cosine[6]) == (8.0, pytest.approx(4.0))
+    both = rates(lr_decay="cosine", warmup=4)
+    assert both[:5] == [2.0, 4.0, 6.0, 8.0, 8.0]
+    assert both[8] == pytest.approx(4.0) and both == sorted(both[:4]) + sorted(both[4:], reverse=True)
+    assert rates(lr_decay="plateau:0.5@3", drops=2) == [2.0] * 12
+    assert learning_rate(OptimConfig(lr=8.0, lr_decay="exp:0.5@1", warmup=4), 2.0, step=1) == 8.0 * 0.25 * 0.5
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
+        "cosine:0.5",
+        "plateau",
+        "plateau:0.5",
+        "plateau:0.5@0",
+        "plateau:0@2",
         "exp",
         "exp:0.97",
         "exp:x@3",
@@ -501,6 +573,38 @@ def test_an_optimiser_of_a_stranger_follows_its_formula(lion: type[Lion]) -> Non
     assert state["step"] == 5 and list(state["slots"]) == ["m"]
 
 
+@pytest.mark.parametrize(
+    ("optim", "setting", "value", "readers"),
+    [
+        ("adam", "momentum", 0.9, "rmsprop and sgd do"),
+        ("adam", "weight_decay", 0.1, "adamw, rmsprop, adagrad and sgd do"),
+        ("adam", "decay", 0.9, "rmsprop does"),
+        ("adamw", "momentum", 0.9, "rmsprop and sgd do"),
+        ("rmsprop", "beta2", 0.9, "adam and adamw do"),
+        ("adagrad", "momentum", 0.9, "rmsprop and sgd do"),
+        ("sgd", "beta1", 0.5, "adam and adamw do"),
+        ("sgd", "eps", 1e-3, "adam, adamw, rmsprop and adagrad do"),
+    ],
+)
+def test_a_setting_that_the_optimiser_does_not_read_is_refused(
+    optim: str, setting: str, value: float, readers: str
+) -> None:
+    config = OptimConfig(optim=optim, **{setting: value})
+    assert unread_settings(config) == {setting: f"{optim} does not read it, {readers}"}
+    flag = setting.replace("_", "-")
+    with pytest.raises(InputError, match=rf"^--{flag} {value:g} has no effect: {optim} does not read it"):
+        check_settings(config, "float32")
+    check_settings(OptimConfig(optim=optim), "float32")
+
+
+def test_an_eps_that_is_nothing_is_refused() -> None:
+    for eps, dtype in ((0.0, "float64"), (1e-50, "float32")):
+        with pytest.raises(InputError, match=rf"--eps {eps:g}: expected at least .* of {dtype}: .* 0 / 0"):
+            check_settings(OptimConfig(eps=eps), dtype)
+    check_settings(OptimConfig(eps=1e-50), "float64")
+    check_settings(OptimConfig(optim="sgd"), "float32")
+
+
 def test_options_of_an_optimiser_are_its_own_and_shared_ones(lion: type[Lion]) -> None:
     found = rule(OptimConfig(optim="lion_of_test", weight_decay=0.5, optim_options={"outer": "0.5"}))
     assert (found.options.weight_decay, found.options.inner, found.options.outer) == (0.5, 0.9, 0.5)
@@ -532,7 +636,7 @@ class Misspelt:
     ("changes", "message"),
     [
         ({"summary": ""}, r"optimiser 'mine_of_test': expected a text in the class attribute 'summary', got none"),
-        ({"update": None}, r"expected the methods update to be written, got none"),
+        ({"update": None}, r"expected the method update to be written, got none"),
         ({"Options": type("Options", (), {})}, r"expected Options to be under @dataclass"),
         ({"Options": Misspelt}, r"a default for the option 'beta3', or the name of a shared setting; did you mean"),
     ],
@@ -556,7 +660,11 @@ def replaces(self: Any, params: Any, grads: Any, slots: Any, step: int, lr: floa
             r"mine_of_test, slots: expected a tuple of Python names, got \['m'\]",
         ),
         ({"slots": lambda self: ("a/b",)}, r"expected a tuple of Python names"),
-        ({"update": replaces}, r"^optimiser mine_of_test, update \(test_optim\.py:\d+\): TypeError: 'mappingproxy'"),
+        (
+            {"update": replaces},
+            r"^optimiser mine_of_test, update \(test_optim\.py:\d+\): .*expected values written into the array W, got "
+            r"another array in its place; write \['W'\]\[\.\.\.\] =$",
+        ),
         ({"update": lambda self, *_: 1 // 0}, r"test_optim\.py:\d+\): ZeroDivisionError"),
     ],
 )
@@ -566,6 +674,21 @@ def test_what_an_author_does_wrong_has_his_line(changes: dict[str, Any], message
     with pytest.raises(PluginError, match=message) as caught:
         update(mine, params, {"W": np.ones(2)}, init_state(mine, params), 0.1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_a_rule_may_subtract_in_place(elementwise: bool) -> None:
+    """``params[name] -= x``, which Python reads as a write into the array and an assignment of the same array."""
+
+    def subtracts(self: Any, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+        assert len(params) == len([*params]) == 1
+        for name in params:
+            params[name] -= lr * grads[name]
+
+    mine = declared(update=subtracts, elementwise=elementwise)(OptimConfig())
+    params = {"W": np.ones(2)}
+    update(mine, params, {"W": np.ones(2)}, init_state(mine, params), 0.25)
+    np.testing.assert_array_equal(params["W"], 0.75)
 
 
 def test_every_built_in_optimiser_is_declared_as_a_strangers() -> None:

@@ -346,11 +346,11 @@ def test_prune_keeps_the_newest_and_the_best(run: Run) -> None:
     for step, loss in [(1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, None)]:
         save_run_checkpoint(run, step, ARRAYS, {}, loss)
     (run.path / "checkpoints" / ".step-00000006.safetensors.1.abababab.tmp").write_text("half")
-    assert [run_module._step(p) for p in prune(run, 2)] == [1, 3]
-    assert [run_module._step(p) for p in checkpoints(run)] == [2, 4, 5]
+    assert [run_module.checkpoint_step(p) for p in prune(run, 2)] == [1, 3]
+    assert [run_module.checkpoint_step(p) for p in checkpoints(run)] == [2, 4, 5]
     assert not list((run.path / "checkpoints").glob(".*"))
     assert prune(run, 9) == []
-    assert [run_module._step(p) for p in prune(run, 1)] == [4]
+    assert [run_module.checkpoint_step(p) for p in prune(run, 1)] == [4]
     with pytest.raises(InputError, match="at least 1"):
         prune(run, 0)
 

@@ -22,8 +22,8 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     """Declare one field: its default, its help text and facts for the command line.
 
     `facts` may hold ``flag`` (the name on the command line, where it differs from the field's),
-    ``metavar``, ``minimum`` (inclusive), ``below`` (exclusive) and ``escapes`` (the command line
-    replaces a typed \\n and the like).
+    ``metavar``, ``minimum`` (inclusive), ``below`` (exclusive), ``needs``, a setting without which it does nothing, and
+    ``escapes`` (the command line replaces a typed \\n and the like).
     """
     metadata = {"help": help, **facts}
     if isinstance(default, dict):
@@ -44,6 +44,9 @@ class ModelConfig:
     layers: int = setting(2, "stacked layers", minimum=1)
     embed: str = setting(
         "hidden", "input: an embedding of N units, 'hidden' (as many as H) or 'onehot'", metavar="N|hidden|onehot"
+    )
+    tie: bool = setting(
+        False, "tie the readout to the embedding: one matrix is both; needs an embedding of as many units as --hidden"
     )
     dropout: float = setting(0.0, "share of units dropped between layers and before the readout", minimum=0, below=1)
     init: str = setting("cell", "initialiser of every weight matrix: 'cell' (each cell's own) or name[:number,...]")
@@ -87,14 +90,22 @@ class OptimConfig:
     )
     lr: float = setting(2e-3, "learning rate", minimum=0)
     lr_decay: str = setting(
-        "none", "none, exp:FACTOR@EPOCH (every epoch after it) or step:FACTOR@EPOCHS (every so many)"
+        "none",
+        "none, exp:FACTOR@EPOCH (every epoch after it), step:FACTOR@EPOCHS (every so many), cosine (down to 0 over the "
+        "run) or plateau:FACTOR@N (after N validations without a better one)",
     )
-    momentum: float = setting(0.0, "momentum of sgd", minimum=0, below=1)
-    beta1: float = setting(0.9, "decay of adam's first moment", minimum=0, below=1)
-    beta2: float = setting(0.999, "decay of adam's second moment", minimum=0, below=1)
+    warmup: int = setting(0, "updates in which the rate rises to --lr, in equal steps; 0: none", minimum=0)
+    momentum: float = setting(0.0, "momentum of sgd and rmsprop", minimum=0, below=1)
+    beta1: float = setting(0.9, "decay of the first moment in adam and adamw", minimum=0, below=1)
+    beta2: float = setting(0.999, "decay of the second moment in adam and adamw", minimum=0, below=1)
     decay: float = setting(0.95, "decay of rmsprop's mean square", minimum=0, below=1)
-    eps: float = setting(1e-8, "added to the denominator", minimum=0)
-    weight_decay: float = setting(0.01, "decoupled weight decay, used by adamw alone", minimum=0)
+    eps: float = setting(1e-8, "added to the denominator of every rule but sgd", minimum=0)
+    weight_decay: float | None = setting(
+        None,
+        "weight decay: decoupled in adamw (none: 0.01), L2 in sgd, rmsprop and adagrad (none: 0); adam reads none",
+        metavar="X",
+        minimum=0,
+    )
     clip_norm: float = setting(5.0, "largest global gradient norm; 0 turns it off", minimum=0)
     clip_value: float = setting(0.0, "largest gradient element, clamped before the norm; 0 turns it off", minimum=0)
 
@@ -112,17 +123,21 @@ class TrainConfig:
     dtype: Literal["float32", "float64"] = setting("float32", "floating type of parameters and states")
     eval_every: int = setting(200, "updates between two validations; 0: only at the end", minimum=0)
     save_every: int = setting(200, "updates between two checkpoints; 0: only at the end", minimum=0)
-    keep: int = setting(3, "newest checkpoints to keep, beside the best", minimum=1)
+    keep: int = setting(
+        3,
+        "newest checkpoints to keep, beside the best; two at least, for the newest may hold diverged weights",
+        minimum=1,
+    )
     patience: int = setting(0, "stop after this many validations without a better one; 0: never", minimum=0)
     sample_every: int = setting(0, "updates between two printed samples; 0: none", minimum=0)
-    sample_length: int = setting(200, "symbols of such a sample", minimum=1)
+    sample_length: int = setting(200, "symbols of such a sample", minimum=1, needs="train.sample_every")
     watch: str = setting("", "write per-timestep gradient norms: grads or grads:EVERY", metavar="grads[:EVERY]")
     callbacks: tuple[str, ...] = setting(
         (), "call a plugin at every event of the training; 'none' calls none", flag="callback", metavar="NAME[:ARG]"
     )
     anomaly: bool = setting(False, "stop at the first NaN or infinity and name op, layer, timestep and gate (slow)")
     on_divergence: Literal["abort", "rollback"] = setting(
-        "abort", "when the loss is not finite: stop, or go back to the last checkpoint with half the rate"
+        "abort", "when training diverges: stop, or go back to the last good checkpoint with half the rate"
     )
     diverge_factor: float = setting(
         3.0, "a loss above this many times the first one counts as divergence; 0: never", minimum=0
@@ -162,6 +177,16 @@ SECTIONS: Mapping[str, type[Any]] = {
     "optim": OptimConfig,
     "train": TrainConfig,
 }
+
+# What `resume` may change besides the length, the device and the callbacks of a run.
+RESUMABLE = (
+    "optim.lr",
+    "optim.clip_norm",
+    "optim.clip_value",
+    "train.patience",
+    "train.on_divergence",
+    "train.diverge_factor",
+)
 
 # Published hyper-parameters (sources: docs/recipes in architecture.md). Keys are section.field.
 RECIPES: Mapping[str, Mapping[str, Scalar]] = {
@@ -276,6 +301,24 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         check_limits(declared, new[name], key)
     made = {section: dataclasses.replace(getattr(config, section), **values) for section, values in sections.items()}
     return dataclasses.replace(config, **made)
+
+
+def setting_of(config: RunConfig, key: str) -> Any:
+    """The value of ``section.field``."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def setting_as_words(key: str, value: Any) -> str:
+    """A value as one writes it on the command line: ``--wrap residual --wrap layernorm``; ``no --wrap`` for nothing."""
+    _, declared = _declaration(key)
+    flag = "--" + str(declared.metadata.get("flag", declared.name.replace("_", "-")))
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    items = [f"{name}={item}" for name, item in value.items()] if isinstance(value, Mapping) else value
+    if isinstance(items, list | tuple):
+        return " ".join(f"{flag} {item}" for item in items) or f"no {flag}"
+    return f"{flag} {value}"
 
 
 def recipe(name: str) -> dict[str, Scalar]:

@@ -10,7 +10,10 @@ from tinygrad_rnn.diagnostics import GradNormReport
 
 @dataclass(frozen=True)
 class Started:
-    """The first event: what is trained, on how much, for how long, and which executor runs the cells."""
+    """The first event: what is trained, on how much, for how long, and which executor runs the cells.
+
+    `remarks` names settings that have no effect in a run of this length, a line each.
+    """
 
     params: int
     characters: int
@@ -21,17 +24,22 @@ class Started:
     executor: str
     reason: str
     from_step: int
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """One update. `loss` is in nats per symbol; `grad_norm` is before and `clipped_norm` after clipping."""
+    """One update. `loss` is in nats per symbol; `grad_norm` is before any clipping, `clipped_norm` after all of it.
+
+    `clipped_share` is the share of the updates so far whose gradient was clipped.
+    """
 
     step: int
     epoch: float
     loss: float
     grad_norm: float
     clipped_norm: float
+    clipped_share: float
     param_norm: float
     lr: float
     symbols_per_s: float
@@ -40,11 +48,15 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Validated:
-    """A validation: nats per symbol on the held-out part, and whether it is the best so far."""
+    """A validation: nats per symbol on the held-out part, and whether it is the best so far.
+
+    `lr` is the new learning rate where this validation lowered it (``plateau``).
+    """
 
     step: int
     loss: float
     best: bool
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """The loss diverged: training went back to a checkpoint and halved its rate."""
+    """The training diverged: it went back to a checkpoint with half its rate; `lr` is that of the next update."""
 
     step: int
     to_step: int
@@ -83,12 +95,16 @@ class RolledBack:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event: ``done``, ``patience``, ``interrupted``, or ``callback NAME: WHY``."""
+    """The last event: ``done``, ``patience``, ``interrupted``, or ``callback NAME: WHY``.
+
+    `clipped` counts the updates, of all `step`, whose gradient was clipped.
+    """
 
     step: int
     reason: str
     best_loss: float | None
     path: Path
+    clipped: int = 0
 
 
 Event = Started | StepDone | Validated | Sampled | Watched | Saved | RolledBack | Finished

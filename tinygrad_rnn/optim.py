@@ -11,10 +11,10 @@ import dataclasses
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, TypedDict, TypeVar, final
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar, final
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from tinygrad_rnn.plugins import OPTIMIZERS, PluginIdentity, by_author, check_cl
 # Elements per piece on the host: parameter, gradient, two slots and scratch stay in the second-level cache
 # through the dozen passes that Adam makes.
 BLOCK = 65536
+
+SMALLEST_SQUARE = 1e-280  # below it a sum of squares has lost digits to underflow
 
 # The settings that optimisers share, each with a flag of its own.
 SHARED = ("momentum", "beta1", "beta2", "decay", "eps", "weight_decay")
@@ -83,6 +85,7 @@ class Optimizer(ABC):
     summary: ClassVar[str]
     citation: ClassVar[str]
     elementwise: ClassVar[bool] = False  # no number depends on another: `update` may get all arrays as one vector
+    defaults: ClassVar[Mapping[str, float]] = {}  # of shared settings that are left to the optimiser; 0 for others
 
     @dataclass(frozen=True)
     class Options:
@@ -92,6 +95,7 @@ class Optimizer(ABC):
     def __init__(self, config: OptimConfig) -> None:
         """The optimiser with the options of `config`. Raises InputError for options that it does not have."""
         shared = {name: getattr(config, name) for name in _shared(type(self).Options)}
+        shared |= {name: type(self).defaults.get(name, 0.0) for name, value in shared.items() if value is None}
         for name in config.optim_options:
             if name.replace("-", "_") in shared:
                 flag = name.replace("_", "-")
@@ -177,6 +181,7 @@ class AdamW(Optimizer):
     summary = "adam with decoupled weight decay"
     citation = "I. Loshchilov, F. Hutter, Decoupled weight decay regularization, 2019, arXiv 1711.05101v3, algorithm 2"
     elementwise = True
+    defaults: ClassVar[Mapping[str, float]] = {"weight_decay": 0.01}
 
     @dataclass(frozen=True)
     class Options:
@@ -200,7 +205,10 @@ class AdamW(Optimizer):
 
 @final
 class RMSprop(Optimizer):
-    """v = decay v + (1 - decay) g^2; p -= lr g / (sqrt(v) + eps)."""
+    """v = decay v + (1 - decay) g^2; p -= lr g / (sqrt(v) + eps).
+
+    With momentum u = momentum u + g / (sqrt(v) + eps); p -= lr u. The weight decay is added to g, as L2.
+    """
 
     name = "rmsprop"
     summary = "the gradient divided by a moving average of its size"
@@ -213,24 +221,35 @@ class RMSprop(Optimizer):
 
         decay: float
         eps: float
+        momentum: float
+        weight_decay: float
 
     def slots(self) -> tuple[str, ...]:
-        """v."""
-        return ("v",)
+        """v, and u with momentum."""
+        return ("v", "u") if self.options.momentum else ("v",)
 
     def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
         """The equations of the class."""
-        for p, g, v in pieces(params, grads, slots["v"]):
+        o = self.options
+        for p, pulled, v, *us in pieces(params, grads, *slots.values()):
+            g = _decayed(p, pulled, o.weight_decay)
             scratch = np.empty_like(p)
-            _average_square(v, g, self.options.decay, scratch)
+            _average_square(v, g, o.decay, scratch)
             np.sqrt(v, out=scratch)
-            np.add(scratch, self.options.eps, out=scratch)
-            _descend(p, g, scratch, lr)
+            np.add(scratch, o.eps, out=scratch)
+            if not us:
+                _descend(p, g, scratch, lr)
+            for u in us:
+                np.divide(g, scratch, out=scratch)
+                np.multiply(u, o.momentum, out=u)
+                np.add(u, scratch, out=u)
+                np.multiply(u, lr, out=scratch)
+                np.subtract(p, scratch, out=p)
 
 
 @final
 class Adagrad(Optimizer):
-    """v += g^2; p -= lr g / sqrt(v + eps)."""
+    """v += g^2; p -= lr g / sqrt(v + eps). The weight decay is added to g, as L2."""
 
     name = "adagrad"
     summary = "the gradient divided by the root of all its squares so far"
@@ -242,6 +261,7 @@ class Adagrad(Optimizer):
         """Shared settings alone."""
 
         eps: float
+        weight_decay: float
 
     def slots(self) -> tuple[str, ...]:
         """v."""
@@ -249,7 +269,8 @@ class Adagrad(Optimizer):
 
     def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
         """The equations of the class."""
-        for p, g, v in pieces(params, grads, slots["v"]):
+        for p, pulled, v in pieces(params, grads, slots["v"]):
+            g = _decayed(p, pulled, self.options.weight_decay)
             scratch = np.empty_like(p)
             np.multiply(g, g, out=scratch)
             np.add(v, scratch, out=v)
@@ -260,7 +281,7 @@ class Adagrad(Optimizer):
 
 @final
 class SGD(Optimizer):
-    """p -= lr g; with momentum u = momentum u + g; p -= lr u."""
+    """p -= lr g; with momentum u = momentum u + g; p -= lr u. The weight decay is added to g, as L2."""
 
     name = "sgd"
     summary = "the gradient as it is, or with momentum"
@@ -272,6 +293,7 @@ class SGD(Optimizer):
         """Shared settings alone."""
 
         momentum: float
+        weight_decay: float
 
     def slots(self) -> tuple[str, ...]:
         """u, with momentum only."""
@@ -279,7 +301,8 @@ class SGD(Optimizer):
 
     def update(self, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
         """The equations of the class."""
-        for p, g, *us in pieces(params, grads, *slots.values()):
+        for p, pulled, *us in pieces(params, grads, *slots.values()):
+            g = _decayed(p, pulled, self.options.weight_decay)
             scratch = np.empty_like(p)
             for u in us:
                 np.multiply(u, self.options.momentum, out=u)
@@ -308,6 +331,40 @@ def build_optimizer(config: OptimConfig, *, third_party: bool = True) -> tuple[O
     return entry.value(config), entry.identity
 
 
+def unread_settings(config: OptimConfig, *, third_party: bool = True) -> dict[str, str]:
+    """The shared settings that `config` changes and its optimiser does not read, each with what reads it, in words.
+
+    Raises InputError for an unknown optimiser, PluginError when it cannot be used.
+    """
+    own = _shared(plugins.load(OPTIMIZERS, config.optim, third_party=third_party).value.Options)
+    default = OptimConfig()
+    found = {}
+    for name in SHARED:
+        if name not in own and getattr(config, name) != getattr(default, name):
+            rules = {rule: plugins.load(OPTIMIZERS, rule, third_party=False).value for rule in OPTIMIZERS.built_in}
+            readers = [rule for rule, cls in rules.items() if name in _shared(cls.Options)]
+            others = " and ".join(filter(None, (", ".join(readers[:-1]), *readers[-1:])))
+            found[name] = f"{config.optim} does not read it, {others} {'do' if readers[1:] else 'does'}"
+    return found
+
+
+def check_settings(config: OptimConfig, dtype: str, *, third_party: bool = True) -> None:
+    """Refuse settings that the optimiser does not read, and an eps that is nothing in `dtype`.
+
+    Raises InputError, and PluginError when the optimiser cannot be used.
+    """
+    for name, why in unread_settings(config, third_party=third_party).items():
+        flag = name.replace("_", "-")
+        raise InputError(f"--{flag} {getattr(config, name):g} has no effect: {why}; change --optim, or leave it out")
+    smallest = float(np.finfo(dtype).tiny)
+    reads = "eps" in _shared(plugins.load(OPTIMIZERS, config.optim, third_party=third_party).value.Options)
+    if reads and config.eps < smallest:
+        raise InputError(
+            f"--eps {config.eps:g}: expected at least {smallest:.2g}, the smallest number of {dtype}: a weight whose "
+            "gradient is 0, as that of a symbol that does not occur, would become 0 / 0"
+        )
+
+
 class State(TypedDict):
     """What an optimiser carries: updates done so far, and per slot one array per parameter."""
 
@@ -332,6 +389,37 @@ def init_state(optimizer: Optimizer, params: Mapping[str, Array]) -> State:
     return {"step": 0, "slots": {slot: zeros(params) for slot in names}}
 
 
+class _Written(Mapping[str, Array]):
+    """Final. Arrays by name, for a rule to write into: ``arrays[name] -= x`` does.
+
+    Another array in the place of one is refused: it would change nothing without a word.
+    """
+
+    __slots__ = ("_arrays",)
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def items(self) -> ItemsView[str, Array]:
+        return self._arrays.items()
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        if self._arrays.get(name) is not value:
+            raise InputError(
+                f"expected values written into the array {name}, got another array in its place; write "
+                f"[{name!r}][...] ="
+            )
+
+
 def update(
     optimizer: Optimizer, params: Mapping[str, Array], grads: Mapping[str, Array], state: State, lr: float
 ) -> None:
@@ -351,8 +439,7 @@ def update(
     views: list[Mapping[str, Array]] = [params, grads, *slots.values()]
     if optimizer.elementwise and all(isinstance(arrays, Block) for arrays in views):
         views = [_as_one(arrays) for arrays in views]
-    # read-only: an array put in the place of another would change nothing without a word
-    given, pulled, *carried = (MappingProxyType(arrays) for arrays in views)
+    given, pulled, *carried = (_Written(arrays) for arrays in views)
     by_author(
         f"optimiser {optimizer.name}, update",
         optimizer.update,
@@ -382,15 +469,30 @@ def clip_value(grads: Mapping[str, Array], limit: float) -> None:
     if not _limit(limit):
         return
     for grad in _as_one(grads).values():
-        np.minimum(grad, limit, out=grad)
-        np.maximum(grad, -limit, out=grad)
+        if isinstance(grad, np.ndarray):
+            np.clip(grad, -limit, limit, out=grad)  # one pass
+        else:
+            np.minimum(grad, limit, out=grad)
+            np.maximum(grad, -limit, out=grad)
 
 
 def global_norm(grads: Mapping[str, Array]) -> float:
     """The Euclidean norm of all gradients together, summed in float64 whatever their dtype.
 
-    NaN or infinite if a gradient is; infinite, too, where the sum of squares leaves float64.
+    NaN where a gradient is NaN; infinite where one is, or where the norm itself leaves float64.
     """
+    total = _square_sum(grads)
+    if math.isnan(total) or SMALLEST_SQUARE < total < math.inf:
+        return math.sqrt(total)
+    # the squares leave float64 on one side or the other before the values do
+    largest = max((float(np.max(np.abs(grad)).item()) for grad in _as_one(grads).values() if grad.size), default=0.0)
+    if largest == 0.0 or math.isinf(largest):
+        return largest
+    with np.errstate(under="ignore"):
+        return largest * math.sqrt(_square_sum({name: np.divide(g, largest) for name, g in _as_one(grads).items()}))
+
+
+def _square_sum(grads: Mapping[str, Array]) -> float:
     total = 0.0
     elsewhere: Array = None
     for grad in _as_one(grads).values():
@@ -402,7 +504,25 @@ def global_norm(grads: Mapping[str, Array]) -> float:
         total += square_sum(grad)
     if elsewhere is not None:
         total += float(elsewhere.item())
-    return math.sqrt(total)
+    return total
+
+
+def clip(grads: Mapping[str, Array], config: OptimConfig) -> tuple[float, float]:
+    """Clamp the elements, then scale the norm, in place, as `config` says; the norms before and after both.
+
+    Where the norm before is not finite the gradients stay as they are: a clamp would turn an infinity into a number,
+    and nobody would see it any more.
+    """
+    norm = clipped = global_norm(grads)
+    if not math.isfinite(norm):
+        return norm, norm
+    if 0 < config.clip_value < norm:  # no element is larger than the norm
+        clip_value(grads, config.clip_value)
+        clipped = global_norm(grads)
+    if 0 < config.clip_norm < clipped:
+        _scale(grads, config.clip_norm / clipped)
+        clipped = config.clip_norm
+    return norm, clipped
 
 
 def clip_norm(grads: Mapping[str, Array], limit: float) -> float:
@@ -415,36 +535,86 @@ def clip_norm(grads: Mapping[str, Array], limit: float) -> float:
     active = _limit(limit)
     norm = global_norm(grads)
     if active and math.isfinite(norm) and norm > limit:
-        scale = float(limit) / norm
-        for grad in _as_one(grads).values():
-            np.multiply(grad, scale, out=grad)
+        _scale(grads, float(limit) / norm)
     return norm
 
 
-def learning_rate(config: OptimConfig, epoch: float) -> float:
-    """The rate for an update made when `epoch` passes over the training part lie behind it.
+def _scale(grads: Mapping[str, Array], factor: float) -> None:
+    for grad in _as_one(grads).values():
+        np.multiply(grad, factor, out=grad)
 
-    ``none``: lr. ``exp:F@E`` (char-rnn): multiplied by F at the end of pass E and of every later one,
-    lr * F**max(0, floor(epoch) - E + 1) from floor(epoch) >= E on. ``step:F@E`` (torch-rnn): lr * F**floor(epoch / E).
 
-    Raises InputError for any other text, a factor that is not above 0, or an E that is not a whole number from 1.
+def overflowing(slots: Mapping[str, Mapping[str, Array]]) -> tuple[str, str] | None:
+    """The first slot, and the parameter it belongs to, that holds a NaN or an infinity; None where all are finite.
+
+    The rules that divide by a slot would never move that parameter again, and raise nothing.
     """
-    text = config.lr_decay.strip()
-    if text == "none":
-        return config.lr
-    kind, _, rest = text.partition(":")
+    for slot, arrays in slots.items():
+        if not math.isfinite(global_norm(arrays)):
+            return slot, unsound(arrays)
+    return None
+
+
+def unsound(arrays: Mapping[str, Array]) -> str:
+    """The name of the first array that holds a NaN or an infinity; '' where each is finite."""
+    return next((name for name, array in arrays.items() if not math.isfinite(global_norm({name: array}))), "")
+
+
+@final
+@dataclass(frozen=True)
+class Decay:
+    """What `parse_decay` reads; `every` counts epochs, or validations for plateau."""
+
+    kind: Literal["none", "exp", "step", "cosine", "plateau"]
+    factor: float = 1.0
+    every: int = 0
+
+
+def parse_decay(text: str) -> Decay:
+    """The learning-rate decay ``none``, ``cosine``, ``exp:F@E``, ``step:F@E`` or ``plateau:F@P``; see `learning_rate`.
+
+    Raises InputError for any other text, a factor that is not above 0, or an E or P that is not a whole number from 1.
+    """
+    kind, _, rest = text.strip().partition(":")
+    if text.strip() in ("none", "cosine"):
+        return Decay("none" if kind == "none" else "cosine")
     factor_text, _, every_text = rest.partition("@")
     try:
         factor, every = float(factor_text), int(every_text)
     except ValueError:
         factor, every = math.nan, 0
-    if kind not in ("exp", "step") or not (0 < factor < math.inf) or every < 1:
+    if kind not in ("exp", "step", "plateau") or not (0 < factor < math.inf) or every < 1:
         raise InputError(
-            f"learning-rate decay: expected none, exp:FACTOR@EPOCH or step:FACTOR@EPOCHS with FACTOR "
-            f"above 0 and a whole EPOCH from 1, got {config.lr_decay!r}"
+            f"learning-rate decay: expected none, cosine, exp:FACTOR@EPOCH, step:FACTOR@EPOCHS or "
+            f"plateau:FACTOR@VALIDATIONS with FACTOR above 0 and a whole number from 1 behind @, got {text!r}"
         )
-    passes = max(0, math.floor(epoch))
-    return config.lr * factor ** (max(0, passes - every + 1) if kind == "exp" else passes // every)
+    return Decay("exp" if kind == "exp" else "step" if kind == "step" else "plateau", factor, every)
+
+
+def learning_rate(config: OptimConfig, epoch: float, *, step: int = 0, total: int = 1, drops: int = 0) -> float:
+    """The rate for an update made when `epoch` passes over the training part lie behind it: `step` of `total` updates.
+
+    ``none``: lr. ``exp:F@E`` (char-rnn): multiplied by F at the end of pass E and of every later one,
+    lr * F**max(0, floor(epoch) - E + 1) from floor(epoch) >= E on. ``step:F@E`` (torch-rnn): lr * F**floor(epoch / E).
+    ``cosine``: lr (1 + cos(pi s)) / 2, where s is the share of the updates behind the warm-up that are done (Loshchilov
+    and Hutter 2017, arXiv:1608.03983v5, eq. 5). ``plateau:F@P``: lr * F**drops, a drop after every P validations
+    without a better one. A warm-up of N updates multiplies all of it by (step + 1) / N while that is below 1.
+
+    Raises InputError where `parse_decay` does.
+    """
+    decay = parse_decay(config.lr_decay)
+    rate, passes = config.lr, max(0, math.floor(epoch))
+    match decay.kind:
+        case "exp":
+            rate *= decay.factor ** max(0, passes - decay.every + 1)
+        case "step":
+            rate *= decay.factor ** (passes // decay.every)
+        case "plateau":
+            rate *= decay.factor**drops
+        case "cosine":
+            done = max(0, step - config.warmup) / max(1, total - config.warmup)
+            rate *= 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return rate * min(1.0, (step + 1) / config.warmup) if config.warmup else rate
 
 
 def _adam(o: Any, p: Array, g: Array, m: Array, v: Array, step: int, lr: float) -> None:
@@ -456,6 +626,16 @@ def _adam(o: Any, p: Array, g: Array, m: Array, v: Array, step: int, lr: float) 
     np.sqrt(v, out=scratch)
     np.add(scratch, o.eps * root, out=scratch)
     _descend(p, m, scratch, lr * root / (1.0 - o.beta1**step))
+
+
+def _decayed(p: Array, g: Array, weight_decay: float) -> Array:
+    """g + weight_decay p, the gradient of the loss with weight_decay / 2 ||p||^2 added, as in torch.optim."""
+    if not weight_decay:
+        return g
+    total = np.empty_like(p)
+    np.multiply(p, weight_decay, out=total)
+    np.add(total, g, out=total)
+    return total
 
 
 def _descend(p: Array, g: Array, divisor: Array, rate: float) -> None:

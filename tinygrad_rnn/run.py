@@ -5,6 +5,8 @@
     checkpoints/        step-00000100-val-1.8432.safetensors (the validation loss in nats where known, a habit
                         of char-rnn), or step-00000100.safetensors; best.json names the best of them
     text.txt            the text, only where it came from standard input
+    tensorboard/        what the callback of that name writes
+    diverged-step-00000100.safetensors      what made the training diverge, for `replay`
 
 One process writes to a run at a time; any number may read.
 """
@@ -36,6 +38,8 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BEST = "best.json"
 TEXT = "text.txt"
+EVENTS = "tensorboard"
+DIVERGED = "diverged-step-*.safetensors"
 FORMAT = 1
 ENCODER = json.JSONEncoder(allow_nan=False)
 
@@ -251,7 +255,7 @@ def save_run_checkpoint(
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}; restore the run folder") from error
     save(path, arrays, meta, last_good=present[-1] if present else None)
     for other in present:
-        if _step(other) == step and other != path:
+        if checkpoint_step(other) == step and other != path:
             other.unlink(missing_ok=True)
     if val_loss is not None and math.isfinite(val_loss):
         best = _best(run)
@@ -264,7 +268,7 @@ def checkpoints(run: Run) -> list[Path]:
     """The checkpoints of a run, oldest step first; files named otherwise are left out. None is opened."""
     folder = run.path / CHECKPOINTS
     found = [entry for entry in folder.iterdir() if _CHECKPOINT_NAME.fullmatch(entry.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda entry: (_step(entry), entry.name))
+    return sorted(found, key=lambda entry: (checkpoint_step(entry), entry.name))
 
 
 def latest_checkpoint(run: Run) -> Path:
@@ -300,7 +304,7 @@ def load_run_checkpoint(
     except CheckpointError as error:
         if not chosen.is_file():
             raise
-        older = [p for p in checkpoints(run) if _step(p) < _step(chosen)]
+        older = [p for p in checkpoints(run) if checkpoint_step(p) < checkpoint_step(chosen)]
         for sound in reversed(older):
             try:
                 load(sound)
@@ -334,6 +338,26 @@ def prune(run: Run, keep: int) -> list[Path]:
     return removed
 
 
+def drop_checkpoints(run: Run, step: int, keep_best: bool = False) -> Path | None:
+    """Remove the checkpoints of `step` and later ones, and return the newest that is left before it.
+
+    Nothing is removed where there is none before; `keep_best` spares the best by validation loss.
+    Raises FileError if the disk refuses.
+    """
+    present = checkpoints(run)
+    before = [path for path in present if checkpoint_step(path) < step]
+    if not before:
+        return None
+    best = _best(run) if keep_best else None
+    try:
+        for path in present[len(before) :]:
+            if best is None or path != best[0]:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot remove the checkpoints of {run.path}: {error.strerror or error}") from error
+    return before[-1]
+
+
 def _clear(folder: Path) -> None:
     """Remove what a run folder holds and nothing else; run.json goes last, so that it is a run until then."""
     if not (folder / CHECKPOINTS).is_symlink():  # a link may lead to somebody's shared folder
@@ -346,6 +370,12 @@ def _clear(folder: Path) -> None:
             (folder / CHECKPOINTS).rmdir()
     else:
         (folder / CHECKPOINTS).unlink()
+    for path in [
+        *folder.glob(DIVERGED),
+        *folder.glob(f"{EVENTS}/events.out.tfevents.*"),
+        *filter(is_temporary, folder.iterdir()),
+    ]:
+        path.unlink(missing_ok=True)
     for name in (METRICS, TEXT, DESCRIPTION):
         (folder / name).unlink(missing_ok=True)
 
@@ -354,7 +384,8 @@ def _checkpoint_name(step: int, val_loss: float | None) -> str:
     return f"step-{step:08d}.safetensors" if val_loss is None else f"step-{step:08d}-val-{val_loss:.4f}.safetensors"
 
 
-def _step(path: Path) -> int:
+def checkpoint_step(path: Path) -> int:
+    """The updates done before the checkpoint of this name was written; -1 for any other file."""
     match = _CHECKPOINT_NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
 

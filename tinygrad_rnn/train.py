@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tracemalloc
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
 import numpy as np
 
-from tinygrad_rnn import backend, engine, ops, optim, plugins
+from tinygrad_rnn import backend, engine, optim, plugins
 from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
 from tinygrad_rnn.compile.ends import cross_entropy
-from tinygrad_rnn.config import RunConfig, SampleConfig, as_dict, check_memory
+from tinygrad_rnn.compile.workspace import drop_waiting
+from tinygrad_rnn.config import RESUMABLE, RunConfig, SampleConfig, as_dict, check_memory, replace
 from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
 from tinygrad_rnn.errors import CheckpointError, DataError, InputError, NonFiniteError, PluginError, TinygradRNNError
@@ -51,15 +53,20 @@ from tinygrad_rnn.restore import (
     open_with_cell,
     place_params,
     refuse_changed,
+    refuse_conflicts,
+    weight_conflicts,
+    weight_settings,
 )
 from tinygrad_rnn.run import (
     METRICS,
     TEXT,
     Run,
     append_metrics,
+    checkpoint_step,
     checkpoints,
     describe,
     described,
+    drop_checkpoints,
     latest_checkpoint,
     load_run_checkpoint,
     prune,
@@ -70,15 +77,20 @@ from tinygrad_rnn.run import (
 from tinygrad_rnn.sample import base64_bytes, generate, readable
 from tinygrad_rnn.tensor import Tensor, grad
 
+GRADIENTS = "gradients/"  # of the file that a step with a bad update leaves, beside its PARAMS
 MAX_ROLLBACKS = 5
 HOPELESS = 3.0  # a first loss above so many times that of a guess is the fault of no update
 RECORD_SECONDS = 0.25  # how long the record of a step may wait to be written
+SLOTS_EVERY = 100  # updates between two looks at every slot of the optimiser, beside those that something hints at
 LAYER_BYTES = 4096  # what the objects of a layer take at least, whatever its size
 
 
 @final
 class DivergedError(NonFiniteError):
-    """Training cannot go on: the loss or a gradient is not finite, or the loss is far above the first one."""
+    """Training cannot go on: a loss, gradient, parameter or slot is not finite, or the loss is far above the first."""
+
+    good: Path | None = None
+    """the newest checkpoint from which training went on soundly"""
 
 
 @dataclass
@@ -88,13 +100,17 @@ class Progress:
     step: int = 0
     epoch: int = 0
     cursor: int = 0  # the next batch of this pass over the text
+    clipped: int = 0  # updates whose gradient was clipped
     first_loss: float | None = None
     best_loss: float | None = None
     since_best: int = 0
+    since_drop: int = 0  # validations since the rate fell to a plateau, or a better one came
+    drops: int = 0  # plateaus so far
     lr_scale: float = 1.0
     rollbacks: int = 0
 
 
+Batch = tuple[Array, Array, State, Any]  # x, y, the state before x, and where the random numbers stood
 Callback = Callable[[Event, "Trainer"], str | None]
 
 
@@ -190,8 +206,13 @@ class Trainer:
         self.steps_per_epoch = len(self.streams)
         self.total = config.train.steps or config.train.epochs * self.steps_per_epoch
         self.stopped = ""
+        self.changes: list[dict[str, Any]] = []  # of settings, by this resume
         self._code = {CODE["cells"]: parts.cell_code, CODE["optimizers"]: parts.optimizer_code}
         self._listeners = parts.listeners
+        # below it the square of no gradient can overflow, so that no slot has to be looked at
+        self._harmless = 1e-3 * math.sqrt(float(np.finfo(config.train.dtype).max))
+        self._saved_at = -1
+        self._failed_at = self._returned_to = -1  # the steps from and to which the last rollback went
         self._failure: TinygradRNNError | None = None
         self._pending: list[Mapping[str, Any]] = []  # records that are not in metrics.jsonl yet
         self._written = 0.0
@@ -251,58 +272,60 @@ class Trainer:
             executor,
             reason,
             now.step,
+            tuple(_remarks(self.config, self.total, self.steps_per_epoch)),
         )
         if now.step == 0:
             yield self._save(None)  # so that there is always a sound checkpoint to go back to
         start = time.perf_counter()
         from_step = now.step
-        reason = "done"
-        saved_at = now.step
-        while now.step < self.total:
+        reason = ""
+        self._saved_at = now.step
+        while not reason and self.progress.step < self.total:
             if self.stopped:
                 reason = self.stopped
                 break
             try:
-                done, report = self._step()
+                reason = yield from self._turn(start, from_step)
             except DivergedError as error:
-                if self.config.train.on_divergence == "abort" or now.rollbacks >= MAX_ROLLBACKS:
+                hopeless = error.good is None or self.progress.rollbacks >= MAX_ROLLBACKS
+                if self.config.train.on_divergence == "abort" or hopeless:
                     raise
                 yield self._roll_back(error)
-                now = self.progress
-                continue
-            elapsed = time.perf_counter() - start
-            per_step = elapsed / (now.step - from_step) if now.step > from_step else elapsed
-            size = self.config.data.batch * self.config.data.seq_len
-            done = dataclasses.replace(
-                done,
-                symbols_per_s=size / per_step if per_step else 0.0,
-                seconds_left=per_step * (self.total - now.step),
-            )
-            self._record({"kind": "step", **vars(done)})
-            yield done
-            if report is not None:
-                self._record({"kind": "watch", "step": now.step, **report.to_json()})
-                yield Watched(now.step, report)
-            last = now.step >= self.total
-            validated = None
-            if self._due(self.config.train.eval_every) or last:
-                validated = self._validate(counts=self._due(self.config.train.eval_every))
-                if validated is not None:
-                    yield validated
-            if self._due(self.config.train.sample_every):
-                yield self._sample()
-            patience = self.config.train.patience
-            if patience and now.since_best >= patience:
-                reason = "patience"
-            best = validated is not None and validated.best
-            if self._due(self.config.train.save_every) or last or reason == "patience" or best:
-                saved_at = now.step
-                yield self._save(None if validated is None else validated.loss)
-            if reason == "patience":
-                break
-        if now.step != saved_at:
+                start, from_step = time.perf_counter(), self.progress.step
+        now = self.progress
+        if now.step != self._saved_at:
             yield self._save(None)
-        yield Finished(now.step, reason, now.best_loss, self.run.path)
+        yield Finished(now.step, reason or "done", now.best_loss, self.run.path, now.clipped)
+
+    def _turn(self, start: float, from_step: int) -> Generator[Event, None, str]:
+        """One update and what follows it; returns why the training ends here, '' where it goes on."""
+        done, report = self._step()
+        now, config = self.progress, self.config.train
+        elapsed = time.perf_counter() - start
+        per_step = elapsed / (now.step - from_step) if now.step > from_step else elapsed
+        size = self.config.data.batch * self.config.data.seq_len
+        done = dataclasses.replace(
+            done,
+            symbols_per_s=size / per_step if per_step else 0.0,
+            seconds_left=per_step * (self.total - now.step),
+        )
+        self._record({"kind": "step", **vars(done)})
+        yield done
+        if report is not None:
+            self._record({"kind": "watch", "step": now.step, **report.to_json()})
+            yield Watched(now.step, report)
+        last, counts = now.step >= self.total, self._due(config.eval_every)
+        validated = self._validate(counts) if counts or last else None
+        if validated is not None:
+            yield validated
+        if self._due(config.sample_every):
+            yield self._sample()
+        # only a validation that counts decides: a resume past the end would otherwise stop after every step
+        impatient = counts and 0 < config.patience <= now.since_best
+        best = validated is not None and validated.best
+        if self._due(config.save_every) or last or impatient or best:
+            yield self._save(None if validated is None else validated.loss)
+        return "patience" if impatient else ""
 
     def _record(self, record: Mapping[str, Any]) -> None:
         """Note a record for metrics.jsonl. Steps wait a moment, so that a short one does not open a file."""
@@ -325,6 +348,7 @@ class Trainer:
         now, config = self.progress, self.config
         x, y, start = self._window()
         random = self.rng.bit_generator.state
+        batch = (x, y, start, random)
         anomaly = config.train.anomaly
         T = config.data.seq_len
         try:
@@ -335,47 +359,65 @@ class Trainer:
                 else:
                     forward, total, grads = self._gradients(x, y, start)
         except NonFiniteError as error:
-            raise self._diverged(str(error), error.where, x, y, start, random) from error
+            raise self._diverged(str(error), error.where, batch) from error
         loss = total.item() / (T if config.train.loss == "sum" else 1)
         report = None
         if self.watch_every and (now.step + 1) % self.watch_every == 0:
-            report = watch_gradients(forward, total, self._on_device(y), cell=config.model.cell)
-        optim.clip_value(grads, config.optim.clip_value)
-        norm = optim.clip_norm(grads, config.optim.clip_norm)
+            report = watch_gradients(self.model, forward, total, self._on_device(y))
+        norm, clipped = optim.clip(grads, config.optim)
         limit = config.train.diverge_factor
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._locate(x, y, start, random, "loss" if not math.isfinite(loss) else "gradient norm")
+            raise self._locate(batch, "loss" if not math.isfinite(loss) else "gradient norm")
         if now.first_loss is None:
             now.first_loss = loss
         if limit and loss > limit * max(now.first_loss, math.log(self.model.V)):
             why = f"loss {loss:.4g} is more than {limit:g} times the first one ({now.first_loss:.4g})"
-            raise self._diverged(why, {}, x, y, start, random)
-        epoch = now.step / self.steps_per_epoch
-        lr = optim.learning_rate(config.optim, epoch) * now.lr_scale
-        optim.update(self.optimizer, self._values, grads, self.optim_state, lr)
+            raise self._diverged(why, {}, batch)
+        lr = self._rate()
+        with np.errstate(all="ignore"):  # what overflows is found below
+            optim.update(self.optimizer, self._values, grads, self.optim_state, lr)
         for value in self.trained.values():
             value.mark_changed()
-        self._advance(detach(forward.state))
-        clipped = min(norm, config.optim.clip_norm) if config.optim.clip_norm else norm
         weights = optim.global_norm(self._values)
-        return StepDone(now.step, now.step / self.steps_per_epoch, loss, norm, clipped, weights, lr, 0.0, 0.0), report
+        if not math.isfinite(weights):
+            name = optim.unsound(self._values)
+            why = f"the update left numbers in {name} that are not finite; its gradient had the norm {norm:.4g}"
+            raise self._diverged(why, {"parameter": name}, batch, updated=(loss, norm))
+        if clipped > self._harmless or (now.step + 1) % SLOTS_EVERY == 0:
+            self._check_slots(now.step + 1, batch, (loss, norm))
+        self._advance(detach(forward.state))
+        now.clipped += clipped < norm
+        share = now.clipped / now.step
+        epoch = now.step / self.steps_per_epoch
+        return StepDone(now.step, epoch, loss, norm, clipped, share, weights, lr, 0.0, 0.0), report
+
+    def _rate(self) -> float:
+        """The learning rate of the next update."""
+        now = self.progress
+        epoch = now.step / self.steps_per_epoch
+        rate = optim.learning_rate(self.config.optim, epoch, step=now.step, total=self.total, drops=now.drops)
+        return rate * now.lr_scale
+
+    def _check_slots(
+        self, step: int, batch: Batch | None = None, updated: tuple[float, float] = (math.nan, math.nan)
+    ) -> None:
+        """Raise DivergedError where a slot has overflowed: most rules would never move its parameter again."""
+        found = optim.overflowing(self.optim_state["slots"])
+        if found is not None:
+            slot, name = found
+            why = f"slot {slot} of {self.optimizer.name} for {name} is not finite, so that it would stand still"
+            advice = ("--clip-norm 1", "--dtype float64")
+            where = {"slot": slot, "parameter": name}
+            raise self._diverged(why, where, batch, updated=updated, step=step, advice=advice)
 
     def _gradients(self, x: Array, y: Array, start: State) -> tuple[Forward, Tensor, optim.Block]:
         """One forward and backward pass: the pass itself, the training loss, and the gradient of every parameter.
 
         The next call overwrites the gradients.
         """
-        config = self.config
-        forward = self.model.forward(self.params, self._on_device(x), start, rng=self.rng)
-        logits = forward.logits
-        T = config.data.seq_len
-        if len(x) > T:
-            logits = logits[len(x) - T :]  # the loss of the new steps only; their gradient flows further back
-        loss = cross_entropy(logits, self._on_device(y))
-        if config.train.loss == "sum":
-            loss = loss * float(T)
-        found = grad(loss, list(self.trained.values()), unused="zeros")  # a slow clock may not fire in a window
-        self._grads.assign({name: g.data for name, g in zip(self.trained, found, strict=True)})
+        x, y = self._on_device(x), self._on_device(y)
+        forward, loss, found = gradients(self.model, self.params, self.config, x, y, start, self.rng)
+        self._grads.assign(found)
         return forward, loss, self._grads
 
     def _window(self) -> tuple[Array, Array, State]:
@@ -414,13 +456,19 @@ class Trainer:
             return None
         now = self.progress
         loss = mean_loss(self.model, self.params, self.held_out)
-        best = now.best_loss is None or loss < now.best_loss
+        best = math.isfinite(loss) and (now.best_loss is None or loss < now.best_loss)
+        dropped = None
         if best:
-            now.best_loss, now.since_best = loss, 0
+            now.best_loss, now.since_best, now.since_drop = loss, 0, 0
         elif counts:
             now.since_best += 1
-        self._record({"kind": "val", "step": now.step, "loss": loss, "best": best})
-        return Validated(now.step, loss, best)
+            now.since_drop += 1
+            decay = optim.parse_decay(self.config.optim.lr_decay)
+            if decay.kind == "plateau" and now.since_drop >= decay.every:
+                now.drops, now.since_drop = now.drops + 1, 0
+                dropped = self._rate()
+        self._record({"kind": "val", "step": now.step, "loss": loss, "best": best, "lr": dropped})
+        return Validated(now.step, loss, best, dropped)
 
     def _sample(self) -> Sampled:
         # a stream of random numbers of its own: a sample more or less changes no training run
@@ -435,11 +483,14 @@ class Trainer:
     # ---------------------------------------------------------------------------------- checkpoints
 
     def _save(self, loss: float | None) -> Saved:
+        self._check_slots(self.progress.step)
         self._write_records()  # a checkpoint never knows of a step that the records lack
         path = save_run_checkpoint(
             self.run, self.progress.step, self._checkpoint_arrays(), self._checkpoint_meta(), loss
         )
-        prune(self.run, self.config.train.keep)
+        # of the newest one nobody knows yet whether the loss of the next step is sound, so one more stays
+        prune(self.run, max(self.config.train.keep, 2))
+        self._saved_at = self.progress.step
         return Saved(self.progress.step, Path(path))
 
     def _checkpoint_arrays(self) -> dict[str, Array]:
@@ -501,58 +552,116 @@ class Trainer:
 
     # ----------------------------------------------------------------------------------- divergence
 
-    def _locate(self, x: Array, y: Array, start: State, random: Any, what: str) -> DivergedError:
+    def _locate(self, batch: Batch, what: str) -> DivergedError:
         """Run the batch once more and look at every value, to say where the first NaN or infinity is born."""
+        x, y, start, random = batch
         after = self.rng.bit_generator.state
         self.rng.bit_generator.state = random
         try:
             with engine.anomaly(), np.errstate(all="ignore"):
                 self._gradients(x, y, start)
         except NonFiniteError as error:
-            return self._diverged(str(error), error.where, x, y, start, random)
+            return self._diverged(str(error), error.where, batch)
         finally:
             self.rng.bit_generator.state = after
-        return self._diverged(f"the {what} is not finite, although every value is", {}, x, y, start, random)
+        dtype = self.config.train.dtype
+        return self._diverged(
+            f"the {what} is not finite; op by op every value is, so it lies at the edge of {dtype}", {}, batch
+        )
 
     def _diverged(
-        self, why: str, where: Mapping[str, object], x: Array, y: Array, start: State, random: Any
+        self,
+        why: str,
+        where: Mapping[str, object],
+        batch: Batch | None,
+        *,
+        updated: tuple[float, float] | None = None,
+        step: int | None = None,
+        advice: Sequence[str] = (),
     ) -> DivergedError:
-        step = self.progress.step + 1
-        arrays = {**self._checkpoint_arrays(), "batch/x": np.asarray(x), "batch/y": np.asarray(y)}
-        for layer, values in enumerate(start):
-            arrays |= {f"batch/state/{layer}/{name}": backend.to_host(value) for name, value in values.items()}
+        """The error that ends a training at `step`, the next one where none is said.
+
+        `updated` is the loss and the gradient norm of a step whose update was to blame, behind which we are then. The
+        batch is kept in a file, and a checkpoint of parameters whose loss turned out unsound is removed.
+        """
+        step = step or self.progress.step + 1
+        arrays = self._checkpoint_arrays()
+        meta = {**self._checkpoint_meta(), "why": why, "where": dict(where), "updated": updated is not None}
+        if updated is not None:
+            meta |= {name: value for name, value in zip(("loss", "grad_norm"), updated, strict=True) if value == value}
+            arrays |= {GRADIENTS + name: backend.to_host(value) for name, value in self._grads.items()}
+        if batch is not None:
+            x, y, start, meta["rng"] = batch
+            arrays |= {"batch/x": np.asarray(x), "batch/y": np.asarray(y)}
+            for layer, values in enumerate(start):
+                arrays |= {f"batch/state/{layer}/{name}": backend.to_host(value) for name, value in values.items()}
         file = self.run.path / f"diverged-step-{step:08d}.safetensors"
-        kept = ""
+        what = "parameters are" if batch is None else "batch is"
         try:
-            save(file, arrays, {**self._checkpoint_meta(), "rng": random, "where": dict(where)})
-            kept = f" The batch is kept in {file}."
+            save(file, arrays, meta)
+            kept = f" The {what} kept in {file}: diagnose replay {self.run.path} shows it."
         except CheckpointError:
-            kept = " The batch could not be kept."
-        good = latest_checkpoint(self.run)
+            kept = f" The {what} not kept, for the disk refused."
+        # a checkpoint is good once a step went on from it; the best one, whose validation was sound, stays for `sample`
+        back = self.config.train.on_divergence == "rollback"
+        good = drop_checkpoints(self.run, step - 1 if updated is None else step, keep_best=not back)
         self._record({"kind": "diverged", "step": step, "why": why, "where": dict(where)})
-        advice = "a smaller --lr, --clip-norm 1, or --on-divergence rollback"
-        first, even = self.progress.first_loss, math.log(self.model.V)
+        told = "No checkpoint is good" if good is None else f"Last good checkpoint: {good}"
+        error = DivergedError(
+            f"diverged at step {step}: {why}.{kept} {told}. Try {self._advice(advice)}.", {"step": step, **where}
+        )
+        error.good = good
+        return error
+
+    def _advice(self, ways: Sequence[str]) -> str:
+        """What may help against divergence; `ways` where the reason is known."""
+        first, even, config = self.progress.first_loss, math.log(self.model.V), self.config
         if first is None or first > HOPELESS * even:  # no update is to blame
-            advice = (
+            return (
                 f"other options of the cell: untrained, its loss or gradient is far too large (ln {self.model.V} = "
                 f"{even:.3g} is the loss of a guess); cells check with the same --cell-opt may show why"
             )
-        elif self.config.train.on_divergence == "rollback":
-            advice = f"a smaller --lr or --clip-norm 1: going back {MAX_ROLLBACKS} times has not helped"
-        return DivergedError(
-            f"diverged at step {step}: {why}.{kept} Last good checkpoint: {good}. Try {advice}.",
-            {"step": step, **where},
-        )
+        back, gentle = config.train.on_divergence == "rollback", 0 < config.optim.clip_norm <= 1
+        left = [way for way in ways or ("a smaller --lr", "--clip-norm 1") if way != "--clip-norm 1" or not gentle]
+        left += [] if back else ["--on-divergence rollback"]
+        text = " or ".join(filter(None, (", ".join(left[:-1]), left[-1])))
+        tried = back and self.progress.rollbacks >= MAX_ROLLBACKS
+        return f"{text}: going back {MAX_ROLLBACKS} times has not helped" if tried else text
 
     def _roll_back(self, error: DivergedError) -> RolledBack:
-        step, rollbacks, scale = self.progress.step + 1, self.progress.rollbacks, self.progress.lr_scale
+        step, rollbacks, scale = int(str(error.where["step"])), self.progress.rollbacks, self.progress.lr_scale
+        present = checkpoints(self.run)
+        if step <= self._failed_at:  # half the rate did not lead past the same place
+            older = [file for file in present if checkpoint_step(file) < self._returned_to] or present[:1]
+            drop_checkpoints(self.run, checkpoint_step(older[-1]) + 1)
         self.load(latest_checkpoint(self.run))
+        self._failed_at, self._returned_to = step, self.progress.step
+        self._saved_at = self.progress.step
         self.progress.rollbacks = rollbacks + 1
         self.progress.lr_scale = scale / 2
         truncate_metrics(self.run, self.progress.step)
-        lr = self.config.optim.lr * self.progress.lr_scale
+        lr = self._rate()
         self._record({"kind": "rollback", "step": self.progress.step, "from": step, "lr": lr})
         return RolledBack(step, self.progress.step, lr, str(error))
+
+
+def gradients(
+    model: Model, params: Params, config: RunConfig, x: Array, y: Array, start: State, rng: np.random.Generator
+) -> tuple[Forward, Tensor, dict[str, Array]]:
+    """One pass over x (k2, B) with the targets y (k1, B) of its last steps, all of them on the device of `params`.
+
+    Returns the pass, its training loss, and the gradient of every parameter that is trained.
+    """
+    forward = model.forward(params, x, start, rng=rng)
+    logits = forward.logits
+    if len(x) > len(y):
+        logits = logits[len(x) - len(y) :]  # the loss of the new steps only; their gradient flows further back
+    loss = cross_entropy(logits, y)
+    if config.train.loss == "sum":
+        loss = loss * float(len(y))
+    trained = {name: value for name, value in params.items() if value.requires_grad}
+    found = grad(loss, list(trained.values()), unused="zeros")  # a slow clock may not fire in a window
+    return forward, loss, {name: g.data for name, g in zip(trained, found, strict=True)}
 
 
 def parse_watch(text: str) -> int:
@@ -575,13 +684,52 @@ def _bptt_batches(config: RunConfig) -> int:
     return k2 // k1
 
 
+def _check_judge(config: RunConfig, dataset: Dataset) -> None:
+    """Raise InputError where a setting waits for validations that there are none of."""
+    plateau = optim.parse_decay(config.optim.lr_decay).kind == "plateau"
+    for flag, active in (
+        (f"--patience {config.train.patience}", config.train.patience),
+        (f"--lr-decay {config.optim.lr_decay}", plateau),
+    ):
+        if active and config.train.eval_every == 0:
+            raise InputError(f"{flag}: expected validations to judge by, got --eval-every 0; give --eval-every N")
+        if active and len(dataset.val) < 2:
+            raise InputError(
+                f"{flag}: expected validations to judge by, got no text held out; give a --val-frac above "
+                f"{config.data.val_frac:g}"
+            )
+
+
+def _remarks(config: RunConfig, total: int, steps_per_epoch: int) -> Iterator[str]:
+    """Settings that come to nothing because the run is too short."""
+    decay, warmup = optim.parse_decay(config.optim.lr_decay), config.optim.warmup
+    ends = f"the run has {total} updates"
+    if decay.kind in ("exp", "step") and decay.every * steps_per_epoch >= total:
+        passes = f"{decay.every} passes are {decay.every * steps_per_epoch}"
+        yield f"--lr-decay {config.optim.lr_decay} has no effect: {passes}, and {ends}"
+    if warmup >= total > 0:
+        yield f"--warmup {warmup}: the rate never reaches --lr, for {ends}"
+    for flag, every in (
+        ("watch grads:", parse_watch(config.train.watch)),
+        ("sample-every ", config.train.sample_every),
+    ):
+        if every > total > 0:
+            yield f"--{flag}{every} has no effect: {ends}"
+    if config.train.eval_every:
+        validations = total // config.train.eval_every
+        if decay.kind == "plateau" and validations <= decay.every:
+            yield f"--lr-decay {config.optim.lr_decay} has no effect: {ends} and {validations} validations"
+        if config.train.patience and validations <= config.train.patience:
+            yield f"--patience {config.train.patience} has no effect: {ends} and {validations} validations"
+
+
 # ------------------------------------------------------------------------------------ start and resume
 
 
 def _prepare(config: RunConfig, V: int, entry: CellEntry, third_party: bool) -> Parts:
     parse_watch(config.train.watch)
     _bptt_batches(config)
-    optim.learning_rate(config.optim, 0.0)
+    optim.parse_decay(config.optim.lr_decay)
     _check_size(config, V)
     optimizer, code = build_optimizer(config.optim, third_party=third_party)
     listeners = _listeners(config.train.callbacks, third_party)
@@ -626,15 +774,17 @@ def start_training(
 ) -> Trainer:
     """A new run in the folder `out`, which is made (or, with `overwrite`, made anew).
 
-    `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code; symbols that
-    the data set has behind those of that run get new rows. Everything that
-    can be wrong with the configuration is found before the folder is touched. Raises InputError, DataError,
-    DeviceError, PluginError, FileError.
+    `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code; the settings
+    that they are bound to must be those of that run (`weight_settings`), and symbols that the data set has behind
+    those of that run get new rows. Everything that can be wrong with the configuration is found before the folder is
+    touched. Raises InputError, DataError, DeviceError, PluginError, FileError.
     """
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
     vocabulary = dataset.vocabulary
     # a vocabulary that was given, as that of `init_from`, says what a symbol is
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokens=vocabulary.kind))
+    optim.check_settings(config.optim, config.train.dtype, third_party=third_party)
+    _check_judge(config, dataset)
     if len(set(dataset.encodings)) == 1:  # what 'auto' found, so that resume need not guess again
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, encoding=dataset.encodings[0]))
     parts = _prepare(config, vocabulary.size, entry, third_party)
@@ -651,16 +801,12 @@ def start_training(
                 f"--init-from {init_from}: expected the same symbols as in that run (V={other.vocabulary.size}), and "
                 f"behind them new ones, got others (V={vocabulary.size}); read the text with its vocabulary"
             )
+        bound = {key: value for key, value in weight_settings(init_from).items() if key.startswith("model.")}
+        refuse_conflicts(init_from, weight_conflicts(config, bound, entry.cls.Options))
         arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
         arrays = grow_arrays(model, arrays, params, other.vocabulary.size)
         origin |= {"init_from": str(Path(init_from).absolute()), "added_symbols": list(added)}
-        try:
-            params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
-        except CheckpointError as error:
-            theirs = other.config.model
-            flags = " ".join([f"--cell {theirs.cell}", *(f"--wrap {wrap}" for wrap in theirs.wrap)])
-            flags += f" --hidden {theirs.hidden} --layers {theirs.layers} --embed {theirs.embed}"
-            raise InputError(f"{error}, which has {flags}; give these") from error
+        params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
     Streams(dataset.train, config.data.batch, config.data.seq_len)
     _first_step(model, params, device)
     run = new_run(
@@ -688,6 +834,7 @@ def resume_training(
     epochs: int | None = None,
     device: str | None = None,
     callbacks: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     text: Sequence[str] = (),
     allow_other_text: bool = False,
     allow_changed_cell: bool = False,
@@ -696,12 +843,20 @@ def resume_training(
 ) -> Trainer:
     """The run at `path`, taken up where its newest checkpoint left it.
 
-    `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's; `text` says where its text is
-    now. With `allow_other_text` that may be another text of the same symbols, of which a new pass begins; run.json
-    keeps which it was before. Raises FileError, CheckpointError, PluginError when the code of the cell or optimiser has
-    changed (unless `allow_changed_cell`), DataError when the text is not the one it was trained on, InputError when the
-    run is longer already.
+    `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's. `settings` are changes by
+    ``section.field``, of `config.RESUMABLE`: they hold from here on, and run.json lists them under ``changes``. A new
+    ``optim.lr`` is the rate from here on, so what rollbacks and plateaus have made of the old one is forgotten. `text`
+    says where the text of the run is now. With `allow_other_text` that may be another text of the same symbols, of
+    which a new pass begins; run.json keeps which it was before.
+
+    Raises FileError, CheckpointError, PluginError when the code of the cell or optimiser has changed (unless
+    `allow_changed_cell`), DataError when the text is not the one it was trained on, InputError when the run is longer
+    already or a setting cannot be changed.
     """
+    settings = dict(settings or {})
+    for key in settings:
+        if key not in RESUMABLE:
+            raise InputError(f"resume: the run has settled {key}; what can change is {', '.join(RESUMABLE)}")
 
     def others(config: RunConfig) -> list[Wanted]:
         names = _callback_names(config.train.callbacks if callbacks is None else callbacks)
@@ -713,7 +868,7 @@ def resume_training(
     if IMPORTED in describe(run):
         raise InputError(
             f"run {run.path} was imported: it holds weights, and no optimiser or text to continue with; train a new "
-            f"run from them: train TEXT --init-from {run.path}, with the same --cell, --hidden, --layers and --embed"
+            f"run from them: train TEXT --init-from {run.path}"
         )
     changes: dict[str, Any] = {}
     if steps is not None or epochs is not None:
@@ -722,7 +877,9 @@ def resume_training(
         changes["device"] = device
     if callbacks is not None:
         changes["callbacks"] = () if tuple(callbacks) == ("none",) else tuple(callbacks)
+    before = config
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+    config = replace(config, settings)
     if text:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, text=tuple(text)))
     optimizer_code = load_plugin(OPTIMIZERS, config.optim.optim, third_party=third_party).identity
@@ -733,11 +890,14 @@ def resume_training(
             refuse_changed(changed_code(run, meta, group, code))
     stored = described(run, "data")
     dataset = _same_text(run, config, vocabulary, stored, third_party, allow_other_text)
+    _check_judge(config, dataset)
     parts = _prepare(config, vocabulary.size, opened.entry, third_party)
     params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
     trainer = Trainer(run, config, dataset, parts, params)
     if file is not None:
         trainer.take_up(arrays, meta, file)
+        if 0 < config.train.patience <= trainer.progress.since_best:  # it was patience that stopped the run
+            trainer.progress.since_best = 0
     if trainer.progress.step > trainer.total:
         raise InputError(
             f"run {run.path}: expected a total length of at least {trainer.progress.step} steps, which are done "
@@ -750,8 +910,26 @@ def resume_training(
     elif text:
         data |= dataset.facts()
     truncate_metrics(run, trainer.progress.step)
-    update_description(run, {"config": as_dict(config), "data": data})
+    if "optim.lr" in settings:
+        now = trainer.progress
+        rate = before.optim.lr * now.lr_scale * optim.parse_decay(before.optim.lr_decay).factor ** now.drops
+        before = dataclasses.replace(before, optim=dataclasses.replace(before.optim, lr=rate))
+        now.lr_scale, now.drops = 1.0, 0
+    trainer.changes = _changes(before, config, trainer.progress.step)
+    listed = [*describe(run).get("changes", []), *trainer.changes]
+    update_description(run, {"config": as_dict(config), "data": data, **({"changes": listed} if listed else {})})
     return trainer
+
+
+def _changes(before: RunConfig, after: RunConfig, step: int) -> list[dict[str, Any]]:
+    """What differs, as run.json lists it; length and device are no changes of what is computed."""
+    old, new = as_dict(before), as_dict(after)
+    return [
+        {"step": step, "setting": f"{section}.{name}", "from": old[section][name], "to": value}
+        for section, values in new.items()
+        for name, value in values.items()
+        if value != old[section][name] and name not in ("steps", "epochs", "device")
+    ]
 
 
 def _never_began(run: Run) -> bool:
@@ -802,13 +980,20 @@ def _same_text(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would cost: numbers trained, bytes kept for the backward pass, and time by a probe of a few steps."""
+    """What a run would cost: numbers trained, bytes, and time by a probe of a few steps.
+
+    `weight_bytes` are parameters, their gradients and what the optimiser keeps; `step_bytes` what one step takes beside
+    them at its peak, and `activation_bytes` what of it the forward pass keeps for the backward pass, the records of
+    compiled loops included. On a GPU, where nobody counts allocations, `step_bytes` is the same.
+    """
 
     params: int
     characters: int
     steps: int
     steps_per_epoch: int
+    weight_bytes: int
     activation_bytes: int
+    step_bytes: int
     seconds_per_step: float
 
     @property
@@ -822,31 +1007,83 @@ def plan(
 ) -> Plan:
     """Measure `probe` steps of the run that `config` describes, without writing anything."""
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
+    optim.check_settings(config.optim, config.train.dtype, third_party=third_party)
+    _check_judge(config, dataset)
     parts = _prepare(config, dataset.vocabulary.size, entry, third_party)
-    model, device = parts.model, parts.device
-    params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
-    streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
-    x, y = (backend.from_host(part, device.xp) for part in streams[0])
-    trained = [value for value in params.values() if value.requires_grad]
-    times = []
-    kept = 0
-    for _ in range(probe):
+    params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
+    trainer = Trainer(Run(Path()), config, dataset, parts, params)
+
+    def step() -> int:
+        forward, loss, grads = trainer._gradients(*trainer._window())
+        optim.clip(grads, config.optim)
+        optim.update(trainer.optimizer, trainer._values, grads, trainer.optim_state, trainer._rate())
+        trainer._advance(detach(forward.state))
+        return _kept_bytes(loss, params)
+
+    def timed() -> float:
         began = time.perf_counter()
-        loss = ops.cross_entropy(model.forward(params, x).logits, y)
-        grad(loss, trained, unused="zeros")
-        times.append(time.perf_counter() - began)
-        kept = _kept_bytes(loss, params)
-    total = config.train.steps or config.train.epochs * len(streams)
-    return Plan(model.count(), dataset.characters, total, len(streams), kept, float(np.median(times)))
+        step()
+        return time.perf_counter() - began
+
+    with np.errstate(all="ignore"):
+        step()  # compiles
+        peak, kept = _traced_peak(step)
+        seconds = float(np.median([timed() for _ in range(probe)]))
+    weights = [trainer._values, trainer._grads, *trainer.optim_state["slots"].values()]
+    held = sum(int(array.nbytes) for arrays in weights for array in arrays.values())
+    return Plan(
+        parts.model.count(),
+        dataset.characters,
+        trainer.total,
+        trainer.steps_per_epoch,
+        held,
+        kept,
+        max(peak, kept),
+        seconds,
+    )
 
 
 def _kept_bytes(loss: Tensor, params: Params) -> int:
-    """The memory of the arrays that the tape keeps, each counted once, without the parameters."""
-    own = {id(value.data) for value in params.values()}
-    kept: dict[int, int] = {}
+    """The memory that the tape keeps alive, each piece counted once, without the parameters.
+
+    A compiled loop keeps a record of its own, whose arrays lie in blocks that are leased as a whole.
+    """
+    found: dict[int, int] = {}
+    stack: list[Any] = []
     for node in engine.below(loss.node) if loss.node is not None else ():
-        for array in node.saved:
-            base = array if getattr(array, "base", None) is None else array.base
-            if backend.is_array(base) and id(base) not in own:
-                kept[id(base)] = int(base.nbytes)
-    return sum(kept.values())
+        stack += [*node.saved, *filter(backend.is_array, node.static.values())]
+    while stack:
+        value = stack.pop()
+        if backend.is_array(value):
+            memory = _memory(value)
+            found[id(memory)] = int(memory.nbytes)
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif dataclasses.is_dataclass(value):
+            stack += vars(value).values()
+    for value in params.values():
+        found.pop(id(_memory(value.data)), None)
+    return sum(found.values())
+
+
+def _traced_peak(step: Callable[[], int]) -> tuple[int, int]:
+    """The bytes that `step` allocates at its peak, memory that waits to be used again included, and what it returns."""
+    began = not tracemalloc.is_tracing()
+    drop_waiting()
+    if began:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = step()
+        return tracemalloc.get_traced_memory()[1] - before, result
+    finally:
+        if began:
+            tracemalloc.stop()
+
+
+def _memory(array: Array) -> Array:
+    """The array that owns the memory of a view."""
+    while backend.is_array(getattr(array, "base", None)):
+        array = array.base
+    return array

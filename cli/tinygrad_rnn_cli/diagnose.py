@@ -24,6 +24,7 @@ from tinygrad_rnn_cli.options import (
     settings,
     which_checkpoint,
 )
+from tinygrad_rnn_cli.replay import replay
 from tinygrad_rnn_cli.texts import symbols_to_look_at
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def diagnose() -> None:
 
 
 diagnose.add_command(gradnorm)
+diagnose.add_command(replay)
 
 
 # ----------------------------------------------------------------------------------- diagnostics of plugins

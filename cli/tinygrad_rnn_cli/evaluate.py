@@ -10,7 +10,16 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table
-from tinygrad_rnn_cli.options import Command, common, load_run, refuse_idle, resolve_run, settings, which_checkpoint
+from tinygrad_rnn_cli.options import (
+    Command,
+    common,
+    load_run,
+    refuse_idle,
+    resolve_run,
+    settings,
+    which_checkpoint,
+    written,
+)
 from tinygrad_rnn_cli.texts import own_text, symbol_name, whole_text
 
 
@@ -56,12 +65,16 @@ def evaluate(
     import numpy as np
 
     found = resolve_run(run)
-    if not text:
+    if text:
+        refuse_idle(written("part"), "beside TEXT: it names a part of the run's own text")
+        if found.run.data.tokens == "bytes":
+            for key in ("data.encoding", "data.errors"):
+                refuse_idle(found.written(key), "on a byte model, which takes every byte as it is")
+    else:
         for key in ("data.between", "data.encoding", "data.errors"):
             refuse_idle(found.written(key), "without TEXT: the run says how to read its own")
-    elif found.run.data.tokens == "bytes":
-        for key in ("data.encoding", "data.errors"):
-            refuse_idle(found.written(key), "on a byte model, which takes every byte as it is")
+    if not by_char:
+        refuse_idle(written("top"), "without --by-char")
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
         if text:
@@ -75,6 +88,7 @@ def evaluate(
         score = tr.score(loaded.model, loaded.params, ids, np.random.default_rng(found.run.train.seed))
     symbols, kind = loaded.vocabulary.symbols, loaded.vocabulary.kind
     rows = [(symbols[index], mean, count) for index, mean, count in score.by_symbol]
+    listed = rows if as_json and not written("top") else rows[:top]
     if as_json:
         facts: dict[str, Any] = {
             "run": str(run),
@@ -88,7 +102,7 @@ def evaluate(
             "high": score.high,
         }
         if by_char:
-            facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in rows]
+            facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in listed]
         emit_json(facts)
         return
     for name, value in [
@@ -114,7 +128,7 @@ def evaluate(
                     f"{mean:.3f}",
                     f"{mean * count / total:.1%}" if total else "-",
                 ]
-                for symbol, mean, count in rows[:top]
+                for symbol, mean, count in listed
             ],
             numbers=[1, 2, 3],
         )

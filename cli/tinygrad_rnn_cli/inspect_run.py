@@ -74,6 +74,7 @@ def examine(path: Path) -> dict[str, Any]:
         "vocabulary": {"kind": described.get("vocabulary", {}).get("kind"), "size": _symbols(described)},
         "device": described.get("device"),
         "parameters": count,
+        "changes": described.get("changes", []),
         "shapes": shapes,
         "progress": _progress(run),
         "checkpoints": _checkpoints(run),
@@ -96,6 +97,7 @@ def _progress(run: Run) -> dict[str, Any]:
         "loss": last.get("loss"),
         "best_val_loss": best.get("loss"),
         "best_step": best.get("step"),
+        "clipped_share": last.get("clipped_share"),
     }
 
 
@@ -145,6 +147,8 @@ def _print(facts: dict[str, Any]) -> None:
         f"{number(progress['steps'])} steps, {progress['epoch']:.2f} epochs"
         + (f", last loss {progress['loss']:.4f}" if progress["loss"] is not None else ""),
     )
+    if progress["clipped_share"]:
+        line("", f"the gradient was clipped in {progress['clipped_share']:.0%} of the steps")
     if progress["best_val_loss"] is not None:
         line(
             "validation",
@@ -157,6 +161,13 @@ def _print(facts: dict[str, Any]) -> None:
         for name, value in fields.items():
             if value != default[section][name] and list(value if isinstance(value, list | tuple) else [0]) != []:
                 line(f"{section}.{name}", _value(value))
+    if facts["changes"]:
+        heading("Changes by resume")
+        table(
+            ["from step", "setting", "before", "after"],
+            [[number(row["step"]), row["setting"], _value(row["from"]), _value(row["to"])] for row in facts["changes"]],
+            numbers=[0],
+        )
     if facts["shapes"]:
         heading("Parameters")
         table(

@@ -66,6 +66,7 @@ class Given:
     plugins: tuple[str, ...] = ()
     third_party: bool = True
     show: bool = False
+    order: list[click.Parameter] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,17 @@ class Command(click.Command):
             option.help = HELP
         return option
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            order = given().order = self.make_parser(ctx).parse_args(args=words)[2]
+            for param in dict.fromkeys(order):
+                once = isinstance(param, click.Option) and not (param.multiple or param.count)
+                if once and order.count(param) > 1:
+                    note(f"note: {param.opts[0]} is given {order.count(param)} times; the last one counts")
+        return rest
+
     def invoke(self, ctx: click.Context) -> Any:
         if given().show and not getattr(self.callback, "resolves", False):
             resolve()  # this command has no setting of its own: print and stop here
@@ -223,7 +235,7 @@ def _from_environment(param: click.Parameter) -> bool:
 
 def spell(value: Any) -> str:
     """A default as one writes it on the command line."""
-    if value == "" or value == () or value == {}:
+    if value is None or value == "" or value == () or value == {}:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
@@ -261,9 +273,12 @@ def key_values(items: Sequence[str], flag: str) -> dict[str, str]:
     pairs = {}
     for item in items:
         name, equals, value = item.partition("=")
-        if not equals or not name.strip():
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
             raise click.UsageError(f"{flag}: expected KEY=VALUE, got {item!r}")
-        pairs[name.strip().replace("-", "_")] = value.strip()
+        if name in pairs:
+            note(f"note: {flag} {name} is given more than once; the last one counts")
+        pairs[name] = value.strip()
     return pairs
 
 
@@ -580,11 +595,17 @@ def resolve_run(run: Path) -> Settings:
 
 
 def resolve(
-    *, base: tr.RunConfig | None = None, origin: str = "default", recipe: str | None = None, text: Sequence[str] = ()
+    *,
+    base: tr.RunConfig | None = None,
+    origin: str = "default",
+    recipe: str | None = None,
+    init_from: Path | None = None,
+    text: Sequence[str] = (),
 ) -> Settings:
     """The configuration of the running command, layer over layer; with --show-config it is printed, and that is all.
 
-    `base` is the configuration of a run that the command works on; what no layer says keeps its value.
+    `base` is the configuration of a run that the command works on; what no layer says keeps its value. `init_from` is a
+    run that gives its weights, and with them the settings that they are bound to: no layer may say something else.
     Raises UsageError or InputError that name the layer.
     """
     here, files = given(), _plugin_files()
@@ -592,6 +613,8 @@ def resolve(
     translated = aliases.translate(here.old_names)
     for line in translated.notes:
         note(f"note: {line}")
+    for key in translated.settings.keys() & here.flags.keys():
+        note(f"note: {translated.sources[key]} gives way to {here.origins[key].removeprefix('flag ')}")
     flags = {**translated.settings, **here.flags}
     if text or translated.extras.get("text"):
         if "data.corpus" in here.flags:
@@ -602,9 +625,17 @@ def resolve(
     temperatures: tuple[float, ...] = (sample.temperature,)
     origins = {key: origin for key in _all_keys() if not key.startswith("sample.")}
     origins.update({key: "default" for key in _all_keys() if key.startswith("sample.")})
+    bound: dict[str, Any] = {}
+    init_from = init_from or (Path(translated.extras["init_from"]) if "init_from" in translated.extras else None)
+    if init_from is not None:
+        bound = tr.weight_settings(init_from)
+        run = tr.replace_config(run, bound)
+        options = [f"model.cell_options.{name}" for name in bound["model.cell_options"]]
+        origins.update(dict.fromkeys([*bound, *options], f"run {init_from}"))
     file = _read_file(here.file) if here.file else {}
     if base is not None:
-        file = {key: value for key, value in file.items() if key in known}  # a run has settled the others
+        _tell_settled(base, origin, file, known)
+        file = {key: value for key, value in file.items() if key in known}
     layers: list[tuple[str, Mapping[str, Any]]] = [
         (f"recipe {recipe}", tr.recipe(recipe) if recipe else {}),
         (f"file {here.file}", file),
@@ -615,11 +646,21 @@ def resolve(
     for name, layer in layers:
         of_run = {key: value for key, value in layer.items() if not key.startswith("sample.")}
         of_sample = {key[7:]: value for key, value in layer.items() if key.startswith("sample.")}
+        undone = _undone(run, of_run)
+        for key, (cause, _) in undone.items():
+            asked = [where for known, where in origins.items() if known == key or known.startswith(f"{key}.")]
+            asked = [where for where in asked if where.startswith(("file", "--set", "environment"))]
+            if asked and tr.setting_of(run, key) and key not in of_run:
+                lost, gained = (
+                    tr.setting_as_words(key, tr.setting_of(run, key)),
+                    tr.setting_as_words(cause, layer[cause]),
+                )
+                note(f"note: {lost} ({asked[0]}) gives way to {gained} ({here.origins.get(cause, name)})")
         try:
             if "temperature" in of_sample:
                 temperatures = _several_numbers("sample.temperature", of_sample["temperature"])
                 of_sample["temperature"] = temperatures[0]
-            run = tr.replace_config(run, {**_undone(run, of_run), **of_run})
+            run = tr.replace_config(run, {**{key: empty for key, (_, empty) in undone.items()}, **of_run})
             sample = _replace_sample(sample, of_sample)
         except tr.InputError as error:
             raise click.UsageError(_in_words(name, str(error), translated.sources)) from error
@@ -630,22 +671,90 @@ def resolve(
             if key == "data.text" and name == "flag":
                 origins[key] = "argument TEXT"
     found = Settings(run, sample, origins, files, here.third_party, translated.extras, temperatures)
+    if init_from is not None:
+        _check_weights(found, init_from, bound)
     if here.show:
         _show_config(found, known)
         click.get_current_context().exit()
     return found
 
 
-def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a layer takes back by what it says: options belong to the cell or optimiser, a corpus replaces a text."""
-    undone: dict[str, Any] = {}
-    if layer.get("model.cell", run.model.cell) != run.model.cell:
-        undone["model.cell_options"] = {}
-    if layer.get("optim.optim", run.optim.optim) != run.optim.optim:
-        undone["optim.optim_options"] = {}
-    if "data.corpus" in layer:
-        undone["data.text"] = ()
-    return undone
+def check_effect(found: Settings) -> Settings:
+    """The settings, without what the optimiser does not read; a flag that does nothing is a usage error.
+
+    What a file, a recipe or the environment says may be meant for other runs too: that is left out with a warning.
+    Raises UsageError.
+    """
+    flags = option_names()
+    for key, flag in flags.items():
+        needs = _declared(key)[1].metadata.get("needs")
+        if needs and found.written(key):
+            section, _, name = needs.partition(".")
+            if not getattr(getattr(found.run, section), name):
+                raise click.UsageError(f"{flag} has no effect without {flags[needs]}; give both, or leave it out")
+    undone = {}
+    for name, why in tr.unread_settings(found.run.optim, third_party=found.third_party).items():
+        key = f"optim.{name}"
+        value, origin = getattr(found.run.optim, name), found.origins[key]
+        if origin.startswith(("flag", "--set")):
+            raise click.UsageError(f"{flags[key]} {spell(value)} has no effect: {why}; change --optim, or leave it out")
+        warn(f"{origin}: {key} = {spell(value)} is left out, for {why}")
+        undone[name] = getattr(tr.OptimConfig(), name)
+    optim = dataclasses.replace(found.run.optim, **undone)
+    return dataclasses.replace(found, run=dataclasses.replace(found.run, optim=optim))
+
+
+def _tell_settled(base: tr.RunConfig, origin: str, file: Mapping[str, Any], known: set[str]) -> None:
+    """Say which settings of a config file do nothing, because the run has settled them otherwise."""
+    settled = {**_flat(Settings(base, tr.SampleConfig(), {}, (), True, {})), "data.text": None}
+    said = {key: tuple(value) if isinstance(value, list) else value for key, value in file.items() if key not in known}
+    other = [key for key, value in said.items() if settled.get(key) not in (None, value, str(value))]
+    if other:
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        note(f"note: {given().file}: {', '.join(other[:3])}{more} do nothing here; they are those of the {origin}")
+
+
+def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -> None:
+    """Refuse a setting that weights cannot be put to, and say which ones they bring along."""
+    entry = tr.find_cell(bound["model.cell"], plugins=found.plugins, third_party=found.third_party)
+    conflicts = tr.weight_conflicts(found.run, bound, entry.cls.Options)
+    if conflicts:
+        needed = ", ".join(theirs for theirs, _ in conflicts.values())
+        got = ", ".join(f"{ours} ({found.origins.get(key, 'default')})" for key, (_, ours) in conflicts.items())
+        raise click.UsageError(f"--init-from {init_from}: its weights need {needed}, got {got}; leave these out")
+    mine = f"run {init_from}"
+    options = bound["model.cell_options"]
+    options = {name: value for name, value in options.items() if found.origins[f"model.cell_options.{name}"] == mine}
+    default = tr.RunConfig()
+    brought = [
+        tr.setting_as_words(key, value)
+        for key, value in {**bound, "model.cell_options": options}.items()
+        if found.origins[key] == mine and value != tr.setting_of(default, key)
+    ]
+    if brought:
+        note(f"note: --init-from {init_from} brings {' '.join(brought)}")
+    for key in ("model.init", "model.init_bias"):
+        if found.origins[key].startswith(("flag", "--set")):
+            raise click.UsageError(f"{option_names()[key]} has no effect beside --init-from; leave one of them out")
+
+
+# What a setting takes back of the layers below it: options belong to one cell or optimiser, a corpus replaces a text,
+# and a length in steps would overrule one in epochs.
+_TAKES_BACK: Mapping[str, tuple[str, Any]] = {
+    "model.cell": ("model.cell_options", {}),
+    "optim.optim": ("optim.optim_options", {}),
+    "data.corpus": ("data.text", ()),
+    "train.epochs": ("train.steps", 0),
+}
+
+
+def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The settings that a layer takes back by what it says: each with the setting that does it, and what is left."""
+    return {
+        key: (cause, empty)
+        for cause, (key, empty) in _TAKES_BACK.items()
+        if cause in layer and (empty != {} or layer[cause] != tr.setting_of(run, cause))
+    }
 
 
 def _replace_sample(sample: tr.SampleConfig, changes: Mapping[str, Any]) -> tr.SampleConfig:
@@ -760,6 +869,8 @@ def _toml(value: Any) -> str:
 
     if isinstance(value, bool):
         return "true" if value else "false"
+    if value is None:  # TOML has no word for it; the library reads this one
+        return '"none"'
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return (

@@ -130,6 +130,8 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
             )
             tell = say if event.executor == "unroll" and event.device == "cpu" else detail
             tell(f"cells run by {event.executor}: {event.reason}")
+            for remark in event.remarks:
+                warn(remark)
         case tr.StepDone():
             view.done = event
             view.losses.append(event.loss)
@@ -145,6 +147,7 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
             say(
                 f"step {number(event.step)}: validation loss {event.loss:.4f} ({event.loss / math.log(2):.4f} bits)"
                 + (", the best so far" if event.best else "")
+                + ("" if event.lr is None else f"; none is better, so the learning rate is now {event.lr:g}")
             )
         case tr.Sampled():
             say(f"step {number(event.step)}: sample")
@@ -152,16 +155,16 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
         case tr.Watched():
             view.report = event.report
             if not live:
-                for series in event.report.select(loss="last"):
+                for series in event.report.judged("last"):
                     say(
-                        f"step {number(event.step)}: gradient norms, layer {series.layer}, state {series.state}: slope "
-                        f"{series.slope:+.4f} nats per step back, {series.verdict}"
+                        f"step {number(event.step)}: gradient norms, layer {series.layer}, state {series.state}: "
+                        f"{series.reason}"
                     )
         case tr.Saved():
             detail(f"step {number(event.step)}: saved {event.path}")
         case tr.RolledBack():
             what = event.why.partition(". ")[0]  # the rest is what to try, and this run tries already
-            warn(f"{what}; back to step {number(event.to_step)}, with learning rate {event.lr:g}")
+            warn(f"{what}; back to step {number(event.to_step)} at half the rate, {event.lr:g}")
         case tr.Finished():
             if event.reason == "patience":
                 say(f"step {number(event.step)}: no better validation any more; stopped early")
@@ -179,9 +182,15 @@ def step_line(done: StepDone, view: View) -> str:
     """One line of a log, as char-rnn prints it and more."""
     return (
         f"step {done.step}/{view.total}  epoch {done.epoch:.2f}  loss {done.loss:.4f}  "
-        f"grad {done.grad_norm:.3g}->{done.clipped_norm:.3g}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
+        f"grad {_norms(done)}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
         f"{_rate(done.symbols_per_s)}  {seconds(done.seconds_left)} left"
     )
+
+
+def _norms(done: StepDone) -> str:
+    """The gradient norm before and after clipping, and how often it was clipped so far."""
+    share = f" ({done.clipped_share:.0%} clipped)" if done.clipped_share else ""
+    return f"{done.grad_norm:.3g}->{done.clipped_norm:.3g}{share}"
 
 
 def _ratio(done: StepDone) -> float:
@@ -237,24 +246,29 @@ class _Frame:
 
 def _numbers(done: StepDone, view: View) -> Any:
     from rich.table import Table
+    from rich.text import Text
+
+    def named(name: str, value: str) -> Text:  # no markup: a line printed above the display would turn it off
+        return Text.assemble((name, "bold"), f" {value}")
 
     grid = Table.grid(padding=(0, 2))
     val = "-" if view.val_loss is None else f"{view.val_loss:.4f}"
     recent = list(view.losses)
-    for row in [
+    rows: list[tuple[Text | str, ...]] = [
         (
-            f"[bold]loss[/] {done.loss:.4f}",
-            f"[bold]validation[/] {val}",
-            f"[bold]epoch[/] {done.epoch:.2f}",
-            f"[cyan]{tr.sparkline(recent, 30, ascii=not is_unicode(sys.stderr))}[/]",
+            named("loss", f"{done.loss:.4f}"),
+            named("validation", val),
+            named("epoch", f"{done.epoch:.2f}"),
+            Text(tr.sparkline(recent, 30, ascii=not is_unicode(sys.stderr)), style="cyan"),
         ),
         (
-            f"gradient {done.grad_norm:.3g} -> {done.clipped_norm:.3g}",
+            f"gradient {_norms(done)}",
             f"grad/param {_ratio(done):.1e}",
             f"lr {done.lr:.3g}",
             _rate(done.symbols_per_s),
         ),
-    ]:
+    ]
+    for row in rows:
         grid.add_row(*row)
     return grid
 
@@ -275,5 +289,8 @@ def _gradients(report: GradNormReport) -> Any:
         width=width,
         colored=uses_color(sys.stderr),
     )
-    words = "  ".join(f"{s.state}{s.layer}: {s.slope:+.3f} {s.verdict}" for s in report.select(loss=judged(report)))
+    words = "  ".join(
+        f"{s.state}{s.layer}: {s.verdict}" + ("" if s.share is None else f" ({s.share:.2g})")
+        for s in report.judged(judged(report))
+    )
     return Panel(Text.from_ansi(text + "\n" + words), title="gradient norms", title_align="left", expand=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import aside, emit
-from tinygrad_rnn_cli.options import Command, common, resolve, settings
+from tinygrad_rnn_cli.console import aside, emit, note, number, warn
+from tinygrad_rnn_cli.options import Command, common, option_names, refuse_idle, resolve, settings, spell
 
 
 @click.command("resume", cls=Command)
@@ -24,28 +25,40 @@ from tinygrad_rnn_cli.options import Command, common, resolve, settings
 @click.option(
     "--allow-other-text", is_flag=True, help="go on with a text of another content, from the start of a pass over it"
 )
-@settings("train.steps", "train.epochs", "train.callbacks")
+@settings("train.steps", "train.epochs", *tr.RESUMABLE, "train.callbacks")
 @common("config", "device", "plugin")
 def resume(run: Path, allow_changed_cell: bool, text: tuple[Path, ...], allow_other_text: bool) -> None:
     """Continue RUN: bit for bit as if it had never stopped (on a CPU).
 
     --steps and --epochs are the TOTAL length of the run: with 100 steps done, --steps 200 does 100 more. Without
     them it goes on to the length it was meant to have. Its callbacks are called again; --callback names others. The
-    text must be the one that it was trained on, wherever it is.
+    text must be the one that it was trained on, wherever it is. Every other option changes the run from here on;
+    inspect lists the changes.
     """
     if Path("-") in text:
         raise click.UsageError("--text -: expected a file or folder, which the run can read again, got standard input")
     origin = f"run {run}"
-    found = resolve(base=tr.run_config(tr.open_run(run)), origin=origin)
+    base = tr.run_config(tr.open_run(run))
+    found = resolve(base=base, origin=origin)
     for key in ("train.seed", "train.dtype"):
         if found.origins[key] != origin and not found.origins[key].startswith("environment"):
             raise click.UsageError(
-                f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs, --callback and --device"
+                f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs, --callback, --device, "
+                + ", ".join(option_names()[key] for key in tr.RESUMABLE)
             )
+
+    if found.written("train.steps"):
+        refuse_idle(found.written("train.epochs"), "beside --steps; give one of them")
 
     def given(key: str) -> bool:
         return found.origins[key] != origin
 
+    def said(key: str) -> bool:
+        """Whether a setting is to change: a file or the environment that repeats it means nothing by it."""
+        return found.origins[key].startswith(("flag", "--set")) or _value(found.run, key) != _value(base, key)
+
+    if given("train.epochs") and given("train.steps"):
+        raise click.UsageError("--steps and --epochs exclude each other; give one of them")
     if given("train.epochs") and not given("train.steps"):
         steps, epochs = None, found.run.train.epochs
     else:
@@ -57,6 +70,7 @@ def resume(run: Path, allow_changed_cell: bool, text: tuple[Path, ...], allow_ot
             epochs=epochs,
             device=found.run.train.device if given("train.device") else None,
             callbacks=found.run.train.callbacks if given("train.callbacks") else None,
+            settings={key: _value(found.run, key) for key in tr.RESUMABLE if said(key)},
             text=[str(path.absolute()) for path in text],
             allow_other_text=allow_other_text,
             allow_changed_cell=allow_changed_cell,
@@ -66,6 +80,18 @@ def resume(run: Path, allow_changed_cell: bool, text: tuple[Path, ...], allow_ot
     from tinygrad_rnn_cli.progress import follow
     from tinygrad_rnn_cli.train import advise_next
 
+    if trainer.progress.step >= trainer.total:
+        warn(f"nothing is left to do: {number(trainer.total)} steps are done; --steps N makes N of them in all")
+    for change in trainer.changes:
+        note(
+            f"{change['setting']}: {spell(change['from'])} -> {spell(change['to'])}, from step "
+            f"{number(change['step'])} on"
+        )
     finished = follow(trainer)
     emit(str(finished.path))
     advise_next(finished)
+
+
+def _value(config: tr.RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)

@@ -25,7 +25,9 @@ def check_text_options(found: Settings) -> None:
     if found.run.data.tokens == "bytes":
         for key in ("data.min_count", "data.encoding", "data.errors"):
             refuse_idle(found.written(key), "with --tokens bytes, which takes every byte as it is")
-    if not found.run.data.text:
+    if found.run.data.text:
+        refuse_idle(found.written("data.corpus"), "beside TEXT; give one of them")
+    else:
         for key in ("data.between", "data.encoding", "data.errors"):
             refuse_idle(found.written(key), "on a corpus, which is text already; it is for TEXT")
 

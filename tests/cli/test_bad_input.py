@@ -375,7 +375,7 @@ def test_rollback_says_where_it_goes(invoke: Any) -> None:
     done = invoke(["train", "--corpus", "hello", *TINY, *words, "--on-divergence", "rollback"])
     assert done.exit_code == 4
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: diverged")]
-    assert len(warnings) > 1 and all("back to step 0, with learning rate" in line for line in warnings)
+    assert len(warnings) > 1 and all("back to step 0 at half the rate, " in line for line in warnings)
 
 
 def test_traceback_on_demand_and_for_a_bug(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,16 +294,100 @@ def test_plain_lines_and_watched_gradients(invoke: Any) -> None:
     assert len(lines) == 4
     for word in ("loss", "grad ", "->", "grad/param", "char/s", "left"):
         assert word in lines[0]
-    assert "slope" in done.stderr and ": sample" in done.stderr and "saved" in done.stderr
+    assert "of the gradient" in done.stderr and ": sample" in done.stderr and "saved" in done.stderr
 
 
-def test_resume_takes_length_and_device_alone(invoke: Any, run: Path) -> None:
-    for words in (["--lr", "1"], ["--seed", "4"], ["--set", "optim.lr=1"], ["--hidden", "3"]):
+def test_resume_refuses_what_the_run_has_settled(invoke: Any, run: Path) -> None:
+    for words in (["--optim", "sgd"], ["--seed", "4"], ["--set", "optim.beta1=0.5"], ["--hidden", "3"]):
         done = invoke(["resume", run, *words])
         assert done.exit_code == 2, done.output
     short = invoke(["resume", run, "--steps", "5"])
     assert short.exit_code == 2 and "done already" in short.stderr
     assert invoke(["resume", run, "--steps", "14"]).exit_code == 0
+
+
+def test_resume_with_other_settings_is_recorded_and_shown(invoke: Any, run: Path) -> None:
+    words = "--steps 14 --lr 0.25 --clip-norm 0.125 --on-divergence rollback --patience 2 -v".split()
+    done = invoke(["resume", run, *words])
+    assert done.exit_code == 0, done.output
+    assert "optim.lr: 0.002 -> 0.25, from step 12 on" in done.stderr
+    assert "lr 0.25" in done.stderr and "->0.125 (" in done.stderr
+    facts = json.loads(invoke(["inspect", run, "--json"]).stdout)
+    assert [(row["step"], row["setting"], row["from"], row["to"]) for row in facts["changes"]] == [
+        (12, "optim.lr", 0.002, 0.25),
+        (12, "optim.clip_norm", 5.0, 0.125),
+        (12, "train.patience", 0, 2),
+        (12, "train.on_divergence", "abort", "rollback"),
+    ]
+    assert facts["config"]["optim"]["lr"] == 0.25
+    page = invoke(["inspect", run]).stdout
+    assert "Changes by resume" in page and "train.on_divergence" in page
+    again = invoke(["resume", run, "--steps", "15", "-v"])
+    assert "lr 0.25" in again.stderr and "optim.lr:" not in again.stderr
+    assert "nothing is left to do: 15 steps are done" in invoke(["resume", run]).stderr
+    both = invoke(["resume", run, "--steps", "16", "--epochs", "3"])
+    assert both.exit_code == 2 and "exclude each other" in both.stderr
+
+
+def test_a_clipped_gradient_is_told_step_by_step_and_at_the_end(invoke: Any) -> None:
+    done = invoke(["train", *TINY, "--steps", "3", "--clip-value", "1e-4", "--clip-norm", "0", "-v", "--out", "run"])
+    assert done.stderr.count("(100% clipped)") == 3
+    assert "the gradient was clipped in 3 of 3 steps (100%)" in done.stderr
+    before, after = done.stderr.partition("grad ")[2].split()[0].split("->")
+    assert float(before) > 0.01 > float(after)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--optim adam --momentum 0.9", "--momentum 0.9 has no effect: adam does not read it, rmsprop and sgd do"),
+        ("--optim sgd --beta1 0.5", "--beta1 0.5 has no effect: sgd does not read it"),
+        ("--set optim.decay=0.5", "--decay 0.5 has no effect: adam does not read it, rmsprop does"),
+        ("--eps 0", "--eps 0: expected at least 1.2e-38"),
+        ("--sample-length 10", "--sample-length has no effect without --sample-every"),
+        ("--steps 3 --epochs 2", "--epochs has no effect beside --steps"),
+        ("--patience 3 --val-frac 0", "--patience 3: expected validations to judge by, got no text held out"),
+        ("--lr-decay plateau:0.5@2 --eval-every 0", "--lr-decay plateau:0.5@2: expected validations"),
+    ],
+)
+def test_a_flag_without_effect_is_an_error(invoke: Any, tmp_path: Path, words: str, told: str) -> None:
+    done = invoke(["train", *TINY, *words.split(), "--out", "run"])
+    assert done.exit_code in (1, 2) and told in done.stderr, done.output
+    assert done.stderr.count("\n") == 1 or done.exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_file_says_of_another_optimiser_is_left_out_aloud(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text('[optim]\noptim = "rmsprop"\ndecay = 0.5\nweight_decay = "none"\n')
+    done = invoke(["train", *TINY, "--config", "my.toml", "--optim", "adam", "--steps", "1", "--out", "run"])
+    assert done.exit_code == 0, done.output
+    assert "my.toml: optim.decay = 0.5 is left out, for adam does not read it, rmsprop does" in done.stderr
+    config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["optim"]
+    assert (config["decay"], config["weight_decay"]) == (0.95, None)  # what actually ran
+    shown = invoke(["train", *TINY, "--config", "my.toml", "--show-config"]).stdout
+    assert 'optim.weight_decay = "none"' in shown
+    (tmp_path / "shown.toml").write_text(shown)
+    assert invoke(["train", "--config", "shown.toml", "--steps", "1", "--out", "again"]).exit_code == 0
+
+
+def test_a_run_too_short_for_its_schedule_is_warned_of(invoke: Any) -> None:
+    done = invoke(["train", *TINY, "--steps", "2", "--lr-decay", "exp:0.5@9", "--warmup", "5", "--out", "run"])
+    assert "--lr-decay exp:0.5@9 has no effect: 9 passes are" in done.stderr
+    assert "--warmup 5: the rate never reaches --lr, for the run has 2 updates" in done.stderr
+
+
+def test_a_diverged_step_is_replayed(invoke: Any, tmp_path: Path) -> None:
+    words = "--optim sgd --lr 1e4 --clip-norm 0 --steps 50 --out run".split()
+    done = invoke(["train", *TINY, *words])
+    assert done.exit_code == 4 and "diagnose replay run shows it" in done.stderr, done.output
+    page = invoke("diagnose replay run")
+    assert page.exit_code == 0, page.output
+    for word in ("step ", "diverged ", "loss ", "gradient ", "breaks ", "readout.W", "at timestep"):
+        assert word in page.stdout
+    facts = json.loads(invoke("diagnose replay run --json").stdout)
+    assert facts["why"] in done.stderr and facts["step"] >= 2
+    wrong = invoke("diagnose replay run --step 40")
+    assert wrong.exit_code in (1, 2) and "--step 40: expected a step that diverged, one of" in wrong.stderr
 
 
 # -------------------------------------------------------------------------------- signals, pipes, terminals
@@ -383,6 +467,8 @@ def test_a_live_display_on_a_terminal(tmp_path: Path) -> None:
     assert out.decode().strip() == "run"
     for word in ("gradient norms", "step 30/30", "validation", "char/s", "\x1b["):
         assert word in text
+    for markup in ("[bold]", "[cyan]", "[/]"):  # in a frame that is drawn with a line above it
+        assert markup not in text
 
 
 def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_path: Path) -> None:
@@ -416,3 +502,45 @@ def test_weights_go_to_a_text_with_new_symbols(invoke: Any, tmp_path: Path) -> N
     assert invoke("resume third --steps 3").exit_code == 0
     planned = invoke(["train", "third.txt", *sizes, "--init-from", "first", "--plan"])
     assert planned.exit_code == 0 and told in planned.stderr
+
+
+def test_weights_bring_the_settings_that_they_are_bound_to(invoke: Any, tmp_path: Path, one_line: Any) -> None:
+    sizes = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --steps 2".split()
+    made = "--cell rnn --cell-opt activation=relu --wrap residual --tokens words --min-count 2".split()
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, the cat sat on the hat. a dog " * 60 + "once")
+    assert invoke(["train", "text.txt", *sizes, *made, "--out", "first"]).exit_code == 0
+    again = ["train", "text.txt", *"--batch 4 --seq-len 10 --steps 2 --init-from first".split()]
+    done = invoke([*again, "--out", "second"])
+    assert done.exit_code == 0, done.output
+    assert f"note: --init-from first brings {' '.join(made[:6])} --hidden 8 --layers 1 --tokens words" in done.stderr
+    configs = [json.loads((tmp_path / name / "run.json").read_text())["config"] for name in ("first", "second")]
+    assert configs[0]["model"] == configs[1]["model"]
+    assert [config["data"]["min_count"] for config in configs] == [2, 2]
+    shown = {line.partition(" = ")[0]: line for line in invoke([*again, "--show-config"]).stdout.splitlines()}
+    for key in ("model.wrap", "model.cell_options.activation", "data.tokens", "data.min_count"):
+        assert shown[key].endswith("# run first"), shown[key]
+    said = invoke([*again, "--cell", "rnn", "--cell-opt", "activation=relu", "--hidden", "8", "--out", "third"])
+    assert said.exit_code == 0 and "brings --wrap residual --layers 1" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--cell gru", "need --cell lstm, got --cell gru (flag --cell)"),
+        ("--cell-opt forget_bias=3", "need --cell-opt forget_bias=1.0, got --cell-opt forget_bias=3.0 (flag"),
+        ("--wrap residual", "need no --wrap, got --wrap residual (flag --wrap)"),
+        ("--set model.hidden=9", "need --hidden 8, got --hidden 9 (--set)"),
+        ("--tokens bytes", "need --tokens chars, got --tokens bytes (flag --tokens)"),
+        ("--min-count 3", "need --min-count 1, got --min-count 3 (flag --min-count)"),
+        ("--recipe min-char-rnn", "--embed hidden, got --cell rnn (recipe min-char-rnn), --hidden 100"),
+        ("--init zeros", "--init has no effect beside --init-from"),
+    ],
+)
+def test_a_setting_that_weights_cannot_be_put_to(
+    invoke: Any, trained: Path, one_line: Any, words: str, told: str
+) -> None:
+    for more in ([], ["--plan"], ["--show-config"]):
+        done = invoke(["train", "--corpus", "hello", "--init-from", trained, "--out", "new", *words.split(), *more])
+        assert done.exit_code == 2
+        assert told in one_line(done.stderr)
+    assert not Path("new").exists()
