@@ -73,6 +73,9 @@ def evaluate(
     found = resolve_run(run)
     if text:
         refuse_idle(written("part"), "beside TEXT: it names a part of the run's own text")
+        if found.run.data.tokens == "bytes":
+            for key in ("data.encoding", "data.errors"):
+                refuse_idle(found.written(key), "on a byte model, which takes every byte as it is")
     else:
         for key in ("data.between", "data.encoding", "data.errors"):
             refuse_idle(found.written(key), "without TEXT: the run says how to read its own")

@@ -23,7 +23,7 @@ from tinygrad_rnn_cli.options import (
     settings,
     written,
 )
-from tinygrad_rnn_cli.texts import whole_text
+from tinygrad_rnn_cli.texts import check_text_options, whole_text
 from tinygrad_rnn_cli.train import RUNS, kept_paths
 
 if TYPE_CHECKING:
@@ -102,9 +102,14 @@ def torch(
     if like is not None:
         for key in ("data.tokens", "data.min_count"):
             refuse_idle(found.written(key), "beside --like, whose vocabulary it is")
+        for key in ("data.between", "data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "beside --like, which says how to read its text")
     elif text is None:
-        for key in ("data.min_count", "data.errors", "data.val_frac", "data.test_frac"):
+        reading = ("data.min_count", "data.between", "data.encoding", "data.errors")
+        for key in (*reading, "data.val_frac", "data.test_frac"):
             refuse_idle(found.written(key), "without --text")
+    else:
+        check_text_options(found)
     asked = found.origins["train.dtype"] not in ("default", f"run {like}")
     vocabulary, config, data = _symbols(found, state, vocab, like)
     made = tr.import_torch(

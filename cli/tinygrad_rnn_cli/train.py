@@ -52,7 +52,7 @@ def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     type=click.Path(path_type=Path),
     metavar="RUN",
     help="take the weights of another run, with the model and tokens that they belong to (and nothing else; see "
-    "resume)",
+    "resume); symbols that are new in the text get new rows",
 )
 @click.option("--plan", is_flag=True, help="print size, memory and time, measured over a few steps, and stop")
 @settings("model.*", "data.*", "optim.*", "train.*")

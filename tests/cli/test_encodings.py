@@ -99,11 +99,14 @@ def test_a_compressed_text(invoke: Any, tmp_path: Path) -> None:
         ("train --encoding latin-1", "--encoding"),
         ("data stats --between x", "--between"),
         ("eval run --encoding latin-1", "--encoding"),
+        ("eval byte a.txt --errors replace", "--errors"),
     ],
 )
 def test_options_without_effect_are_refused(invoke: Any, tmp_path: Path, command: str, flag: str) -> None:
     (tmp_path / "a.txt").write_text("hello world\n" * 20)
-    if command.startswith("eval"):
+    if command.startswith("eval byte"):
+        assert invoke(["train", "a.txt", *SMALL, "--tokens", "bytes", "--out", "byte"]).exit_code == 0
+    elif command.startswith("eval"):
         trained(invoke, "a.txt")
     done = invoke(command)
     assert done.exit_code == 2 and f"error: {flag} has no effect" in done.stderr

@@ -175,6 +175,13 @@ def test_what_the_file_does_not_hold_is_said(invoke: Any, tmp_path: Path, one_li
         ("import torch m.safetensors --vocab v.txt --overwrite", 2, "--overwrite has no effect without --out"),
         ("import torch m.safetensors --vocab v.txt --min-count 2", 2, "--min-count has no effect without --text"),
         ("import torch m.safetensors --vocab v.txt --val-frac 0.1", 2, "--val-frac has no effect without --text"),
+        ("import torch m.safetensors --vocab v.txt --encoding cp1252", 2, "--encoding has no effect without --text"),
+        ("import torch m.safetensors --like run --between x", 2, "--between has no effect beside --like"),
+        (
+            "import torch m.safetensors --text v.txt --tokens bytes --errors replace",
+            2,
+            "--errors has no effect with --tokens bytes",
+        ),
         (
             "import torch m.safetensors --vocab v.txt --text v.txt --min-count 2",
             2,

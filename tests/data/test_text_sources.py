@@ -386,3 +386,9 @@ def test_zstd_without_its_package_says_what_to_install(tmp_path: Path, monkeypat
     if sys.version_info < (3, 14):
         with pytest.raises(DataError, match=r"a\.zst': before Python 3\.14 .*tinygrad_rnn\[text\]"):
             list(read_chunks([name]))
+
+
+def test_an_xz_file_that_asks_for_much_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "XZ_MEMORY", 1 << 20)
+    with pytest.raises(DataError, match=r"expected xz data in .*Memory usage limit"):
+        list(read_chunks([written(tmp_path, "a.xz", lzma.compress(b"a text"))]))

@@ -15,6 +15,7 @@ COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 RATIO = 200  # how many times its compressed size a text may have; prose has 3 to 5 times, a log of one line 100
 FLOOR = 1 << 26  # up to so many bytes no ratio is suspicious
 ZSTD_INPUT = 256  # bytes of zstd at a time, because each may stand for 32 KiB and the package cannot bound its output
+XZ_MEMORY = 1 << 30  # bytes that an xz file may ask for to be read; `xz -9` asks for 65 MiB
 CUT = "the data end too early"
 
 _MAGIC = {".gz": rb"\x1f\x8b", ".bz2": rb"BZh[1-9]1AY&SY", ".xz": rb"\xfd7zXZ\x00", ".zst": rb"\x28\xb5\x2f\xfd"}
@@ -75,7 +76,8 @@ def _chunks(file: IO[bytes], kind: str, name: str, chunk_bytes: int) -> Iterator
         if kind == "bzip2":
             return _streams(file, importlib.import_module("bz2").BZ2Decompressor, chunk_bytes)
         if kind == "xz":
-            return _streams(file, importlib.import_module("lzma").LZMADecompressor, chunk_bytes, padding=b"\0")
+            make = partial(importlib.import_module("lzma").LZMADecompressor, memlimit=XZ_MEMORY)
+            return _streams(file, make, chunk_bytes, padding=b"\0")
     except ImportError as error:
         raise DataError(
             f"{name!r}: this Python comes without {error.name}, which reads {kind}; decompress it"
