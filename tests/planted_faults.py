@@ -696,7 +696,7 @@ class NoParameters(Cell):
 
 # Each with the checks that must fail, no other may, and words of the first message.
 FAULTS: list[tuple[type[Cell], set[str], str]] = [
-    (NoStep, {"declaration"}, "expected the methods step"),
+    (NoStep, {"declaration"}, "expected the method step"),
     (NameWithSpaces, {"declaration"}, "my cell"),
     (OutputIsNoH, {"declaration"}, "expected the output to have the shape (H,)"),
     (NoSuchInitialiser, {"declaration"}, "did you mean orthogonal"),

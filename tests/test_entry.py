@@ -17,12 +17,20 @@ from tinygrad_rnn import (
     ModelConfig,
     Tensor,
     build_model,
+    cell_to_dot,
+    check_cell,
+    draw_noise,
     grad,
+    gradcheck,
     init_cell,
     load_cell,
     ops,
+    output_of,
     scan,
+    select_device,
+    step_graph,
     unroll,
+    wrap_cell,
 )
 from tinygrad_rnn import guard as guard_arrays
 
@@ -45,13 +53,20 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "booleans": ({"xs": XS > 0}, DtypeError, "expected xs of a floating dtype, got bool"),
     "objects": ({"xs": XS.astype(object)}, DtypeError, "expected xs of a floating dtype, got object"),
     "float16": ({"xs": XS.astype(np.float16)}, DtypeError, "xs of float16 and parameter W_xi of float64"),
-    "masked": ({"xs": np.ma.masked_array(XS, XS > 0)}, InputError, "expected a plain array as xs, got a masked array"),
+    "masked": (
+        {"xs": np.ma.masked_array(XS, XS > 0)},
+        InputError,
+        "xs: expected an array without a mask, got a masked array",
+    ),
     "list": ({"xs": XS.tolist()}, InputError, "expected a tensor or an array as xs, got list"),
     "another device": ({"xs": guard_arrays.asarray(XS)}, DeviceError, "xs of guard and parameter W_xi of numpy"),
     "mask elsewhere": ({"mask": guard_arrays.asarray(MASK)}, DeviceError, "xs of numpy and mask of guard"),
     "mask of texts": ({"mask": MASK.astype(str)}, DtypeError, "expected a mask of booleans, got <U5"),
     "mask as a list": ({"mask": MASK.tolist()}, InputError, "expected a tensor or an array as mask, got list"),
-    "masked mask": ({"mask": np.ma.masked_array(MASK)}, InputError, "as mask, got a masked array"),
+    "mask of shares": ({"mask": MASK * 0.5}, InputError, r"of 0 and 1, got float64 with other .* as in mask > 0\.5$"),
+    "mask of counts": ({"mask": MASK * 2}, InputError, "expected a mask of booleans, or of 0 and 1, got int64"),
+    "mask of NaN": ({"mask": np.where(MASK, 1.0, np.nan)}, InputError, "of 0 and 1, got float64 with other values"),
+    "masked mask": ({"mask": np.ma.masked_array(MASK)}, InputError, "mask: expected an array without a mask"),
     "state of integers": ({"state": zeros(int)}, DtypeError, "xs of float64 and state h of int64"),
     "state as a number": ({"state": {**zeros(), "h": 0.0}}, InputError, "as state h, got float"),
     "state without names": ({"state": np.zeros((2, 4))}, InputError, "expected the states by name, got ndarray"),
@@ -69,9 +84,105 @@ def call(run: Any, change: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("run", [unroll, scan])
 def test_what_does_not_fit_is_told_where_it_enters(run: Any, what: str) -> None:
     change, kind, message = REFUSED[what]
-    with pytest.raises(kind, match=f"^unroll of lstm: .*{message}") as caught:
+    with pytest.raises(kind, match=f"^{run.__name__} of lstm: .*{message}") as caught:
         call(run, change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", [unroll, scan])
+def test_what_is_not_a_cell_or_its_parameters(run: Any) -> None:
+    wrong: list[tuple[Any, str]] = [
+        (
+            "lstm",
+            r"expected a cell with its sizes, got the name 'lstm'; make one with load_cell\('lstm'\)\.cls\(I, H\)$",
+        ),
+        (type(CELL), r"got the class LSTM; make one with LSTM\(I, H\)$"),
+        (3, r"expected a cell with its sizes, got int; make one with load_cell"),
+        (None, "expected a cell with its sizes, got NoneType"),
+    ]
+    for cell, message in wrong:
+        for use in (
+            lambda cell: run(cell, parameters(), XS),
+            lambda cell: init_cell(cell, np.random.default_rng(0)),
+            lambda cell: draw_noise(cell, 4, 2, np.random.default_rng(0)),
+            output_of,
+        ):
+            with pytest.raises(InputError, match=message):
+                use(cell)
+    for params, got in ((None, "NoneType"), (list(parameters().values()), "list")):
+        with pytest.raises(
+            InputError,
+            match=rf"^{run.__name__} of lstm: expected the parameters by name, got {got}; init_cell\(cell, rng\)",
+        ):
+            run(CELL, params, XS)
+
+
+ENTRY = load_cell("lstm")
+CONFIG = ModelConfig(cell="lstm", hidden=4)
+WRONG: dict[str, tuple[Callable[..., Any], Any, str]] = {
+    "wrap a name": (
+        lambda given: wrap_cell(given, ["residual"]),
+        "lstm",
+        "^wrap_cell: expected the class of a cell, as .*lstm",
+    ),
+    "wrap a cell": (
+        lambda given: wrap_cell(given, ["residual"]),
+        CELL,
+        "^wrap_cell: expected the class of a cell, as .*LSTM",
+    ),
+    "wrap by a text": (lambda given: wrap_cell(ENTRY.cls, given), "residual", r"got 'residual'; write \['residual'\]$"),
+    "check a cell": (check_cell, CELL, "^check_cell: expected the class of a cell or its name, got <.*LSTM"),
+    "graph of a name": (step_graph, "lstm", "^expected a cell with its sizes, got the name 'lstm'"),
+    "graph of a class": (step_graph, ENTRY.cls, "^expected a cell with its sizes, got the class LSTM"),
+    "drawing of a class": (cell_to_dot, ENTRY.cls, "^cell_to_dot: expected a cell with its sizes, as .*LSTM"),
+    "model of a name": (
+        lambda given: build_model(CONFIG, 5, given),
+        "lstm",
+        r"^model: expected what load_cell\('lstm'\)",
+    ),
+    "name that is none": (load_cell, 3, "^cell: expected a name, got 3$"),
+    "options in a list": (
+        lambda given: ENTRY.cls(3, 4, given),
+        ["a"],
+        "^cell lstm: expected the options by name, got list",
+    ),
+    "model without parameters": (
+        lambda given: build_model(CONFIG, 5, ENTRY).forward(given, np.zeros((2, 1), int)),
+        None,
+        r"^model: expected the parameters by name, as init\(rng\) gives, got NoneType",
+    ),
+    "dtype": (
+        lambda given: Tensor([1.0], dtype=given),
+        "float31",
+        "^Tensor: expected a dtype, as 'float32', got 'float31'",
+    ),
+    "device": (lambda given: Tensor([1.0]).to(given), "tpu", "^device 'tpu': expected auto, cpu, cuda or cuda:N"),
+    "number of a device": (select_device, 3, "^device 3: expected auto, cpu"),
+}
+
+
+@pytest.mark.parametrize("what", list(WRONG))
+def test_what_cannot_work_is_refused_in_one_line(what: str) -> None:
+    use, given, message = WRONG[what]
+    with pytest.raises(InputError, match=message) as caught:
+        use(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_seed_is_not_a_generator() -> None:
+    seed: Any = 3
+    model = build_model(ModelConfig(cell="lstm", hidden=4), 5, load_cell("lstm"))
+    uses: list[tuple[str, Callable[[], Any]]] = [
+        ("init_cell", lambda: init_cell(CELL, seed)),
+        ("draw_noise", lambda: draw_noise(CELL, 4, 2, seed)),
+        ("gradcheck", lambda: gradcheck(ops.sin, np.ones(2), rng=seed)),
+        ("Model.init", lambda: model.init(seed)),
+        ("model", lambda: model.forward(model.init(np.random.default_rng(0)), np.zeros((2, 1), int), rng=seed)),
+    ]
+    for name, use in uses:
+        message = rf"^{name}: expected a numpy\.random\.Generator, got int; give np\.random\.default_rng\(3\)$"
+        with pytest.raises(InputError, match=message):
+            use()
 
 
 class Matrix(np.ndarray):
@@ -98,6 +209,7 @@ KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "tensor of a memory map": lambda folder: {"xs": Tensor(mapped(folder))},
     "read-only": lambda _: {"xs": read_only()},
     "big-endian": lambda _: {"xs": XS.astype(">f8")},
+    "tensor of a big-endian array": lambda _: {"xs": Tensor(XS.astype(">f8"))},
     "fortran": lambda _: {"xs": np.asfortranarray(XS)},
     "records": lambda _: {"xs": XS.view(np.recarray)},
     "matrix": lambda _: {"W_xi": parameters()["W_xi"].data.view(Matrix)},
@@ -167,5 +279,5 @@ def test_symbols_that_are_no_array_are_told() -> None:
     params = model.init(np.random.default_rng(0))
     with pytest.raises(InputError, match=r"^model: expected a tensor or an array as symbols, got list"):
         model.forward(params, [[1, 2]])
-    with pytest.raises(InputError, match=r"^model: expected a plain array as symbols, got a masked array"):
+    with pytest.raises(InputError, match=r"^model: symbols: expected an array without a mask, got a masked array"):
         model.forward(params, np.ma.masked_array([[1, 2]]))

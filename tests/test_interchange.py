@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +441,45 @@ def test_what_a_module_was_made_without_is_zero() -> None:
     assert found.zeros == ("the biases of rnn", "the bias of readout")
     assert found.arrays["rnn.bias_hh_l1"].shape == (12,)
     assert not any(array.any() for name, array in found.arrays.items() if "bias" in name)
+
+
+@pytest.mark.parametrize("form", ["both", "both, no bias", "embed alone", "readout alone", "save_model"])
+def test_a_tied_module_in_every_form_that_it_is_saved_in(tmp_path: Path, form: str) -> None:
+    arrays = {**theirs("lstm", "hidden")}
+    arrays["embed.weight"] = arrays["readout.weight"].copy()
+    bias = arrays["readout.bias"]
+    lost = {"both, no bias": ["readout.bias"], "embed alone": ["readout.weight"], "readout alone": ["embed.weight"]}
+    left = {name: array for name, array in arrays.items() if name not in lost.get(form, [])}
+    header = {}
+    if form == "save_model":  # which leaves one name of shared memory, the first by the alphabet, and says so
+        del left["readout.weight"]
+        header = {"readout.weight": "embed.weight"}
+    safetensors.numpy.save_file(left, tmp_path / "m.safetensors", header)
+    state = read_state_dict(tmp_path / "m.safetensors")
+    if "alone" in form:
+        with pytest.raises(InputError, match="--tie"):
+            import_torch(state, tmp_path / "run", SYMBOLS, RunConfig(), data=NO_TEXT)
+    found = recognise(state.arrays, 6, tie="alone" in form)
+    assert found.config.tie and found.config.embed == "hidden" and not found.missing
+    np.testing.assert_array_equal(found.arrays["embed.weight"], found.arrays["readout.weight"])
+    np.testing.assert_array_equal(found.arrays["readout.bias"], 0 * bias if form == "both, no bias" else bias)
+    model = build_model(found.config, 6, load_cell("lstm"))
+    params = from_torch(model, found.arrays, prefix="rnn.")
+    np.testing.assert_array_equal(params["readout.W"].data, found.arrays["readout.weight"].T)
+    back = to_torch(model, params, prefix="rnn.")
+    np.testing.assert_array_equal(back["embed.weight"], arrays["embed.weight"])
+    assert "self.readout.weight = self.embed.weight" in torch_code(model, "m")
+
+
+def test_what_is_not_tied() -> None:
+    arrays = theirs("lstm", "hidden")
+    assert not recognise(arrays, 6).config.tie
+    with pytest.raises(InputError, match="--tie: expected one matrix of 4 columns, or two of the same numbers"):
+        recognise(arrays, 6, tie=True)
+    model = make("lstm", {}, "hidden", layers=2)
+    tied = build_model(replace(model.config, tie=True), 6, load_cell("lstm"))
+    with pytest.raises(InputError, match=r"from_torch: expected the same numbers in embed\.weight and readout\.weight"):
+        from_torch(tied, arrays, prefix="rnn.")
 
 
 def test_where_several_arrays_fit() -> None:

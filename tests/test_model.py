@@ -117,6 +117,41 @@ def test_embed_variants(embed: str) -> None:
     np.testing.assert_array_equal(done.inputs.data, table[x])
 
 
+def test_a_tied_model_is_one_whose_embedding_is_the_readout_transposed() -> None:
+    """Values, and the gradient of the shared matrix: the sum of what embedding and readout get."""
+    tied, free = make(embed="hidden", tie=True), make(embed="hidden")
+    params = init(tied)
+    assert "embed.W" not in params and tied.count() == free.count() - 5 * 4
+    x, y = symbols(), symbols(seed=1)
+    copied = {**params, "embed.W": Tensor(params["readout.W"].data.T.copy(), requires_grad=True)}
+    done, other = tied.forward(params, x), free.forward(copied, x)
+    np.testing.assert_allclose(done.logits.data, other.logits.data, rtol=1e-12)
+    got = grad(ops.cross_entropy(done.logits, y), [params["readout.W"], params["layers.0.W_xi"]])
+    want = grad(ops.cross_entropy(other.logits, y), [copied[n] for n in ("readout.W", "layers.0.W_xi", "embed.W")])
+    np.testing.assert_allclose(got[0].data, want[0].data + want[2].data.T, rtol=1e-10)
+    np.testing.assert_allclose(got[1].data, want[1].data, rtol=1e-10)
+    step = tied.stepper(params, 2)
+    for row, logits in zip(x, done.logits.data, strict=True):
+        np.testing.assert_allclose(step(row[None]), logits, rtol=1e-10)
+
+
+def test_the_gradient_of_a_tied_model() -> None:
+    model = make(V=4, cell="gru", layers=1, hidden=3, embed="3", tie=True)
+    params = init(model)
+    x, y = symbols(3, 2, 4), symbols(3, 2, 4, seed=1)
+
+    def loss(W: Any, b: Any) -> Any:
+        return ops.cross_entropy(model.forward({**params, "readout.W": W, "readout.b": b}, x).logits, y)
+
+    gradcheck(loss, params["readout.W"].data, params["readout.b"].data, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("embed", ["onehot", "3"])
+def test_what_cannot_be_tied(embed: str) -> None:
+    with pytest.raises(InputError, match=rf"--tie: expected an embedding of as many units as --hidden, 4, .* {embed}"):
+        make(embed=embed, tie=True)
+
+
 def test_onehot_equals_an_identity_embedding() -> None:
     one, other = make(embed="onehot"), make(embed="5")
     params = init(one)

@@ -95,6 +95,15 @@ def test_every_cell_is_computed_alike(cell: str, options: dict[str, Any], dtype:
         assert onnx_difference(scanned, model, params, np.random.default_rng(1)) < TOLERANCE
 
 
+@pytest.mark.parametrize("cell", ["lstm", "mgu"])
+def test_a_tied_model(cell: str) -> None:
+    model = build_model(ModelConfig(cell=cell, hidden=4, layers=2, embed="hidden", tie=True), 6, load_cell(cell))
+    params = drawn(model)
+    proto = to_onnx(model, params)
+    assert [one.name for one in proto.graph.initializer if tuple(one.dims) in ((6, 4), (4, 6))] == ["readout.W"]
+    assert onnx_difference(proto, model, params, np.random.default_rng(1)) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     "wrap", [("zoneout:0.3",), ("recurrent_dropout:0.2",), ("layernorm", "residual"), ("highway",)]
 )

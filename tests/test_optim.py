@@ -646,7 +646,7 @@ class Misspelt:
     ("changes", "message"),
     [
         ({"summary": ""}, r"optimiser 'mine_of_test': expected a text in the class attribute 'summary', got none"),
-        ({"update": None}, r"expected the methods update to be written, got none"),
+        ({"update": None}, r"expected the method update to be written, got none"),
         ({"Options": type("Options", (), {})}, r"expected Options to be under @dataclass"),
         ({"Options": Misspelt}, r"a default for the option 'beta3', or the name of a shared setting; did you mean"),
     ],
@@ -670,7 +670,11 @@ def replaces(self: Any, params: Any, grads: Any, slots: Any, step: int, lr: floa
             r"mine_of_test, slots: expected a tuple of Python names, got \['m'\]",
         ),
         ({"slots": lambda self: ("a/b",)}, r"expected a tuple of Python names"),
-        ({"update": replaces}, r"^optimiser mine_of_test, update \(test_optim\.py:\d+\): TypeError: 'mappingproxy'"),
+        (
+            {"update": replaces},
+            r"^optimiser mine_of_test, update \(test_optim\.py:\d+\): .*expected values written into the array W, got "
+            r"another array in its place; write \['W'\]\[\.\.\.\] =$",
+        ),
         ({"update": lambda self, *_: 1 // 0}, r"test_optim\.py:\d+\): ZeroDivisionError"),
     ],
 )
@@ -680,6 +684,21 @@ def test_what_an_author_does_wrong_has_his_line(changes: dict[str, Any], message
     with pytest.raises(PluginError, match=message) as caught:
         update(mine, params, {"W": np.ones(2)}, init_state(mine, params), 0.1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_a_rule_may_subtract_in_place(elementwise: bool) -> None:
+    """``params[name] -= x``, which Python reads as a write into the array and an assignment of the same array."""
+
+    def subtracts(self: Any, params: Any, grads: Any, slots: Any, step: int, lr: float) -> None:
+        assert len(params) == len([*params]) == 1
+        for name in params:
+            params[name] -= lr * grads[name]
+
+    mine = declared(update=subtracts, elementwise=elementwise)(OptimConfig())
+    params = {"W": np.ones(2)}
+    update(mine, params, {"W": np.ones(2)}, init_state(mine, params), 0.25)
+    np.testing.assert_array_equal(params["W"], 0.75)
 
 
 def test_every_built_in_optimiser_is_declared_as_a_strangers() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygrad_rnn.errors import InputError, PluginError
-from tinygrad_rnn.options import check, coerce, parse_options
+from tinygrad_rnn.options import check, coerce, parse_options, unescape
 
 
 @dataclass(frozen=True)
@@ -225,3 +225,33 @@ def test_unresolvable_annotation_is_the_authors_fault() -> None:
 def test_no_numpy_behind_options_and_config() -> None:
     code = "import sys, tinygrad_rnn.config, tinygrad_rnn.options; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (r"\n", "\n"),
+        (r"a\tb\r\n", "a\tb\r\n"),
+        (r"\\n", r"\n"),
+        (r"\x41", "A"),
+        (r"\xc3\xa9", "é"),
+        (r"\xff", "\udcff"),
+        (r"\u00e9", "é"),
+        ("\n", "\n"),
+        ("\udcff", "\udcff"),
+        ("plain é", "plain é"),
+    ],
+)
+def test_escapes_of_a_shell(typed: str, meant: str) -> None:
+    assert unescape(typed, "--stop") == meant
+
+
+@pytest.mark.parametrize("typed", [r"\q", "\\", r"a\x4", r"\u12", "\\\n"])
+def test_another_backslash_is_refused(typed: str) -> None:
+    with pytest.raises(InputError, match=r"--stop: expected \\n, [^\n]* write \\\\ for a backslash"):
+        unescape(typed, "--stop")
+
+
+def test_an_escaped_surrogate_is_no_text() -> None:
+    with pytest.raises(InputError, match="lone surrogate"):
+        unescape(r"\ud800", "--stop")

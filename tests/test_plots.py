@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tinygrad_rnn import FileError, InputError
 from tinygrad_rnn.diagnostics import GradNormReport, GradNormSeries, describe
-from tinygrad_rnn.plots import gradnorm_figure, loss_figure, save_figure
+from tinygrad_rnn.plots import COLOURS, gradnorm_figure, loss_figure, norm_figure, save_figure
 from tinygrad_rnn.textplot import ASCII_GLYPHS, GLYPHS, sparkline, terminal_plot
 
 T = 20
@@ -29,9 +30,11 @@ def report(
     for layer in range(layers):
         for state in states:
             norm = [0.1 * g ** (at - t) if t <= at else 0.0 for t in range(T)]
-            series.append(GradNormSeries(loss, layer, state, tuple(norm), *describe(norm[: at + 1]), at=at))
+            series.append(GradNormSeries(loss, layer, state, tuple(norm), *describe(norm[: at + 1]), at=at, by=state))
             flat = (0.02,) * T
-            series.append(GradNormSeries("train", layer, state, flat, *describe(flat, every_step=True), at=T - 1))
+            series.append(
+                GradNormSeries("train", layer, state, flat, *describe(flat, every_step=True), at=T - 1, by=state)
+            )
     return GradNormReport(cell, layers, 8, T, tuple(series))
 
 
@@ -46,9 +49,9 @@ def test_gradient_figure_names_axes_units_and_every_cell() -> None:
     assert axes.get_xlabel() == "timestep t (symbols, earliest first)"
     assert "nats per unit of the state" in axes.get_ylabel()
     assert labels(figure) == [
-        "rnn: h\nvanishing, -0.69 nats/step back",
-        "lstm: h\nvanishing, -0.11 nats/step back",
-        "lstm: c\nvanishing, -0.11 nats/step back",
+        "lstm: h\nhealthy, 0.14 left 19 steps back",
+        "lstm: c\nhealthy, 0.14 left 19 steps back",
+        "rnn: h\nvanishing, 1.9e-06 left 19 steps back",
         "training loss, in the same colours",
     ]
     assert "judge by the thick curves" in figure.get_supxlabel()
@@ -72,21 +75,46 @@ def test_many_curves_stay_apart_and_their_legend_inside() -> None:
     assert figure.legends[0].get_window_extent().y0 > figure.texts[-1].get_window_extent().y1  # above the trap
 
 
-def test_a_long_title_shows_its_end_and_steps_are_whole_numbers() -> None:
+def test_a_long_title_is_whole_and_steps_are_whole_numbers() -> None:
     name = "a/very/long/path" * 8 + "/run"
     figure = gradnorm_figure([report("lstm", 0.9)], title=name)
     (axes,) = figure.axes
     figure.canvas.draw()
     title = axes.get_title(loc="left")
-    assert title.startswith("\N{HORIZONTAL ELLIPSIS}") and title.endswith("/run")
+    assert title.replace("\n", "") == name and max(map(len, title.split("\n"))) <= 56
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
-    loss = loss_figure([{"kind": "step", "step": 1, "loss": 1.0}], title=name).axes[0].get_title(loc="left")
-    assert len(loss) == 80 and loss.endswith("/run")
+    loss = loss_figure({"a": [{"kind": "step", "step": 1, "loss": 1.0}]}, title=name).axes[0].get_title(loc="left")
+    assert loss.replace("\n", "") == name
+
+
+def test_the_title_says_which_layer_is_drawn_and_stays_clear_of_the_legend() -> None:
+    several = gradnorm_figure([report("gru", 0.9, layers=2), report("rnn", 0.5, layers=2)])
+    title = several.axes[0].get_title(loc="left")
+    assert title == "How much gradient reaches timestep t\n2 layers of 8 units; layer 1, the top one"
+    several.canvas.draw()
+    assert several.axes[0]._left_title.get_window_extent().x1 < several.legends[0].get_window_extent().x0
+    one = gradnorm_figure([report("gru", 0.9, layers=2)]).axes[0].get_title(loc="left")
+    assert one.endswith("\n2 layers of 8 units")
+    assert gradnorm_figure([report("gru", 0.9, layers=2)], layer=0).axes[0].get_title(loc="left").endswith("; layer 0")
+
+
+def test_the_legend_has_the_curves_from_the_top() -> None:
+    figure = gradnorm_figure([report("rnn", 0.5), report("best", 1.0), report("gru", 0.9)], training=False)
+    assert [text.split(":")[0] for text in labels(figure)] == ["best", "gru", "rnn"]
+
+
+def test_an_output_beside_a_memory_is_not_drawn_among_several() -> None:
+    lstm = report("lstm", 0.9, states="hc")
+    beside = replace(lstm, series=tuple(replace(s, by="c") for s in lstm.series))
+    assert len(labels(gradnorm_figure([beside], training=False))) == 2
+    assert [text.split("\n")[0] for text in labels(gradnorm_figure([beside, report("rnn", 0.5)], training=False))] == [
+        "lstm: c", "rnn: h"]  # fmt: skip
+    assert len(labels(gradnorm_figure([beside, report("rnn", 0.5)], state="h", training=False))) == 2
 
 
 def test_no_slope_is_told_where_there_is_none() -> None:
     norm = (math.nan,) * 5
-    wild = GradNormReport("rnn", 1, 4, 5, (GradNormSeries("last", 0, "h", norm, *describe(norm), at=4),))
+    wild = GradNormReport("rnn", 1, 4, 5, (GradNormSeries("last", 0, "h", norm, *describe(norm), at=4, by="h"),))
     assert labels(gradnorm_figure([wild])) == ["rnn: h\nexploding", "rnn: h, not finite at 5 of 5 steps"]
 
 
@@ -102,11 +130,11 @@ def test_relative_axis_starts_from_one_at_the_loss() -> None:
 
 def test_zeros_and_infinities_are_marked_not_dropped(tmp_path: Path) -> None:
     norm = (0.0, 0.0, math.nan, 1e-3, 0.1)
-    wild = GradNormReport("rnn", 1, 4, 5, (GradNormSeries("last", 0, "h", norm, *describe(norm), at=4),))
+    wild = GradNormReport("rnn", 1, 4, 5, (GradNormSeries("last", 0, "h", norm, *describe(norm), at=4, by="h"),))
     figure = gradnorm_figure([wild])
     assert labels(figure)[1:] == ["rnn: h, exactly 0 at 2 of 5 steps", "rnn: h, not finite at 1 of 5 steps"]
     nothing = (0.0,) * 5
-    empty = GradNormReport("rnn", 1, 4, 5, (GradNormSeries("last", 0, "h", nothing, *describe(nothing), at=4),))
+    empty = GradNormReport("rnn", 1, 4, 5, (GradNormSeries("last", 0, "h", nothing, *describe(nothing), at=4, by="h"),))
     save_figure(gradnorm_figure([empty]), tmp_path / "empty.png")
 
 
@@ -126,7 +154,7 @@ def test_loss_figure_shows_nats_and_bits() -> None:
         {"kind": "val", "step": 1, "loss": 3.9},
         {"kind": "val", "step": 2, "loss": 3.2},
     ]
-    figure = loss_figure(records)
+    figure = loss_figure({"a": records})
     (axes,) = figure.axes
     (bits,) = axes.child_axes
     assert axes.get_xlabel() == "step (updates)"
@@ -137,13 +165,47 @@ def test_loss_figure_shows_nats_and_bits() -> None:
         "validation (best 3.200 nats, step 2)",
     ]
     assert list(axes.lines[0].get_ydata()) == [4.0, 3.0]  # the later record of step 1 rules
-    many = loss_figure({"kind": "step", "step": i, "loss": 2.0} for i in range(300))
+    many = loss_figure({"a": [{"kind": "step", "step": i, "loss": 2.0} for i in range(300)]})
     assert [text.get_text() for text in many.axes[0].get_legend().get_texts()] == [
         "training, each batch",
         "training, running median",
     ]
     with pytest.raises(InputError, match="train at least one step"):
-        loss_figure([{"kind": "sample", "step": 1, "text": ""}])
+        loss_figure({"a": [{"kind": "sample", "step": 1, "text": ""}]})
+
+
+def norms(pairs: list[tuple[float | None, float | None]]) -> list[dict[str, Any]]:
+    return [{"kind": "step", "step": i + 1, "grad_norm": a, "clipped_norm": b} for i, (a, b) in enumerate(pairs)]
+
+
+def test_the_norm_is_drawn_before_and_after_clipping() -> None:
+    figure = norm_figure({"a": norms([(1.0, 1.0), (1e33, 5.0), (None, 5.0), (8.0, 5.0)])})
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log" and axes.get_xlabel() == "step (updates)"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "before clipping",
+        "after, where clipped (75.0% of steps)",
+        "not finite at 1 steps",
+    ]
+    assert list(axes.lines[0].get_ydata())[:2] == [1.0, 1e33] and list(axes.lines[1].get_ydata()) == [5.0, 5.0, 5.0]
+    never = norm_figure({"a": norms([(1.0, 1.0), (2.0, 2.0)])}).axes[0]
+    assert [text.get_text() for text in never.get_legend().get_texts()] == ["never clipped"]
+    with pytest.raises(InputError, match="gradient norm, got none"):
+        norm_figure({"a": [{"kind": "val", "step": 1, "loss": 1.0}]})
+
+
+def test_several_runs_share_a_figure() -> None:
+    one = [{"kind": kind, "step": step, "loss": 3.0} for kind in ("step", "val") for step in (1, 2)]
+    (axes,) = loss_figure({"lstm": one, "gru": one[:2]}).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "lstm: training",
+        "lstm: validation (best 3.000 nats, step 1)",
+        "gru: training",
+    ]
+    assert [line.get_color() for line in axes.lines] == [COLOURS[0], COLOURS[0], COLOURS[1]]
+    (axes,) = norm_figure({"lstm": norms([(9.0, 5.0)]), "gru": norms([(1.0, 1.0)])}).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["lstm: before clipping", "lstm: after, where clipped (100.0% of steps)", "gru: never clipped"]
 
 
 # ----------------------------------------------------------------------------------------------- files
@@ -198,7 +260,7 @@ def test_a_failure_while_drawing_leaves_the_old_file(tmp_path: Path, monkeypatch
 def test_no_global_figure_and_no_matplotlib_until_drawn() -> None:
     code = (
         "import sys, tinygrad_rnn.plots, tinygrad_rnn.textplot; assert 'matplotlib' not in sys.modules; "
-        "tinygrad_rnn.plots.loss_figure([{'kind': 'step', 'step': 1, 'loss': 1.0}]); "
+        "tinygrad_rnn.plots.loss_figure({'a': [{'kind': 'step', 'step': 1, 'loss': 1.0}]}); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -30,9 +30,9 @@ from tinygrad_rnn import (
     ops,
     recurrent_matrix,
     register_cell,
-    specification,
     unroll,
 )
+from tinygrad_rnn.cell import noise_of
 from tinygrad_rnn.plugins import (
     CALLBACKS,
     CELLS,
@@ -357,7 +357,7 @@ def test_a_registered_name_cannot_be_taken_again(tmp_path: Path) -> None:
         ({"summary": None}, r"cell 'mine': expected a text in the class attribute 'summary', got none"),
         ({"citation": "  "}, r"expected a text in the class attribute 'citation'"),
         ({"equation": 3}, r"expected a text in the class attribute 'equation'"),
-        ({"step": None}, r"expected the methods step to be written"),
+        ({"step": None}, r"expected the method step to be written"),
         ({"step": None, "state": None, "params": None}, r"the methods params, state, step to be written"),
         ({"Options": type("Options", (), {})}, r"expected Options to be under @dataclass"),
         ({"Options": type("Options", (Cell.Options,), {"gain": 1.0})}, r"expected Options to be under @dataclass"),
@@ -511,13 +511,18 @@ def entry_of(**changes: Any) -> CellEntry:
             r"W: expected the name of an initialiser or a function of .*, got None",
         ),
         ({"params": lambda self: {"W": Param((2,), "zeros", "biass")}}, r"W: no role 'biass'; did you mean bias"),
-        ({"output": "H"}, r"expected the class attribute 'output' to name a state, one of h, got 'H'; did you mean h"),
-        ({"output": 3}, r"cell mine: expected the class attribute 'output' to name a state, one of h, got 3"),
+        ({"output": "H"}, r"cell mine, attribute output: no state 'H'; did you mean h\?$"),
+        ({"output": 3}, r"cell mine, attribute output: no state 3; known: h$"),
+        ({"state": lambda self: {"h": State}}, r"got the class State as 'h'; make one, State\(\(self\.H,\), \.\.\.\)$"),
+        (
+            {"noise": lambda self: {"k": 0.5}},
+            r"expected noise\(\) to return a dict of tinygrad_rnn\.Noise by name, got 0\.5 as",
+        ),
     ],
 )
 def test_a_declaration_that_makes_no_sense(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(PluginError, match=message):
-        specification(entry_of(**changes).cls(2, 3))
+        noise_of(entry_of(**changes).cls(2, 3))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from tinygrad_rnn.data import Vocabulary
 from tinygrad_rnn.errors import DataError, InputError, NonFiniteError
 from tinygrad_rnn.model import Model, Params, build_model
 from tinygrad_rnn.registry import load_cell
-from tinygrad_rnn.sample import _choose, generate
+from tinygrad_rnn.sample import _choose, base64_bytes, generate, readable
 from tinygrad_rnn.tensor import Tensor
 
 SHARES = np.array([0.5, 0.25, 0.125, 0.125])
@@ -174,7 +175,66 @@ def test_bytes_become_text_when_a_character_is_complete() -> None:
     shares[list("é".encode())] = 0.5
     (sample,) = text(SampleConfig(length=40), vocabulary, shares / shares.sum())
     assert "é" in sample
-    assert set(sample) <= {"é", "�"}
+    assert set(sample) <= set("é\udcc3\udca9")
+
+
+BYTES = Vocabulary("bytes", tuple(map(chr, range(256))))
+
+
+def only(*bytes_: int) -> np.ndarray:
+    """The shares of a model that draws these bytes, all alike, and hardly ever another."""
+    shares = np.full(256, 1e-12)
+    shares[list(bytes_)] = 1.0
+    return shares / shares.sum()
+
+
+def test_a_byte_model_loses_no_byte() -> None:
+    (sample,) = text(SampleConfig(length=400), BYTES, only(0xFF, 0xC3, 0xA9, 0x80))
+    raw = sample.encode("utf-8", "surrogateescape")
+    assert len(raw) == 400 and set(raw) == {0xFF, 0xC3, 0xA9, 0x80}
+    assert "�" not in sample
+    assert base64.b64decode(base64_bytes(sample)) == raw
+    assert readable(sample) == raw.decode("utf-8", "replace")
+
+
+def test_a_priming_text_may_end_in_the_middle_of_a_character() -> None:
+    (sample,) = text(SampleConfig(length=1, prime="a\udce2\udc82"), BYTES, only(0xAC))
+    assert sample == "a€"
+    assert text(SampleConfig(length=1, prime="a\udce2"), BYTES, only(0x62)) == ["a\udce2b"]
+
+
+@pytest.mark.parametrize("stop", ["\udca9", "\udcc3\udca9", "é"])
+def test_stop_of_a_byte_model_is_looked_for_in_bytes(stop: str) -> None:
+    wanted = stop.encode("utf-8", "surrogateescape")
+    for sample in text(SampleConfig(length=400, num=5, stop=stop), BYTES, only(0xC3, 0xA9)):
+        raw = sample.encode("utf-8", "surrogateescape")
+        assert raw.endswith(wanted) and raw.count(wanted) == 1
+
+
+@pytest.mark.parametrize("byte", [0xC3, 0xE2])
+def test_stop_in_the_middle_of_a_character_gives_what_was_drawn(byte: int) -> None:
+    stop = bytes((byte,)).decode("utf-8", "surrogateescape")
+    samples = text(SampleConfig(length=50, num=3, stop=stop), BYTES, only(byte, 0x61))
+    assert all(sample.endswith(stop) and sample.count(stop) == 1 for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "stop", "named"),
+    [
+        (LETTERS, "a\n", r"'\\n' \(U\+000A\)"),
+        (Vocabulary("chars", ("a", "b", "c", "�"), unknown=3), "�", "U\\+FFFD"),
+        (Vocabulary("words", ("to", "be", " ", "<unk>"), unknown=3), "to <", "'<'"),
+    ],
+)
+def test_a_stop_that_can_never_be_drawn_is_refused(vocabulary: Vocabulary, stop: str, named: str) -> None:
+    with pytest.raises(InputError, match=f"--stop .*{named}"):
+        text(SampleConfig(length=5, stop=stop), vocabulary)
+
+
+def test_a_stop_may_span_words() -> None:
+    words = Vocabulary("words", ("to", "be", " ", "."))
+    (sample,) = text(SampleConfig(length=4000, stop="o b"), words)
+    assert sample.endswith("to be") and sample.count("o b") == 1
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,20 @@ def test_retain_grad_on_an_output(executor: str) -> None:
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_outputs_as_a_whole_are_not_what_a_loss_of_one_was_computed_from(executor: str) -> None:
+    """No gradient of theirs could hold what flowed into their items; so it is refused, and the items are named."""
+    done, _ = linear(executor)
+    with pytest.raises(GradientError, match=r"^retain_grad: expected the output of one timestep.*outputs\[t\]\.retain"):
+        done.outputs.retain_grad()
+    with pytest.raises(
+        GradientError, match=r"used in the graph of y; y may be .* items: give those, \[outputs\[t\] for t"
+    ):
+        grad(ops.sum(done.outputs[-1]), done.outputs)
+    with pytest.raises(GradientError, match=r"^retain_grad: expected an output computed from tensors"):
+        Tensor([1.0]).retain_grad()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_the_gradient_of_an_output_in_a_masked_row_passes_by(executor: str) -> None:
     """Row 1 stops after two steps: its later outputs are that state, and the gradient is that of it."""
     mask = np.arange(6)[:, None] < np.array([6, 2])
@@ -361,7 +375,7 @@ def test_truncated_gradient_is_that_of_the_window_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"xs": np.ones((4, 3))}, r"unroll of lstm: expected a sequence \(T, B, I=3\), got \(4, 3\)"),
+        ({"xs": np.ones((4, 3))}, r" of lstm: expected a sequence \(T, B, I=3\), got \(4, 3\)"),
         ({"xs": np.ones((4, 2, 5))}, r"expected a sequence \(T, B, I=3\), got \(4, 2, 5\)"),
         ({"xs": np.ones((0, 2, 3))}, r"expected at least one step and one row, got \(0, 2, 3\)"),
         ({"xs": np.ones((4, 0, 3))}, r"expected at least one step and one row, got \(4, 0, 3\)"),
@@ -385,13 +399,51 @@ def test_sizes_that_do_not_fit(run: Any, change: dict[str, Any], message: str) -
 
 
 @pytest.mark.parametrize("run", [unroll, scan])
+@pytest.mark.parametrize("what", ["x", "s.h", "s.c"])
+def test_a_step_that_decides_by_many_values_is_told_of_where(run: Any, what: str) -> None:
+    """Whether the value was given as a tensor or as an array."""
+
+    class Decides(Linear):
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            return {"h": x, "c": s.c} if eval(what, {"x": x, "s": s}) > 2.0 else {"h": s.h, "c": s.c}
+
+    cell = Decides(I, I)
+    message = (
+        r"step \(test_sequence\.py:\d+\): .*expected one element to decide by, got .*; choose .* with ops\.where, "
+    )
+    with pytest.raises(PluginError, match=message) as caught:
+        run(cell, init_cell(cell, np.random.default_rng(0)), inputs(4, 2))
+    assert "\n" not in str(caught.value) and "a.any()" not in str(caught.value)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_arrays_are_tensors_to_the_step(executor: str) -> None:
+    """It may use their methods, whoever gave them and whatever runs it."""
+
+    class Methods(Linear):
+        def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+            return {"h": x.tanh() @ p.W.sigmoid() + s.h.relu(), "c": x.relu() * p.v.tanh()}
+
+    cell = Methods(I, I)
+    params = init_cell(cell, np.random.default_rng(0))
+    arrays = {name: value.data for name, value in params.items()}
+    xs, start = inputs(4, 2), {name: np.full((2, I), 0.5) for name in ("h", "c")}
+    expected = unroll(cell, params, Tensor(xs), {name: Tensor(value) for name, value in start.items()})
+    got = scan(cell, arrays, xs, start, executor=executor)
+    assert got.executor == executor
+    np.testing.assert_allclose(got.outputs.data, expected.outputs.data, rtol=1e-12)
+    with anomaly():
+        np.testing.assert_array_equal(scan(cell, arrays, xs, start).outputs.data, expected.outputs.data)
+
+
+@pytest.mark.parametrize("run", [unroll, scan])
 def test_noise_that_a_gradient_flows_to_is_refused(run: Any) -> None:
     cell = wrap_cell(load_cell("lstm").cls, ["zoneout:0.1"])(I, H)
     params = init_cell(cell, np.random.default_rng(0))
     noise = {name: Tensor(value) for name, value in draw_noise(cell, 4, 2, np.random.default_rng(0)).items()}
     assert run(cell, params, inputs(4, 2), noise=noise).outputs.shape == (4, 2, H)
     noise["k_h"] = Tensor(noise["k_h"].data, requires_grad=True) * 1.0
-    with pytest.raises(GradientError, match=r"^unroll of lstm\+zoneout:0\.1, noise k_h: expected a constant"):
+    with pytest.raises(GradientError, match=rf"^{run.__name__} of lstm\+zoneout:0\.1, noise k_h: expected a constant"):
         run(cell, params, inputs(4, 2), noise=noise)
 
 

@@ -19,14 +19,19 @@ from tinygrad_rnn import (
     Cell,
     CellReport,
     InputError,
+    Param,
+    State,
     TinygradRNNError,
     anomaly,
     available_cells,
+    bias,
     check_cell,
+    input_matrix,
     listen,
     load_cell,
     no_grad,
     ops,
+    recurrent_matrix,
     scan,
     wrap_cell,
 )
@@ -255,3 +260,104 @@ def test_a_case_is_what_its_seed_says(masked: bool) -> None:
     assert (one.mask is None) is not masked
     if one.mask is not None:
         assert one.mask.sum(axis=0).tolist() == [5, 2, 0]
+
+
+class OwnClock(Cell):
+    """Correct: it counts for itself, and moves its slow half at every eighth step."""
+
+    name = "own_clock"
+    summary = "a plain network beside a slow one"
+    citation = "written for a test"
+    equation = """\
+h' = tanh(x W + h U + slow + b)
+slow' = where(k % every == every - 1, tanh(slow W_3 + h'), slow)
+k' = k + 1"""
+    every = 8
+
+    def state(self) -> dict[str, State]:
+        return {"h": State((self.H,)), "slow": State((self.H,)), "k": State((1,))}
+
+    def params(self) -> dict[str, Param]:
+        return {
+            "W": input_matrix(self.I, self.H),
+            "U": recurrent_matrix(self.H),
+            "W_3": recurrent_matrix(self.H),
+            "b": bias(self.H),
+        }
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        h = ops.tanh(x @ p.W + s.h @ p.U + s.slow + p.b)
+        fires = ops.equal(ops.remainder(s.k, float(self.every)), self.every - 1.0)
+        return {"h": h, "slow": ops.where(fires, self.slow(p, s, h), s.slow), "k": s.k + 1.0}
+
+    def slow(self, p: Any, s: Any, h: Any) -> Any:
+        return ops.tanh(s.slow @ p.W_3 + h)
+
+
+class OwnWrongClock(OwnClock):
+    """The same with a gradient that is cut where the slow half moves."""
+
+    name = "own_wrong_clock"
+
+    def slow(self, p: Any, s: Any, h: Any) -> Any:
+        return ops.tanh(s.slow @ p.W_3 + s.slow @ p.W_3.detach() + h)
+
+
+class OwnSlowClock(OwnClock):
+    name = "own_slow_clock"
+    every = 60
+
+
+def gradients_of(cls: type[Cell], **options: Any) -> Any:
+    (row,) = [row for row in check_cell(cls, raises=False, **options).checks if row.name == "gradients"]
+    return row
+
+
+def test_what_acts_at_every_eighth_step_is_used() -> None:
+    row = gradients_of(OwnClock)
+    assert row.outcome == "passed" and row.detail.endswith("; W_3 within 16 timesteps")
+
+
+def test_what_acts_seldom_is_checked_where_it_acts() -> None:
+    row = gradients_of(OwnWrongClock)
+    assert row.outcome == "failed" and row.detail.startswith("for W_3, within 16 timesteps")
+
+
+def test_steps_are_those_of_the_longest_trials() -> None:
+    assert gradients_of(OwnSlowClock, steps=130).outcome != "failed"
+    row = gradients_of(OwnSlowClock, steps=50)
+    assert row.outcome == "failed" and "W_3 is never used: no number depends on it within 50 timesteps" in row.detail
+    assert "take more --steps" in row.detail
+    (long,) = [row for row in check_cell("rnn", steps=50).checks if row.name == "long"]
+    assert long.detail.startswith("50 steps")
+    with pytest.raises(InputError, match="--steps 3: expected at least 4"):
+        check_cell("rnn", steps=3)
+
+
+class Arcsine(OwnClock):
+    """Its state is a tanh, and it takes the inverse of it: infinite beyond 1, where no run comes."""
+
+    name = "arcsine"
+
+    def state(self) -> dict[str, State]:
+        return {"h": State((self.H,))}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": ops.tanh(x @ p.W + ops.sqrt(1.0 - 0.99 * s.h * s.h) @ p.U + 0.1 * s.h @ p.W_3 + p.b)}
+
+
+class Unbounded(Arcsine):
+    """The same with a state that leaves [-1, 1]."""
+
+    name = "unbounded"
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": 20.0 * ops.tanh(x @ p.W + ops.sqrt(500.0 - s.h * s.h) @ p.U + 0.1 * s.h @ p.W_3 + p.b)}
+
+
+def test_numbers_that_no_state_reaches_are_noted_and_no_fault() -> None:
+    rows = {row.name: row for row in check_cell(Arcsine, raises=False).checks}
+    assert rows["extremes"].outcome == "noted"
+    assert "not for 1e4 in h, which never leaves [-1, 1]" in rows["extremes"].detail
+    rows = {row.name: row for row in check_cell(Unbounded, raises=False).checks}
+    assert rows["extremes"].outcome == "failed"

@@ -256,7 +256,23 @@ class Missing(Counting):
     ("cls", "text"),
     [
         (Returning, "cell counting, state t: expected the library alone to count timesteps, got it from step"),
-        (First, "cell counting: expected the output as the first state, or named .*, got the timestep t"),
+        (
+            First,
+            "the first state, which is the output: expected a state that step returns, got the timestep 't'; name one",
+        ),
+        (
+            type("Named", (Counting,), {"output": "t"}),
+            "counting, attribute output: expected a .* name one of h in the class",
+        ),
+        (type("Other", (Counting,), {"output": "z"}), "counting, attribute output: no state 'z'; known: h$"),
+        (
+            type("Alone", (Counting,), {"state": lambda self: {"t": Timestep()}}),
+            "at least one state that step returns, got",
+        ),
+        (
+            type("Unmade", (Counting,), {"state": lambda self: {"h": State((3,)), "t": Timestep}}),
+            r"got the class Timestep as 't'; make one, Timestep\(\)$",
+        ),
         (Missing, r"cell counting: expected step to return a dict with the states \['h'\], got \['H'\]"),
     ],
 )

@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     from tinygrad_rnn.config import from_dict as config_from_dict
     from tinygrad_rnn.config import recipe as recipe
     from tinygrad_rnn.config import replace as replace_config
+    from tinygrad_rnn.config import setting_as_words as setting_as_words
+    from tinygrad_rnn.config import setting_of as setting_of
+    from tinygrad_rnn.data import COMPRESSED as COMPRESSED
     from tinygrad_rnn.data import Corpus as Corpus
     from tinygrad_rnn.data import CorpusText as CorpusText
     from tinygrad_rnn.data import Dataset as Dataset
@@ -69,14 +72,18 @@ if TYPE_CHECKING:
     from tinygrad_rnn.data import corpora as corpora
     from tinygrad_rnn.data import fitted_streams as fitted_streams
     from tinygrad_rnn.data import load_dataset as load_dataset
+    from tinygrad_rnn.data import read_text as read_text
     from tinygrad_rnn.data import register_dataset as register_dataset
     from tinygrad_rnn.data import text_statistics as text_statistics
     from tinygrad_rnn.diagnostics import HORIZON_EPS as HORIZON_EPS
     from tinygrad_rnn.diagnostics import GradNormReport as GradNormReport
     from tinygrad_rnn.diagnostics import GradNormSeries as GradNormSeries
+    from tinygrad_rnn.diagnostics import beside_rnn as beside_rnn
+    from tinygrad_rnn.diagnostics import grade as grade
     from tinygrad_rnn.diagnostics import gradnorm as gradnorm
     from tinygrad_rnn.diagnostics import gradnorm_over as gradnorm_over
     from tinygrad_rnn.diagnostics import register_diagnostic as register_diagnostic
+    from tinygrad_rnn.diagnostics import rnn_like as rnn_like
     from tinygrad_rnn.diagnostics import run_diagnostic as run_diagnostic
     from tinygrad_rnn.engine import anomaly as anomaly
     from tinygrad_rnn.engine import listen as listen
@@ -136,8 +143,11 @@ if TYPE_CHECKING:
     from tinygrad_rnn.options import coerce as coerce
     from tinygrad_rnn.options import field_types as field_types
     from tinygrad_rnn.options import parse_options as parse_options
+    from tinygrad_rnn.options import unescape as unescape
     from tinygrad_rnn.plots import gradnorm_figure as gradnorm_figure
     from tinygrad_rnn.plots import loss_figure as loss_figure
+    from tinygrad_rnn.plots import norm_figure as norm_figure
+    from tinygrad_rnn.plots import recorded as recorded
     from tinygrad_rnn.plots import save_figure as save_figure
     from tinygrad_rnn.plugins import CALLBACKS as CALLBACKS
     from tinygrad_rnn.plugins import CELLS as CELLS
@@ -164,6 +174,8 @@ if TYPE_CHECKING:
     from tinygrad_rnn.restore import find_cell as find_cell
     from tinygrad_rnn.restore import load_run_model as load_run_model
     from tinygrad_rnn.restore import run_vocabulary as run_vocabulary
+    from tinygrad_rnn.restore import weight_conflicts as weight_conflicts
+    from tinygrad_rnn.restore import weight_settings as weight_settings
     from tinygrad_rnn.run import Run as Run
     from tinygrad_rnn.run import best_checkpoint as best_checkpoint
     from tinygrad_rnn.run import checkpoints as checkpoints
@@ -172,7 +184,9 @@ if TYPE_CHECKING:
     from tinygrad_rnn.run import open_run as open_run
     from tinygrad_rnn.run import read_metrics as read_metrics
     from tinygrad_rnn.run import run_config as run_config
+    from tinygrad_rnn.sample import base64_bytes as base64_bytes
     from tinygrad_rnn.sample import generate as generate
+    from tinygrad_rnn.sample import readable as readable
     from tinygrad_rnn.sequence import Unrolled as Unrolled
     from tinygrad_rnn.sequence import scan as scan
     from tinygrad_rnn.sequence import truncated_windows as truncated_windows
@@ -222,14 +236,16 @@ _PUBLIC = {
     "compile.show": "GraphPart GraphValue StepGraph step_code step_graph step_graph_dot step_graph_text",
     "config": (
         "DataConfig ModelConfig OptimConfig RECIPES RESUMABLE RunConfig SECTIONS SampleConfig TrainConfig "
-        "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config"
+        "as_dict:config_as_dict from_dict:config_from_dict recipe replace:replace_config "
+        "setting_as_words setting_of"
     ),
     "data": (
-        "Corpus CorpusText Dataset Streams Vocabulary corpora fitted_streams load_dataset register_dataset "
-        "text_statistics"
+        "COMPRESSED Corpus CorpusText Dataset Streams Vocabulary corpora fitted_streams load_dataset read_text "
+        "register_dataset text_statistics"
     ),
     "diagnostics": (
-        "GradNormReport GradNormSeries HORIZON_EPS gradnorm gradnorm_over register_diagnostic run_diagnostic"
+        "GradNormReport GradNormSeries HORIZON_EPS beside_rnn grade gradnorm gradnorm_over register_diagnostic "
+        "rnn_like run_diagnostic"
     ),
     "engine": "anomaly listen no_grad primitive tap",
     "errors": (
@@ -245,17 +261,17 @@ _PUBLIC = {
     "model": "Forward Model build_model",
     "optim": "Optimizer build_optimizer pieces:gradient_pieces register_optimizer unread_settings",
     "onnx_export": "onnx_difference onnx_inputs onnx_session onnxruntime_version save_onnx to_onnx",
-    "options": "check_limits coerce field_types parse_options",
+    "options": "check_limits coerce field_types parse_options unescape",
     "plugins": (
         "CALLBACKS CELLS COMMANDS DATASETS DIAGNOSTICS GROUPS:PLUGIN_GROUPS OPTIMIZERS PluginGroup PluginIdentity "
         "PluginRow author_error available:available_plugins load:load_plugin register_command"
     ),
-    "plots": "gradnorm_figure loss_figure save_figure",
+    "plots": "gradnorm_figure loss_figure norm_figure recorded save_figure",
     "registry": "CellEntry available_cells load_cell load_plugin_file register_cell",
     "replay": "Replay replay_step",
-    "restore": "LoadedModel find_cell load_run_model run_vocabulary",
+    "restore": "LoadedModel find_cell load_run_model run_vocabulary weight_conflicts weight_settings",
     "run": "Run best_checkpoint checkpoints describe:describe_run latest_checkpoint open_run read_metrics run_config",
-    "sample": "generate",
+    "sample": "base64_bytes generate readable",
     "sequence": "Unrolled scan truncated_windows unroll",
     "tensor": "Tensor grad",
     "testing": "CellCheck CellReport check_cell",
@@ -277,7 +293,10 @@ if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name
         if name == "ops":
             return importlib.import_module("tinygrad_rnn.ops")
         if name not in _SOURCES:
-            raise AttributeError(f"module 'tinygrad_rnn' has no attribute {name!r}")
+            from tinygrad_rnn.errors import nearest
+
+            close = "" if name.startswith("_") else nearest(name, __all__, whole=False)
+            raise AttributeError(f"module 'tinygrad_rnn' has no attribute {name!r}{close}")
         module, original = _SOURCES[name]
         return getattr(importlib.import_module(f"tinygrad_rnn.{module}"), original)
 

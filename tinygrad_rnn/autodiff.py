@@ -16,6 +16,7 @@ import numpy as np
 from tinygrad_rnn import backend, engine, ops
 from tinygrad_rnn.engine import primitive
 from tinygrad_rnn.errors import GradientError, InputError, ShapeError
+from tinygrad_rnn.ops.arguments import generator
 from tinygrad_rnn.tensor import Tensor, grad
 
 Function = Callable[..., Any]
@@ -211,7 +212,7 @@ def gradcheck(
                 f"gradcheck: expected float64 inputs, got {array.dtype} at position {i}; differences in a "
                 "shorter type prove nothing"
             )
-    _check(f, arrays, rng, order, rtol, atol, step, "f")
+    _check(f, arrays, generator(rng, "gradcheck"), order, rtol, atol, step, "f")
 
 
 def _flat(f: Function, xs: Sequence[Any]) -> Tensor:

@@ -52,7 +52,7 @@ def select(name: str) -> Device:
         return select("cuda") if _gpu_count() > 0 else select("cpu")
     if name == "cpu":
         return Device("cpu", np)
-    kind, _, number = name.partition(":")
+    kind, _, number = str(name).partition(":")
     if kind != "cuda" or (number and not number.isdigit()):
         raise DeviceError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
     if importlib.util.find_spec("cupy") is None:
@@ -98,18 +98,19 @@ def is_array(value: object) -> bool:
 
 
 def plain(array: Array, name: str) -> Array:
-    """`array`, where it is of a subclass of numpy.ndarray (a memmap, a matrix) seen as one of numpy.ndarray itself.
+    """`array` as one of numpy.ndarray itself in this machine's byte order: of a memmap or a matrix what is in it.
 
-    Raises DtypeError, for the op `name`, for a masked array: nothing here reads its mask.
+    Raises DtypeError, for the op or argument `name`, for a masked array: nothing here reads its mask.
     """
-    if type(array) is np.ndarray or not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) or (type(array) is np.ndarray and array.dtype.isnative):
         return array
     if isinstance(array, np.ma.MaskedArray):
         raise DtypeError(
             f"{name}: expected an array without a mask, got a masked array; give array.filled(0.0), and array.mask "
             "where one is asked for, as in ops.where"
         )
-    return np.asarray(array)
+    bare = np.asarray(array)
+    return bare if bare.dtype.isnative else bare.astype(bare.dtype.newbyteorder("="))
 
 
 def check_device(name: str, x: Any, index: Array) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from tinygrad_rnn import backend
 from tinygrad_rnn.errors import GradientError, InputError, NonFiniteError, PluginError, ShapeError, nearest, one_line
 from tinygrad_rnn.nn import held, initialise, parse_initialiser
+from tinygrad_rnn.ops.arguments import generator, told
 from tinygrad_rnn.options import parse_options
 from tinygrad_rnn.plugins import CELLS, author_line, check_class
 from tinygrad_rnn.tensor import Tensor
@@ -139,6 +140,8 @@ class Cell(ABC):
                 raise InputError(f"cell {self.name}: expected {letter} to be a whole number from 1, got {size!r}")
         self.I = int(I)
         self.H = int(H)
+        if options is not None and not isinstance(options, Mapping):
+            raise InputError(f"cell {self.name}: expected the options by name, got {type(options).__name__}")
         self.options: Any = parse_options(type(self).Options, dict(options or {}), f"cell {self.name}")
         _by_author(self, "check", self.check)
 
@@ -185,12 +188,25 @@ def check_declaration(cls: Any) -> None:
 def specification(cell: Cell) -> tuple[dict[str, State], dict[str, Param]]:
     """The declared state and parameters, checked once per cell.
 
-    Raises PluginError when they make no sense, InputError when an initialiser that an option names does not exist.
+    Raises PluginError when they make no sense, InputError when an initialiser that an option names does not exist, or
+    when `cell` is not a cell.
     """
-    known: tuple[dict[str, State], dict[str, Param]] | None = cell.__dict__.get("_specification")
+    known: tuple[dict[str, State], dict[str, Param]] | None = getattr(cell, "__dict__", {}).get("_specification")
     if known is None:
+        if not isinstance(cell, Cell):
+            raise _not_a_cell(cell)
         known = cell.__dict__["_specification"] = _checked_specification(cell)
     return known
+
+
+def _not_a_cell(value: Any) -> InputError:
+    if isinstance(value, str):
+        got, use = f"the name {value!r}", f"load_cell({value!r}).cls(I, H)"
+    elif isinstance(value, type):
+        got, use = f"the class {value.__name__}", f"{value.__name__}(I, H)"
+    else:
+        got, use = type(value).__name__, "load_cell('lstm').cls(I, H)"
+    return InputError(f"expected a cell with its sizes, got {got}; make one with {use}")
 
 
 def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Param]]:
@@ -198,11 +214,7 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
     states: Any = _by_author(cell, "state", cell.state)
     params: Any = _by_author(cell, "params", cell.params)
     for what, specs, kind in (("state", states, State), ("params", params, Param)):
-        if not isinstance(specs, dict) or not all(isinstance(spec, kind) for spec in specs.values()):
-            raise PluginError(
-                f"cell {cell.name}: expected {what}() to return a dict of tinygrad_rnn.{kind.__name__} "
-                f"by name, got {specs!r}"
-            )
+        _check_group(cell, what, specs, kind)
         for name, spec in specs.items():
             if not isinstance(spec.shape, tuple):
                 raise PluginError(f"cell {cell.name}, {name}: expected a tuple of sizes as shape, got {spec.shape!r}")
@@ -214,16 +226,17 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
                 )
     if not states:
         raise PluginError(f"cell {cell.name}: expected at least one state, got none")
+    computed = [name for name in states if name not in timesteps(states)]
+    if not computed:
+        raise PluginError(f"cell {cell.name}: expected at least one state that step returns, got a timestep alone")
     output = cell.output or next(iter(states))
     if output not in states:
+        raise PluginError(f"cell {cell.name}, attribute output: no state {output!r}{nearest(str(output), computed)}")
+    if output not in computed:
+        where = "attribute output" if cell.output else "the first state, which is the output"
         raise PluginError(
-            f"cell {cell.name}: expected the class attribute 'output' to name a state, one of {', '.join(states)}, got "
-            f"{output!r}{nearest(str(output), states)}"
-        )
-    if isinstance(states[output], Timestep):
-        raise PluginError(
-            f"cell {cell.name}: expected the output as the first state, or named in the class attribute 'output', got "
-            f"the timestep {output}"
+            f"cell {cell.name}, {where}: expected a state that step returns, got the timestep {output!r}; name one of "
+            f"{', '.join(computed)} in the class attribute 'output'"
         )
     for name, spec in states.items():
         if not isinstance(spec.start, int | float | np.number):
@@ -249,6 +262,19 @@ def _checked_specification(cell: Cell) -> tuple[dict[str, State], dict[str, Para
     return states, params
 
 
+def _check_group(cell: Cell, what: str, specs: Any, kind: type) -> None:
+    """Raise PluginError unless `specs`, what the method `what` returned, are of one kind by name."""
+    wanted = f"cell {cell.name}: expected {what}() to return a dict of tinygrad_rnn.{kind.__name__} by name"
+    if not isinstance(specs, dict):
+        raise PluginError(f"{wanted}, got {type(specs).__name__}")
+    for name, spec in specs.items():
+        if isinstance(spec, type) and issubclass(spec, kind):
+            use = f"{spec.__name__}()" if issubclass(spec, Timestep) else f"{spec.__name__}((self.H,), ...)"
+            raise PluginError(f"{wanted}, got the class {spec.__name__} as {name!r}; make one, {use}")
+        if not isinstance(spec, kind):
+            raise PluginError(f"{wanted}, got {told(spec)} as {name!r}")
+
+
 def output_of(cell: Cell) -> str:
     """The name of the state that is the output. Raises what `specification` raises."""
     states, _ = specification(cell)
@@ -257,18 +283,16 @@ def output_of(cell: Cell) -> str:
 
 def noise_of(cell: Cell) -> dict[str, Noise]:
     """The declared noise, checked once per cell. Raises PluginError when it makes no sense."""
-    known: dict[str, Noise] | None = cell.__dict__.get("_noise")
+    known: dict[str, Noise] | None = getattr(cell, "__dict__", {}).get("_noise")
     if known is None:
+        specification(cell)
         known = cell.__dict__["_noise"] = _checked_noise(cell)
     return known
 
 
 def _checked_noise(cell: Cell) -> dict[str, Noise]:
     noise: Any = _by_author(cell, "noise", cell.noise)
-    if not isinstance(noise, dict) or not all(isinstance(kind, Noise) for kind in noise.values()):
-        raise PluginError(
-            f"cell {cell.name}: expected noise() to return a dict of tinygrad_rnn.Noise by name, got {noise!r}"
-        )
+    _check_group(cell, "noise", noise, Noise)
     states, params = specification(cell)
     for name, kind in noise.items():
         if not str(name).isidentifier() or name in params or name in states:
@@ -281,7 +305,8 @@ def _checked_noise(cell: Cell) -> dict[str, Noise]:
             raise PluginError(
                 f"cell {cell.name}, noise {name}: expected 0 < keep <= 1, every 'step' or 'sequence', got {kind}"
             )
-    return noise
+    checked: dict[str, Noise] = noise
+    return checked
 
 
 def draw_noise(
@@ -291,8 +316,9 @@ def draw_noise(
 
     Drawn on the host, so that a seed means the same on every device. Empty for a cell without noise.
     """
+    kinds, rng = noise_of(cell), generator(rng, "draw_noise")
     drawn: dict[str, Any] = {}
-    for name, kind in noise_of(cell).items():
+    for name, kind in kinds.items():
         times = T if kind.every == "step" else 1
         # float32 is fine enough to tell kept from dropped, and drawn in half the time
         kept = (rng.random((times, B, *kind.shape), np.float32) < kind.keep).astype(dtype)
@@ -331,7 +357,8 @@ def _by_author(cell: Cell, what: str, method: Callable[..., Any], *args: Any) ->
 
 def init_cell(cell: Cell, rng: np.random.Generator, dtype: Any = np.float64, xp: Any = np) -> dict[str, Tensor]:
     """New parameters of one bare cell, by name, drawn from `rng`: what `unroll` takes. Buffers need no gradient."""
-    return init_params(specification(cell)[1], rng, dtype, xp, cell.name)
+    params = specification(cell)[1]
+    return init_params(params, generator(rng, "init_cell"), dtype, xp, cell.name)
 
 
 def init_params(
@@ -381,6 +408,7 @@ class _Drawn(Mapping[str, Array]):
     """The arrays of the cell that `reader` belongs to, by their names there, as far as they have been drawn."""
 
     def __init__(self, reader: str, specs: Mapping[str, Param], wide: Mapping[str, Array]) -> None:
+        self.reader = reader
         self.prefix = reader[: reader.rfind(".") + 1]
         self.names = [name[len(self.prefix) :] for name in specs if name.startswith(self.prefix)]
         self.wide = wide
@@ -388,6 +416,8 @@ class _Drawn(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         if name not in self.names:
             raise InputError(f"no array {name!r}{nearest(str(name), self.names)}")
+        if self.prefix + name == self.reader:
+            raise InputError(f"expected another array of the cell, got {name!r}, the one being drawn")
         if self.prefix + name not in self.wide:
             raise _NotYet(self.prefix + name)
         view = self.wide[self.prefix + name].view()
@@ -489,7 +519,8 @@ def take_step(
             )
         if not hasattr(new[name], "shape") or not hasattr(new[name], "dtype"):
             raise PluginError(
-                f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got {new[name]!r}"
+                f"cell {cell.name}, state {name}: expected {tuple(old.shape)} {old.dtype} from step, got "
+                f"{told(new[name])}"
             )
         if new[name].shape != old.shape or new[name].dtype != old.dtype:
             raise PluginError(

@@ -22,7 +22,8 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     """Declare one field: its default, its help text and facts for the command line.
 
     `facts` may hold ``flag`` (the name on the command line, where it differs from the field's),
-    ``metavar``, ``minimum`` (inclusive), ``below`` (exclusive), and ``needs``, a setting without which it does nothing.
+    ``metavar``, ``minimum`` (inclusive), ``below`` (exclusive), ``needs``, a setting without which it does nothing, and
+    ``escapes`` (the command line replaces a typed \\n and the like).
     """
     metadata = {"help": help, **facts}
     if isinstance(default, dict):
@@ -44,6 +45,9 @@ class ModelConfig:
     embed: str = setting(
         "hidden", "input: an embedding of N units, 'hidden' (as many as H) or 'onehot'", metavar="N|hidden|onehot"
     )
+    tie: bool = setting(
+        False, "tie the readout to the embedding: one matrix is both; needs an embedding of as many units as --hidden"
+    )
     dropout: float = setting(0.0, "share of units dropped between layers and before the readout", minimum=0, below=1)
     init: str = setting("cell", "initialiser of every weight matrix: 'cell' (each cell's own) or name[:number,...]")
     init_bias: str = setting("cell", "initialiser of every bias that the cell starts at zero, likewise")
@@ -55,9 +59,17 @@ class DataConfig:
 
     text: tuple[str, ...] = setting((), "files or folders; '-' is standard input")
     corpus: str = setting("python-docs", "the embedded corpus used when no text is named")
+    between: str = setting(
+        "\n", r"text put between two files; \n, \t, \\, \xHH and \uHHHH are understood", escapes=True
+    )
     tokens: Literal["chars", "bytes", "words"] = setting("chars", "what one symbol is")
     min_count: int = setting(1, "rarer symbols become the unknown symbol", minimum=1)
-    errors: Literal["strict", "replace", "ignore"] = setting("strict", "what to do with bytes that are not UTF-8")
+    encoding: str = setting(
+        "utf-8",
+        "what the text is encoded in: utf-8, latin-1, cp1252, any that Python knows, or 'auto' for a guess",
+        metavar="NAME",
+    )
+    errors: Literal["strict", "replace", "ignore"] = setting("strict", "what to do with bytes that are none of it")
     seq_len: int = setting(50, "time steps per batch and between two updates (k1)", minimum=1)
     batch: int = setting(50, "parallel streams of text (B)", minimum=1)
     val_frac: float = setting(0.05, "share of the text, at its end, held out for validation", minimum=0, below=1)
@@ -137,12 +149,14 @@ class SampleConfig:
     """How text is drawn from a model. Not part of a run."""
 
     length: int = setting(500, "symbols to draw", minimum=1)
-    prime: str = setting("", "text to start with")
+    prime: str = setting("", "text to start with, taken literally")
     temperature: float = setting(1.0, "divides the logits: below 1 safer, above 1 wilder, 0 like --greedy", minimum=0)
     greedy: bool = setting(False, "always take the most likely symbol")
     top_k: int = setting(0, "draw among the K most likely symbols only; 0: all", minimum=0)
     top_p: float = setting(1.0, "draw among the fewest symbols that have this share together", minimum=0)
-    stop: str = setting("", "end a sample behind this text")
+    stop: str = setting(
+        "", r"stop after generating this text; \n, \t, \\, \xHH and \uHHHH are understood", escapes=True
+    )
     num: int = setting(1, "samples side by side", minimum=1)
     unknown: Literal["error", "skip", "replace"] = setting("error", "unknown symbols of the priming text")
 
@@ -287,6 +301,24 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         check_limits(declared, new[name], key)
     made = {section: dataclasses.replace(getattr(config, section), **values) for section, values in sections.items()}
     return dataclasses.replace(config, **made)
+
+
+def setting_of(config: RunConfig, key: str) -> Any:
+    """The value of ``section.field``."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def setting_as_words(key: str, value: Any) -> str:
+    """A value as one writes it on the command line: ``--wrap residual --wrap layernorm``; ``no --wrap`` for nothing."""
+    _, declared = _declaration(key)
+    flag = "--" + str(declared.metadata.get("flag", declared.name.replace("_", "-")))
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    items = [f"{name}={item}" for name, item in value.items()] if isinstance(value, Mapping) else value
+    if isinstance(items, list | tuple):
+        return " ".join(f"{flag} {item}" for item in items) or f"no {flag}"
+    return f"{flag} {value}"
 
 
 def recipe(name: str) -> dict[str, Scalar]:

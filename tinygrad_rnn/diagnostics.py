@@ -15,30 +15,32 @@ import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from tinygrad_rnn import backend, plugins
+from tinygrad_rnn.cell import output_of, specification
 from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.compile.program import StateSequence
 from tinygrad_rnn.engine import no_grad
 from tinygrad_rnn.errors import InputError, PluginError, ShapeError, nearest
-from tinygrad_rnn.model import Forward, Model, detach
+from tinygrad_rnn.model import Forward, Model, build_model, detach
 from tinygrad_rnn.options import parse_options
 from tinygrad_rnn.plugins import DIAGNOSTICS, by_author, check_function
+from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.restore import LoadedModel
 from tinygrad_rnn.sequence import LayerState
 from tinygrad_rnn.tensor import Tensor, grad
 
-Verdict = Literal["vanishing", "exploding", "healthy"]
+Verdict = Literal["vanishing", "weak", "healthy", "exploding"]
 Array = np.ndarray[Any, Any]
 
-SLOPE_TOLERANCE = 0.01
-"""Nats per step: a gradient that changes by at most 1 % per step going back is healthy."""
+VANISHING, WEAK, EXPLODING = 1e-3, 0.1, 10.0
+"""Shares of the gradient that separate the grades; see `grade`."""
 
 HORIZON_EPS = 1e-3
-"""A gradient below this share of its value at the loss is lost; one above the inverse of it has exploded."""
+"""The horizon of a curve is where it falls below this share of its value at the loss."""
 
 TARGETS = ("states", "inputs", "params")
 
@@ -53,8 +55,11 @@ class GradNormSeries:
     """||dL/ds_t|| of one state `state` ("h", "c", ...; "x" is the first layer's input) of one layer, for one loss.
 
     `norm` has T entries, earliest timestep first, in nats per unit of the state (Frobenius norm over batch and units).
-    `slope` is in nats per step BACK in time, `horizon` in steps back. `at` is the timestep (0-based) from which both
-    are counted: that of the loss, the last one for "last" and "train". See `describe`.
+    `slope`, `horizon`, `share`, `lag`, `verdict`, `reason` and `numbers` are those of `describe`, counted from timestep
+    `at` (0-based): that of the loss, the last one for "last" and "train".
+    `by` is the state whose curve the verdict goes by: the state itself, or the memory beside it where this is an output
+    that the memory outlasts (c for the h of an LSTM). `rnn_share` is the share that a plain rnn of the same size keeps
+    over the same lag, where it was measured; see `beside_rnn`.
     """
 
     loss: str
@@ -63,10 +68,14 @@ class GradNormSeries:
     norm: tuple[float, ...]
     slope: float
     horizon: int | None
+    share: float | None
+    lag: int
     verdict: Verdict
     reason: str
+    numbers: Mapping[str, float | int | None]
     at: int
-    numbers: Mapping[str, float | int | None] = field(default_factory=dict)
+    by: str
+    rnn_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The series as JSON values. A norm that is NaN or infinite has no form in JSON and becomes None."""
@@ -77,9 +86,13 @@ class GradNormSeries:
             "norm": [_json(n) for n in self.norm],
             "slope": self.slope,
             "horizon": self.horizon,
+            "share": self.share,
+            "lag": self.lag,
             "verdict": self.verdict,
             "reason": self.reason,
             "at": self.at,
+            "by": self.by,
+            "rnn_share": self.rnn_share,
             "numbers": {name: _json(value) for name, value in self.numbers.items()},
         }
 
@@ -88,7 +101,8 @@ class GradNormSeries:
 class GradNormReport:
     """The gradient norms of one model over T = `steps` timesteps.
 
-    `params` holds the norm of the gradient of the training loss per parameter, where it was asked for.
+    `params` holds the norm of the gradient of the training loss per parameter, where it was asked for. `advice` says
+    what may help this model where its gradient vanishes or explodes.
     """
 
     cell: str
@@ -97,6 +111,7 @@ class GradNormReport:
     steps: int
     series: tuple[GradNormSeries, ...]
     params: Mapping[str, float] = field(default_factory=dict)
+    advice: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The object that `diagnose gradnorm --json` prints."""
@@ -107,6 +122,7 @@ class GradNormReport:
             "steps": self.steps,
             "series": [series.to_json() for series in self.series],
             "params": {name: _json(norm) for name, norm in self.params.items()},
+            "advice": self.advice,
         }
 
     @classmethod
@@ -118,7 +134,8 @@ class GradNormReport:
                 for entry in value["series"]
             )
             params = {name: _number_from_json(norm) for name, norm in value.get("params", {}).items()}
-            return cls(value["cell"], value["layers"], value["hidden"], value["steps"], series, params)
+            sizes = (value["cell"], value["layers"], value["hidden"], value["steps"])
+            return cls(*sizes, series, params, value.get("advice", ""))
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 "gradient norms: expected the object that diagnose gradnorm --json prints, got something "
@@ -134,6 +151,10 @@ class GradNormReport:
             for series in self.series
             if loss in (None, series.loss) and layer in (None, series.layer) and state in (None, series.state)
         )
+
+    def judged(self, loss: str) -> tuple[GradNormSeries, ...]:
+        """The series of that loss that verdicts go by: the memory of a layer, not the output beside it."""
+        return tuple(series for series in self.select(loss=loss) if series.by == series.state)
 
     def topmost(self, series: GradNormSeries) -> bool:
         """Whether no layer above has that state: the one to show beside other models. The inputs have layer 0 alone."""
@@ -151,33 +172,91 @@ def _number_from_json(number: float | None) -> float:
 # ------------------------------------------------------------------------------------------ judgement
 
 
+class Judgement(NamedTuple):
+    """What `describe` finds out about one curve."""
+
+    slope: float
+    horizon: int | None
+    share: float | None
+    lag: int
+    verdict: Verdict
+    reason: str
+    numbers: Mapping[str, float | int | None]
+
+
+def grade(share: float) -> Verdict:
+    """The grade of the share of the gradient that is left: below 1e-3 vanishing, below 0.1 weak, above 10 exploding,
+    otherwise healthy. NaN is exploding."""
+    if share < VANISHING:
+        return "vanishing"
+    if share < WEAK:
+        return "weak"
+    return "healthy" if share <= EXPLODING else "exploding"
+
+
 def describe(
-    norm: Sequence[float], horizon_eps: float = HORIZON_EPS, *, every_step: bool = False
-) -> tuple[float, int | None, Verdict, str]:
-    """(slope, horizon, verdict, reason) of gradient norms, earliest timestep first, the loss at the last of them.
+    norm: Sequence[float],
+    horizon_eps: float = HORIZON_EPS,
+    *,
+    lag: int | None = None,
+    every_step: bool = False,
+    tiny: float = float(np.finfo(np.float64).tiny),
+    band: tuple[float, float] | None = None,
+) -> Judgement:
+    """The judgement of gradient norms, earliest timestep first, the loss at the last of them.
 
+    share: the norm `lag` steps back (by default as far as there are steps, T-1; at most that) over the norm at the
+    loss, or, where that is 0, over the one of the last step with a gradient. None where it is not a finite number.
+    verdict: `grade` of the share; exploding where any norm is NaN or infinite.
     slope: nats per step back in time, least squares of log norm against the lag T-1-t over the steps whose norm is
-    finite and positive; 0.0 with fewer than two of these. For a linear RNN whose recurrent matrix is g times
-    orthogonal it is ln g exactly.
-    horizon: how many steps back the norm stays above `horizon_eps` times its value at the last step (or, where that is
-    0, at the last step with a gradient); None when it never falls below.
-
-    verdict, the first that holds:
-    exploding  a norm is NaN or infinite
-    vanishing  no gradient at all (exactly 0: underflow, or no path) at the first timestep
-    vanishing  slope < -0.01 nats per step
-    exploding  slope > 0.01, and the first norm above the last one
-    vanishing  the horizon is reached: over a long way even a small slope loses everything
-    exploding  the first norm is above 1/horizon_eps times the last one, likewise
-    healthy    otherwise, and for a single step
+    finite and at least `tiny`, the least number with all its digits; 0.0 with fewer than two of these. For a linear
+    RNN whose recurrent matrix is g times orthogonal it is ln g exactly. The reason says so where the line does not fit:
+    where it misses the curve, or the share, by more than a factor of 2 and by more than a fifth of its own fall.
+    horizon: how many steps back the norm stays above `horizon_eps` times its value at the loss; None when it never
+    falls below.
 
     With `every_step` (the training loss: one loss per step) a sum of T-t gradients reaches step t, so the norm may grow
-    while each of them fades. Then only a norm that grows faster than that number of them is exploding, and only a
-    reached horizon vanishing: seldom, so "healthy" says little.
+    while each of them fades: only a share above their number is exploding, and "healthy" says little.
+    `band` is the range (low, high) within which the share lies, where it was measured over several batches.
 
-    Raises InputError for no norm at all, a negative one, or a `horizon_eps` outside (0, 1).
+    Raises InputError for no norm at all, a negative one, a negative `lag`, or a `horizon_eps` outside (0, 1).
     """
-    return _judge(_checked(norm, horizon_eps), horizon_eps, every_step)[:4]
+    back = _checked(norm, horizon_eps)[::-1]  # back[n] is the norm n steps back from the loss
+    if lag is not None and lag < 0:
+        raise InputError(f"--lag {lag}: expected a number of steps back, at least 0")
+    T = len(back)
+    lag = T - 1 if lag is None else min(lag, T - 1)
+    usable = np.isfinite(back) & (back > 0) & (back >= tiny)
+    slope, spread = _line(back, usable)
+    start = int(np.argmax(back != 0))  # 0 unless the state has no path to the loss at its own step
+    with np.errstate(all="ignore"):
+        shares = back / back[start] if back[start] else np.zeros(T)
+    below = np.flatnonzero(shares[start:] < horizon_eps)
+    horizon = start + int(below[0]) - 1 if below.size else None
+    if not back.any():
+        horizon = 0
+    share = float(shares[max(lag, start)]) if back.any() else 0.0
+    wild = int(np.count_nonzero(~np.isfinite(back)))
+    verdict: Verdict = "exploding" if wild else grade(share)
+    if every_step and share <= lag + 1 and verdict == "exploding" and not wild:
+        verdict = "healthy"
+    zeros = np.flatnonzero(back[start:] == 0) + start
+    numbers: dict[str, float | int | None] = {
+        "horizon_eps": horizon_eps,
+        "first": float(back[-1]),
+        "last": float(back[0]),
+        "fitted_steps": int(np.count_nonzero(usable)),
+        "fit_spread": spread,
+        "zero_steps": int(np.count_nonzero(back == 0)),
+        "underflow_steps": len(zeros) if zeros.size and _underflows(back[start : int(zeros[0])], tiny) else 0,
+        "nonfinite_steps": wild,
+    }
+    if band is not None:
+        numbers |= {"share_low": band[0], "share_high": band[1]}
+    reason = f"{verdict}: {_reason(back, shares, lag, slope, horizon, verdict, numbers, tiny)}"
+    if every_step and verdict == "healthy":
+        reason += f". But {_EVERY_STEP}"
+    return Judgement(slope, horizon, share if math.isfinite(share) else None, lag, verdict, reason, numbers)
 
 
 def _checked(norm: Sequence[float], horizon_eps: float) -> Array:
@@ -191,59 +270,27 @@ def _checked(norm: Sequence[float], horizon_eps: float) -> Array:
     return values
 
 
-def _judge(
-    norm: Array, horizon_eps: float, every_step: bool, tiny: float = 0.0
-) -> tuple[float, int | None, Verdict, str, dict[str, float | int | None]]:
-    """What `describe` gives, and the numbers behind it by name; no slope is fitted to norms below `tiny`."""
-    back = norm[::-1]  # back[n] is the norm n steps back from the loss
-    usable = np.isfinite(back) & (back > 0) & (back >= tiny)
-    slope = _slope(back, usable)
-    start = int(np.argmax(back != 0))  # 0 unless the state has no path to the loss at its own step
-    reference = float(back[start])
-    horizon, ratio = None, None
-    if reference == 0.0:
-        horizon = 0
-    elif math.isfinite(reference):
-        with np.errstate(all="ignore"):
-            below = np.flatnonzero(back[start:] / reference < horizon_eps)
-            ratio = float(back[-1] / reference)
-        horizon = start + int(below[0]) - 1 if below.size else None
-    numbers: dict[str, float | int | None] = {
-        "horizon_eps": horizon_eps,
-        "slope_tolerance": SLOPE_TOLERANCE,
-        "first": float(back[-1]),
-        "last": float(back[0]),
-        "first_over_last": ratio,
-        "fitted_steps": int(np.count_nonzero(usable)),
-        "zero_steps": int(np.count_nonzero(back == 0)),
-        "nonfinite_steps": int(np.count_nonzero(~np.isfinite(back))),
-    }
-    grown = (ratio or 0.0) > 1.0 / horizon_eps
-    verdict: Verdict = "healthy"
-    if numbers["nonfinite_steps"]:
-        verdict = "exploding"
-    elif every_step:
-        each = _slope(back / np.arange(1, len(back) + 1), usable)
-        if horizon is not None:
-            verdict = "vanishing"
-        elif each > SLOPE_TOLERANCE or grown:
-            verdict = "exploding"
-    elif back[-1] == 0 or slope < -SLOPE_TOLERANCE:
-        verdict = "vanishing"
-    elif slope > SLOPE_TOLERANCE and (ratio or 0.0) > 1.0:  # a climb that ends below its start has exploded nowhere
-        verdict = "exploding"
-    elif horizon is not None:
-        verdict = "vanishing"
-    elif grown:
-        verdict = "exploding"
-    reason = f"{verdict}: {_reason(back, slope, horizon, ratio, verdict, horizon_eps)}"
-    if every_step and verdict == "healthy":
-        reason += f". But {_EVERY_STEP}"
-    return slope, horizon, verdict, reason, numbers
+def _underflows(alive: Array, tiny: float) -> bool:
+    """Whether the norms before the first zero fall so low that the next one is no number of their type."""
+    if not alive.size or not np.isfinite(alive[-2:]).all():
+        return False
+    return float(alive[-1]) * min(1.0, float(alive[-1] / alive[max(len(alive) - 2, 0)])) < tiny
+
+
+def _unread(back: Array) -> bool:
+    """Whether the gradient is at the state's own step alone, or nowhere."""
+    return len(back) > 1 and not back[1:].any()
 
 
 def _reason(
-    back: Array, slope: float, horizon: int | None, ratio: float | None, verdict: Verdict, horizon_eps: float
+    back: Array,
+    shares: Array,
+    lag: int,
+    slope: float,
+    horizon: int | None,
+    verdict: Verdict,
+    numbers: Mapping[str, float | int | None],
+    tiny: float,
 ) -> str:
     """The verdict in plain words, without its name."""
     T = len(back)
@@ -251,60 +298,77 @@ def _reason(
     if wild.size:
         return (
             f"the gradient is not a finite number at {wild.size} of {_steps(T)}, the last of them timestep "
-            f"{T - 1 - wild[0]}; {_AGAINST_EXPLODING}"
+            f"{T - 1 - wild[0]}"
         )
     if not back.any():
         return "no gradient at all reaches this state from the loss"
     if T == 1:
         return "a single step, so there is no way back to judge; use more steps"
-    if not back[1:].any():
-        return (
-            "nothing of the gradient reaches the step before; where no step reads this state, as with an output beside "
-            "a memory, judge by the others"
-        )
-    told = _pace(slope)
-    if verdict == "healthy":
-        return f"{told}; after {_steps(T - 1)} it is {_number(ratio)} times its last value"
-    if verdict == "exploding":
-        return f"{told}; after {_steps(T - 1)} it is {_number(ratio)} times its last value; {_AGAINST_EXPLODING}"
-    if horizon is not None:
-        told += f"; less than {horizon_eps:g} of it is left after {horizon + 1} of {_steps(T - 1)}"
+    if _unread(back):
+        return "no step reads this state: it has a gradient at its own step alone"
+    start = int(np.argmax(back != 0))
+    left = float(shares[max(lag, start)])
+    much = f"{left:.3g} times the gradient arrives" if left > 1 else f"{left:.3g} of the gradient is left"
+    if left == 0.0 and numbers["underflow_steps"]:
+        much = f"less than {tiny / back[start]:.0e} of the gradient is left"
+    told = f"{much} {_steps(lag)} back"
+    low, high = numbers.get("share_low"), numbers.get("share_high")
+    if low is not None and high is not None:
+        told += f" ({low:.2g} to {high:.2g}"
+        beyond = next((grade(end) for end in (low, high) if grade(end) != verdict), None)
+        told += f", so it may be {beyond}: use more batches)" if beyond else ")"
+    if _fits(left, lag, slope, float(numbers["fit_spread"] or 0.0)):
+        told += f"; {_pace(slope)}"
     else:
-        told += f"; {_number(ratio)} of it is left after {_steps(T - 1)}"
-    if back[-1] == 0:
-        told += f", and nothing reaches the first {_steps(T - 1 - int(np.flatnonzero(back)[-1]))}"
-    return f"{told}; {_AGAINST_VANISHING}"
+        middle = max(2, lag // 2)
+        stops = [n for n in dict.fromkeys((1, middle)) if n < lag]
+        told += "; no single rate describes the curve: " + ", ".join(
+            f"{shares[n]:.3g} after {_steps(n)}" for n in stops
+        )
+    if horizon is not None:
+        told += f"; more than {numbers['horizon_eps']:g} of it is left for {_steps(horizon)}"
+    peak = int(np.argmax(shares))
+    if shares[peak] > EXPLODING and verdict != "exploding":
+        told += f"; on its way it grows to {shares[peak]:.3g} times, {_steps(peak)} back"
+    if numbers["underflow_steps"]:
+        first = _steps(int(numbers["underflow_steps"] or 0))
+        if tiny < 1e-300:
+            told += f"; its norm is below what float64 can say at the first {first} (underflow): take fewer --steps"
+        else:
+            told += f"; its norm is below what float32 can say at the first {first} (underflow): use --dtype float64"
+    elif back[-1] == 0:
+        told += f"; exactly nothing reaches the first {_steps(T - 1 - int(np.flatnonzero(back)[-1]))}: the path is cut"
+    return told
 
 
-_AGAINST_VANISHING = (
-    "an orthogonal recurrent matrix, or gates that start by keeping the state (lstm: a larger forget bias), may help"
-)
-_AGAINST_EXPLODING = "clipping the gradient norm, a smaller recurrent matrix, or a lower learning rate may help"
+def _fits(share: float, lag: int, slope: float, spread: float) -> bool:
+    """Whether the fitted line tells the curve: its spread and the share at `lag`, in nats."""
+    missed = abs(math.log(share) - slope * lag) if share > 0 else 0.0
+    return max(missed, spread) <= max(math.log(2), 0.2 * abs(slope) * lag)
 
 
-def _slope(back: Array, usable: Array) -> float:
-    """Least squares of ln back[n] against n over the `usable` n; 0.0 with fewer than two."""
+def _line(back: Array, usable: Array) -> tuple[float, float]:
+    """Least squares of ln back[n] against n over the `usable` n: its slope, and the root mean square of what it misses,
+    both in nats; 0.0 with fewer than two."""
     lag = np.flatnonzero(usable).astype(np.float64)
     if lag.size < 2:
-        return 0.0
+        return 0.0, 0.0
     level = np.log(back[usable])
     lag -= lag.mean()
-    return float(lag @ (level - level.mean()) / (lag @ lag))
+    level -= level.mean()
+    slope = float(lag @ level / (lag @ lag))
+    return slope, float(np.sqrt(np.mean((level - slope * lag) ** 2)))
 
 
 def _pace(slope: float) -> str:
     """The slope in words."""
     if abs(slope) < 5e-4:
-        return "the gradient keeps its size going back"
-    if abs(slope) <= SLOPE_TOLERANCE:
-        return f"the gradient changes by {100 * abs(math.expm1(slope)):.1f} % per step going back"
+        return "it keeps its size going back"
+    if abs(slope) <= 0.01:
+        return f"it {'loses' if slope < 0 else 'gains'} {100 * abs(math.expm1(slope)):.1f} % per step"
     steps = math.log(2) / abs(slope)
     every = "every step" if f"{steps:.3g}" == "1" else f"every {steps:.3g} steps"
-    return f"the gradient {'halves' if slope < 0 else 'doubles'} {every} going back"
-
-
-def _number(value: float | None) -> str:
-    return "an unknown share" if value is None else f"{value:.3g}"
+    return f"it {'halves' if slope < 0 else 'doubles'} {every}"
 
 
 def _steps(count: int) -> str:
@@ -323,12 +387,14 @@ def gradnorm(
     state: Sequence[LayerState] | None = None,
     losses: Sequence[str] = ("last", "train"),
     horizon_eps: float = HORIZON_EPS,
+    lag: int | None = None,
     wrt: Sequence[str] = ("states",),
 ) -> GradNormReport:
     """Gradient norms per timestep over one batch: symbols x and targets y (T, B), integers in [0, V).
 
     `losses` are cross-entropies in nats per symbol: "last" (the last timestep, mean over the batch), "train" (mean over
-    every timestep) and "step:K" (timestep K alone, 0 <= K < T; slope and horizon count back from K). `wrt` names what
+    every timestep) and "step:K" (timestep K alone, 0 <= K < T; slope and horizon count back from K). `lag` is how many
+    steps back the share is taken that the verdict goes by, at most those that there are (the default). `wrt` names what
     the gradient is taken with respect to: "states" (every state of every layer), "inputs" (the first layer's input, as
     a series of layer 0 with state "x"), "params" (the total gradient of the training loss per parameter).
     The model starts from `state` (its start values when None) and runs without dropout. One forward pass, and one
@@ -336,7 +402,7 @@ def gradnorm(
 
     Raises InputError for an unknown loss or target, ShapeError for x and y that do not fit.
     """
-    return gradnorm_over(model, params, [(x, y)], state=state, losses=losses, horizon_eps=horizon_eps, wrt=wrt)
+    return gradnorm_over(model, params, [(x, y)], state=state, losses=losses, horizon_eps=horizon_eps, lag=lag, wrt=wrt)
 
 
 @np.errstate(all="ignore")  # a network may well explode here: NaN and infinity are answers
@@ -349,10 +415,13 @@ def gradnorm_over(
     carry: bool = False,
     losses: Sequence[str] = ("last", "train"),
     horizon_eps: float = HORIZON_EPS,
+    lag: int | None = None,
     wrt: Sequence[str] = ("states",),
 ) -> GradNormReport:
     """`gradnorm` over several batches (x, y) of one length T: every norm is the root mean square over the batches.
 
+    From two batches on, `numbers` has the range of the share ("share_low", "share_high"): two standard errors either
+    way in its logarithm, by leaving out one batch at a time.
     Each batch starts from `state`, or with `carry` from where the one before ended, as in training.
     Raises InputError for no batch, and whatever `gradnorm` raises.
     """
@@ -388,28 +457,28 @@ def gradnorm_over(
             state = detach(forward.state)
     if not measured:
         raise InputError("gradnorm: expected at least one batch, got none; the text is shorter than one batch")
-    mean = {key: _root_mean_square([norms[key] for norms in measured]) for key in measured[0]}
     means = {name: float(_root_mean_square([total[name] for total in totals])) for name in totals[0]}
     tiny = _tiny(forward)
-    series = tuple(_series(key, norm, steps[key[0]], horizon_eps, tiny) for key, norm in mean.items())
-    return GradNormReport(model.cells[0].name, len(model.cells), model.config.hidden, T, series, means)
+    series = [
+        _series(key, [norms[key] for norms in measured], steps[key[0]], horizon_eps, tiny, lag) for key in measured[0]
+    ]
+    return _report(model, T, series, means)
 
 
 def watch_gradients(
-    forward: Forward, loss: Any, y: Any, *, cell: str = "", horizon_eps: float = HORIZON_EPS
+    model: Model, forward: Forward, loss: Any, y: Any, *, horizon_eps: float = HORIZON_EPS
 ) -> GradNormReport:
     """The report for one training step: "last" and "train", from its forward pass, its loss and its targets y (T, B).
 
     Costs two more backward passes that skip every parameter, so about two thirds of a step's backward each. The "train"
     series has the scale of `loss` as it is given (a loss summed over steps gives T times the norm of its mean). Call it
-    before the parameters are updated in place: the tape reads them. `cell` is the name to put into the report.
+    before the parameters are updated in place: the tape reads them.
     """
     T = int(forward.logits.shape[0])
     norms: dict[_Key, Array] = {}
     for name, value in (("last", _loss(forward, y, "last", -1)), ("train", loss)):
         norms.update(_norms(forward, value, name, ("states",), {})[0])
-    series = tuple(_series(key, norm, T - 1, horizon_eps, _tiny(forward)) for key, norm in norms.items())
-    return GradNormReport(cell, len(forward.layers), int(forward.layers[0].outputs.shape[-1]), T, series)
+    return _report(model, T, [_series(key, [norm], T - 1, horizon_eps, _tiny(forward)) for key, norm in norms.items()])
 
 
 def loss_step(loss: str, T: int) -> int:
@@ -508,11 +577,121 @@ def _tiny(forward: Forward) -> float:
     return float(np.finfo(forward.logits.dtype).tiny)
 
 
-def _series(key: _Key, norm: Array, at: int, horizon_eps: float, tiny: float) -> GradNormSeries:
+def _series(
+    key: _Key, norms: Sequence[Array], at: int, horizon_eps: float, tiny: float, lag: int | None = None
+) -> GradNormSeries:
     loss, layer, state = key
+    norm = _root_mean_square(norms)
     # behind the step of the loss every gradient is exactly 0, and no part of the way back
-    slope, horizon, verdict, reason, numbers = _judge(norm[: at + 1], horizon_eps, loss == "train", tiny)
-    return GradNormSeries(loss, layer, state, tuple(norm.tolist()), slope, horizon, verdict, reason, at, numbers)
+    found = describe(
+        norm[: at + 1],
+        horizon_eps,
+        lag=lag,
+        every_step=loss == "train",
+        tiny=tiny,
+        band=_band([one[: at + 1] for one in norms], lag),
+    )
+    return GradNormSeries(loss, layer, state, tuple(norm.tolist()), *found, at=at, by=state)
+
+
+def _band(norms: Sequence[Array], lag: int | None) -> tuple[float, float] | None:
+    """The share of the root mean square of `norms`, less and plus two standard errors in its logarithm, by the
+    jackknife; None for a single one, or where a share has no logarithm."""
+    n = len(norms)
+    if n < 2:
+        return None
+    shares = []
+    for k in range(-1, n):
+        back = _root_mean_square([norm for i, norm in enumerate(norms) if i != k])[::-1]
+        start = int(np.argmax(back != 0))
+        shares.append(float(back[max(len(back) - 1 if lag is None else min(lag, len(back) - 1), start)] / back[start]))
+    if not all(0.0 < share < math.inf for share in shares):
+        return None
+    logs = np.log(shares)
+    error = math.sqrt((n - 1) / n * float(np.sum((logs[1:] - logs[1:].mean()) ** 2)))
+    return shares[0] * math.exp(-2 * error), shares[0] * math.exp(2 * error)
+
+
+def _report(
+    model: Model, T: int, series: Sequence[GradNormSeries], params: Mapping[str, float] | None = None
+) -> GradNormReport:
+    """The report: outputs are judged by the memory beside them, and the model has its advice."""
+    output = output_of(model.cells[0])
+    judged = tuple(_judged(one, series, output) for one in series)
+    return GradNormReport(
+        model.cells[0].name,
+        len(model.cells),
+        model.config.hidden,
+        T,
+        judged,
+        params or {},
+        _advice(model, {one.verdict for one in judged if one.loss != "train"}),
+    )
+
+
+def _judged(one: GradNormSeries, series: Sequence[GradNormSeries], output: str) -> GradNormSeries:
+    """`one`, judged by the memory beside it where that keeps more: what an output loses is no loss to the layer.
+
+    Likewise a state that no step reads, whatever it is for.
+    """
+    beside = [
+        other
+        for other in series
+        if (other.loss, other.layer) == (one.loss, one.layer) and other.state not in (one.state, "x")
+    ]
+    unread = _unread(np.asarray(one.norm[: one.at + 1])[::-1])
+    if one.verdict == "exploding" or not beside or not (one.state == output or unread):
+        return one
+    best = max(beside, key=lambda other: -1.0 if other.share is None else other.share)
+    if best.verdict == "exploding" or best.share is None or best.share <= (one.share or 0.0):
+        return one
+    own = "no step reads it" if unread else f"{one.share:.3g} of its gradient is left {_steps(one.lag)} back"
+    what = "the output beside the memory" if one.state == output else "beside"
+    return dataclasses.replace(
+        one, verdict=best.verdict, by=best.state, reason=f"{best.verdict}, as is {best.state}: {what}; {own}"
+    )
+
+
+def _advice(model: Model, verdicts: set[Verdict]) -> str:
+    """What may help `model`, in one line: only what it does not have yet. Empty where all is healthy."""
+    told = []
+    if verdicts & {"vanishing", "weak"}:
+        cell = model.cells[0]
+        recurrent = [
+            spec for spec in specification(cell)[1].values() if spec.role == "recurrent" and len(set(spec.shape)) == 1
+        ]
+        ways = []
+        if any(len(spec.shape) == 2 and not str(spec.init).startswith("orthogonal") for spec in recurrent):
+            ways.append("an orthogonal recurrent matrix")
+        ways.append(
+            "a larger forget_bias"
+            if hasattr(cell.options, "forget_bias")
+            else "gates that start by keeping the state (as lstm with forget_bias=3)"
+        )
+        told.append(f"to keep more of the gradient: {', or '.join(ways)}")
+    if "exploding" in verdicts:
+        told.append("against exploding: --clip-norm, a smaller recurrent matrix, or a lower learning rate")
+    return "; ".join(told)
+
+
+def rnn_like(model: Model) -> Model:
+    """A plain rnn of the sizes of `model`, to compare with: its cell's own options and initialisers, no wrappers."""
+    config = dataclasses.replace(model.config, cell="rnn", cell_options={}, wrap=(), init="cell", init_bias="cell")
+    return build_model(config, model.V, load_cell("rnn"))
+
+
+def beside_rnn(report: GradNormReport, rnn: GradNormReport) -> GradNormReport:
+    """`report` with the share that `rnn`, a report over the same steps, keeps in each layer over the same lag."""
+
+    def share(one: GradNormSeries) -> float | None:
+        found = rnn.select(loss=one.loss, layer=one.layer, state="x" if one.state == "x" else "h")
+        if not found:
+            return None
+        return describe(found[0].norm[: found[0].at + 1], lag=one.lag).share
+
+    return dataclasses.replace(
+        report, series=tuple(dataclasses.replace(one, rnn_share=share(one)) for one in report.series)
+    )
 
 
 # ------------------------------------------------------------------------------------- diagnostics of plugins

@@ -64,6 +64,7 @@ NAMES = {
     "absolute": "abs",
     "amax": "max",
     "amin": "min",
+    "around": "round",
     "divide": "div",
     "multiply": "mul",
     "negative": "neg",
@@ -72,22 +73,83 @@ NAMES = {
     "true_divide": "div",
 }
 
+# What to write instead, in the arguments of NumPy's function: x, or a and b.
+RECIPES = {
+    "cbrt": "ops.sign(x) * ops.abs(x) ** (1 / 3)",
+    "copysign": "ops.abs(a) * ops.sign(b)",
+    "cumulative_prod": "ops.cumprod(x, 0)",
+    "cumulative_sum": "ops.cumsum(x, 0)",
+    "deg2rad": "x * (math.pi / 180)",
+    "degrees": "x * (180 / math.pi)",
+    "diff": "x[..., 1:] - x[..., :-1]",
+    "ediff1d": "x[1:] - x[:-1]",
+    "fix": "ops.trunc(x)",
+    "float_power": "a ** b",
+    "fliplr": "ops.flip(x, 1)",
+    "flipud": "ops.flip(x, 0)",
+    "fmax": "ops.maximum(a, b)",
+    "fmin": "ops.minimum(a, b)",
+    "fmod": "a - b * ops.trunc(a / b)",
+    "heaviside": "ops.where(a > 0, 1.0, ops.where(a < 0, 0.0, b))",
+    "hypot": "ops.sqrt(a * a + b * b)",
+    "logaddexp2": "ops.logaddexp(a * math.log(2), b * math.log(2)) / math.log(2)",
+    "matrix_transpose": "x.swapaxes(-1, -2)",
+    "nanmax": "ops.max(ops.where(ops.isnan(x), -math.inf, x))",
+    "nanmean": "ops.sum(ops.where(ops.isnan(x), 0.0, x)) / ops.sum(ops.astype(~ops.isnan(x), x.dtype))",
+    "nanmin": "ops.min(ops.where(ops.isnan(x), math.inf, x))",
+    "nanprod": "ops.prod(ops.where(ops.isnan(x), 1.0, x))",
+    "nansum": "ops.sum(ops.where(ops.isnan(x), 0.0, x))",
+    "ptp": "ops.max(x) - ops.min(x)",
+    "rad2deg": "x * (180 / math.pi)",
+    "radians": "x * (math.pi / 180)",
+    "reciprocal": "1.0 / x",
+    "vecdot": "ops.sum(a * b, -1)",
+    "vector_norm": "ops.norm(x)",
+}
+
 # What to use instead.
 ADVICE = {
-    **dict.fromkeys(("append", "block", "column_stack", "dstack", "insert"), "ops.concatenate"),
+    **RECIPES,
+    **dict.fromkeys(("append", "block", "column_stack", "dstack", "insert", "resize"), "ops.concatenate"),
+    **dict.fromkeys(("atleast_1d", "atleast_2d", "atleast_3d"), "ops.expand_dims"),
     **dict.fromkeys(("choose", "nan_to_num", "select"), "ops.where"),
-    **dict.fromkeys(("compress", "delete", "extract", "take_along_axis"), "an index, x[...]"),
+    **dict.fromkeys(("compress", "delete", "extract", "take_along_axis", "unstack"), "an index, x[...]"),
+    **dict.fromkeys(("median", "nanmedian", "percentile", "quantile"), "ops.sort"),
     **dict.fromkeys(WRITERS, "ops.where or ops.scatter"),
     "array_split": "ops.split",
     "average": "ops.mean",
     "copy": "the tensor itself",
-    "float_power": "**",
-    "fmax": "ops.maximum",
-    "fmin": "ops.minimum",
-    "hypot": "ops.sqrt(a * a + b * b)",
-    "median": "ops.sort",
-    "reciprocal": "1.0 / x",
+    "cross": "ops.stack of products",
+    "ldexp": "x * 2.0 ** n",
+    "meshgrid": "ops.broadcast_to",
+    "modf": "ops.trunc",
+    "multi_dot": "@",
+    "rollaxis": "ops.moveaxis",
+    "rot90": "ops.flip and ops.swapaxes",
+    "trace": "ops.trace(x, 0, -2, -1)",
 }
+# By the method of a ufunc, and by an argument that no op has.
+METHODS = {
+    "add.accumulate": "ops.cumsum",
+    "add.reduce": "ops.sum",
+    "logaddexp.reduce": "ops.logsumexp",
+    "maximum.reduce": "ops.max",
+    "minimum.reduce": "ops.min",
+    "multiply.accumulate": "ops.cumprod",
+    "multiply.outer": "ops.outer",
+    "multiply.reduce": "ops.prod",
+}
+OPTIONS = {
+    "constant_values": "write ops.pad(x - c, widths) + c",
+    "dtype": "convert with .astype(...)",
+    "initial": "apply it to the result, as in np.sum(x) + c",
+    "mode": "join slices of x with ops.concatenate",
+    "order": "transpose with ops.transpose",
+    "where": "choose with ops.where first",
+}
+OPERATORS = {
+    "add": "+", "div": "/", "floor_divide": "//", "matmul": "@", "mul": "*", "pow": "**", "remainder": "%", "sub": "-",
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------- what NumPy calls or passes otherwise
@@ -134,9 +196,26 @@ def _array(x: Any) -> Any:
 
 def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     plain = len(x.shape) == 1 if axis is None else isinstance(axis, int)  # of vectors; otherwise of matrices
-    if ord is not None and not (ord == 2 and plain) and not (ord == "fro" and not plain):
-        raise NoOp(f"ops.norm is the Euclidean norm, not ord={ord!r}")
-    return ops.norm(x, axis, keepdims)
+    if ord is None or (ord == 2 and plain) or (ord == "fro" and not plain):
+        return ops.norm(x, axis, keepdims)
+    if not plain:
+        raise NoOp(
+            f"ord={ord!r} with two axes is a norm of matrices, and ops.norm is the Euclidean one",
+            "give one axis, as in axis=-1, for the norms of vectors, or leave ord= out",
+        )
+    if ord == 1:
+        return ops.sum(ops.abs(x), axis, keepdims)
+    if ord in (np.inf, -np.inf):
+        return (ops.max if ord > 0 else ops.min)(ops.abs(x), axis, keepdims)
+    raise NoOp(f"ops.norm is the Euclidean norm, not ord={ord!r}", "write ops.sum(ops.abs(x) ** p) ** (1 / p)")
+
+
+def _divmod(x1: Any, x2: Any) -> Any:
+    return ops.floor_divide(x1, x2), ops.remainder(x1, x2)
+
+
+def _sort(a: Any, axis: int | None = -1, kind: Any = None, *, stable: Any = None) -> Any:
+    return ops.sort(a, axis)  # by a stable algorithm, whatever is asked for
 
 
 def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
@@ -202,6 +281,7 @@ OWN: dict[str, Callable[..., Any]] = {
     "bitwise_xor": _bitwise_xor,
     "clip": _clip,
     "concatenate": _concatenate,
+    "divmod": _divmod,
     "dot": _dot,
     "einsum": _einsum,
     "hstack": _hstack,
@@ -212,6 +292,7 @@ OWN: dict[str, Callable[..., Any]] = {
     "positive": _positive,
     "shape": _shape,
     "size": _size,
+    "sort": _sort,
     "split": _split,
     "stack": _stack,
     "take": _take,
@@ -243,15 +324,18 @@ def _call(function: Any) -> Call:
 
 
 def _refused(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
-    use = ADVICE.get(function.__name__, "")
+    name = told(function).removeprefix("np.")
+    use = METHODS.get(name) or ADVICE.get(function.__name__, "")
     raise NoOp("there is no op for it", f"use {use}" if use else "")
 
 
 def _without(option: str, name: str) -> NoOp:
     """The refusal of one argument that NumPy takes and the op `name` does not."""
     if option == "out":
-        return NoOp("out=, as in a += b, writes into an array, which has no gradient", "write a = a + b")
-    return NoOp(f"ops.{name} takes no {option}=", "leave it out")
+        sign = OPERATORS.get(name)
+        given, use = (f", as in a {sign}= b,", f"a = a {sign} b") if sign else ("", f"y = ops.{name}(...)")
+        return NoOp(f"out={given} writes into an array, which has no gradient", f"write {use}")
+    return NoOp(f"ops.{name} takes no {option}=", OPTIONS.get(option, "leave it out"))
 
 
 def _elementwise(count: int, op: Any, name: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:

@@ -66,8 +66,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which names are close to `name`: ``; did you mean mut1, mut2?`` or the whole list.
+def nearest(name: str, known: Iterable[str], *, whole: bool = True) -> str:
+    """Say which names are close to `name`: ``; did you mean mut1, mut2?`` or, where none is, the `whole` list.
 
     The text is meant to end an error message.
     """
@@ -76,4 +76,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = [plain[one] for one in difflib.get_close_matches(name.casefold(), plain, n=3, cutoff=0.6)]
     if close:
         return "; did you mean " + ", ".join(close) + "?"
+    if not whole:
+        return ""
     return "; known: " + ", ".join(names) if names else "; none is known"

@@ -61,7 +61,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sample drawn during training."""
+    """A sample drawn during training; of a byte model, `text` is spelled as `Vocabulary.decode` spells it."""
 
     step: int
     text: str

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import engine
+from tinygrad_rnn.cell import counted
 from tinygrad_rnn.engine import Node
-from tinygrad_rnn.errors import GradientError
+from tinygrad_rnn.errors import GradientError, InputError
 from tinygrad_rnn.tensor import Tensor
 
 SYMBOLS = {"add": "+", "sub": "−", "mul": "×", "div": "÷", "matmul": "@", "neg": "−x", "pow": "^"}
@@ -35,18 +36,23 @@ def cell_to_dot(cell: Any, batch: int = 2) -> str:
 
     States are at the top as they come in and at the bottom as they go out; parameters are ellipses; a value that the
     cell announces by `tap` carries its name. Shapes are those of `batch` sequences.
+    Raises InputError for what is not a cell.
     """
 
     def leaf(*shape: int) -> Tensor:
         return Tensor(np.full(shape, 0.5), requires_grad=True)
 
+    if not isinstance(getattr(cell, "I", None), int):
+        raise InputError(f"cell_to_dot: expected a cell with its sizes, as load_cell('lstm').cls(I, H), got {cell!r}")
     x = leaf(batch, cell.I)
     params = {name: leaf(*spec.shape) for name, spec in cell.params().items()}
-    old = {name: leaf(batch, *spec.shape) for name, spec in cell.state().items()}
+    shapes = cell.state()
+    old = {name: leaf(batch, *spec.shape) for name, spec in shapes.items()}
     means = {name: kind.mean for name, kind in cell.noise().items()}
     taps: dict[str, Tensor] = {}
     with engine.recording(), engine.listen(lambda name, value: taps.update({name: value})):
         new = cell.step(SimpleNamespace(**params, **means), x, SimpleNamespace(**old))
+        new = counted(cell, new, old, shapes)  # t + 1 of a timestep, which the library adds
     drawing = _Drawing(
         [value.node for value in new.values() if value.node is not None], {**taps, "x": x, **params, **old}
     )

@@ -8,7 +8,8 @@ one module:
     layers.K.W_x* (I, H), gates beside      weight_ih_lK (G H, I), gates below each other
     layers.K.W_h* (H, H)                    weight_hh_lK (G H, H)
     layers.K.b_* (H,)                       bias_ih_lK (G H,), with bias_hh_lK (G H,) zero
-    readout.W (H, V), readout.b (V,)        readout.weight (V, H), readout.bias (V,), a torch.nn.Linear
+    readout.W (H, V), readout.b (V,)        readout.weight (V, H), readout.bias (V,), a torch.nn.Linear; tied, the
+                                            same numbers as embed.weight
 
 Order of the gates: lstm i, f, g, o; gru r, z, n. PyTorch has two biases that only ever appear as a sum; it goes into
 bias_ih, and the way back adds the two. The one exception is the n gate of a GRU, whose second bias is multiplied by r:
@@ -66,8 +67,8 @@ def to_torch(model: Model, params: Mapping[str, Any], *, prefix: str = "") -> di
     """
     ours = host_params(model, params, "to_torch")
     theirs: dict[str, HostArray] = {}
-    if "embed.W" in ours:
-        theirs["embed.weight"] = ours["embed.W"].copy()
+    if model.config.embed != "onehot":
+        theirs["embed.weight"] = ours["embed.W"].copy() if model.has_table else ours["readout.W"].T.copy()
     for k, cell in enumerate(model.cells):
         gates = _gates(cell)
         own = f"layers.{k}."
@@ -121,8 +122,13 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
                 f"from_torch: expected {name} of shape {shape}, got {theirs[name].shape}; build the model "
                 "with the sizes of the module"
             )
+    if model.config.tie and not np.array_equal(theirs["embed.weight"], theirs["readout.weight"]):
+        raise InputError(
+            "from_torch: expected the same numbers in embed.weight and readout.weight, because the model is tied, got "
+            "others; build it with tie=False"
+        )
     ours: dict[str, HostArray] = {"readout.W": theirs["readout.weight"].T, "readout.b": theirs["readout.bias"]}
-    if "embed.weight" in theirs:
+    if model.has_table:
         ours["embed.W"] = theirs["embed.weight"]
     for k, cell in enumerate(model.cells):
         gates = _gates(cell)
@@ -144,15 +150,18 @@ def from_torch(model: Model, arrays: Mapping[str, Any], *, prefix: str = "", xp:
 
 def _gates(cell: Cell) -> str:
     """The gates of `cell` in PyTorch's order. Raises InputError where PyTorch has no such module."""
-    reason = ""
+    reason = advice = ""
     if cell.name not in GATES:
+        advice = "; export onnx writes any cell"
         reason = f"cell {cell.name} has no module in torch.nn"
     elif cell.name == "rnn" and cell.options.activation not in ("tanh", "relu"):
         reason = f"torch.nn.RNN has no activation={cell.options.activation}"
+        advice = "; train with --cell-opt activation=tanh"
     elif cell.name == "gru" and cell.options.form != "reset_after":
         reason = f"torch.nn.GRU does not compute form={cell.options.form}"
+        advice = "; train with --cell-opt form=reset_after"
     if reason:
-        raise InputError(f"{reason}; what can be exchanged: {_EXPRESSIBLE}")
+        raise InputError(f"{reason}; what can be exchanged: {_EXPRESSIBLE}{advice}")
     return GATES[cell.name]
 
 
@@ -200,7 +209,7 @@ def save_torch(
     """Write the parameters as a state_dict in one safetensors file, whole or not at all; `torch_code` loads it.
 
     Names as `to_torch` with the prefix ``rnn.``. The header holds text by name: cell, cell_options (JSON), hidden,
-    layers, embed, V, vocabulary (JSON), seed, step (of the training) and tinygrad_rnn (our version).
+    layers, embed, tie, V, vocabulary (JSON), seed, step (of the training) and tinygrad_rnn (our version).
     Raises what `to_torch` raises; FileError where the disk refuses, or a file is there already and `overwrite` is off.
     """
     config = model.config
@@ -212,6 +221,7 @@ def save_torch(
         "hidden": str(config.hidden),
         "layers": str(config.layers),
         "embed": config.embed,
+        "tie": to_json(config.tie, "tie", indent=None),
         "V": str(model.V),
         "vocabulary": to_json(vocabulary.to_json(), "vocabulary", indent=None),
         "seed": str(seed),
@@ -279,6 +289,8 @@ def read_state_dict(path: str | Path) -> StateDict:
         arrays[name] = (array.astype("<u4") << np.uint32(16)).view("<f4") if kind == "BF16" else array
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})
+    # safetensors.torch.save_model writes arrays of the same memory once; its header says which it left out
+    arrays.update({name: arrays[kept] for name, kept in metadata.items() if kept in arrays and name not in arrays})
     if metadata.get("format", "").startswith("tinygrad_rnn.checkpoint."):
         raise FileError(f"{source} is a checkpoint of a run and no state dict; export the run, or use it as it is")
     return StateDict(source, arrays, metadata, hashlib.sha256(data).hexdigest())
@@ -339,6 +351,7 @@ def torch_code(model: Model, path: str | Path, dtype: Any = np.float32) -> str:
         *([] if onehot else [f"        self.embed = torch.nn.Embedding({model.V}, {first.I})"]),
         f"        self.rnn = torch.nn.{MODULES[first.name]}({', '.join(sizes)})",
         f"        self.readout = torch.nn.Linear({config.hidden}, {model.V})",
+        *(["        self.readout.weight = self.embed.weight"] if config.tie else []),
         "",
         "    def forward(self, x, state=None):  # x: numbers of symbols (T, B)",
         f"        y, state = self.rnn({inputs}, state)",
@@ -377,6 +390,7 @@ def import_torch(
     nonlinearity: str | None = None,
     embed: str | None = None,
     readout: str | None = None,
+    tie: bool = False,
     init_missing: bool = False,
     overwrite: bool = False,
 ) -> Imported:
@@ -384,15 +398,15 @@ def import_torch(
 
     Its model is that of the file (see `recognise`; `nonlinearity` may stand in its header), the rest of its
     configuration that of `config`; `data` says which text belongs to it (sha256, source, characters; a sha256 of None:
-    none). `dtype` is float64 where an array of the file is, else float32, unless it is given. `init_missing` draws an
-    embedding or a readout that the file has not, from the seed of `config`. Everything that can be wrong is found
-    before the folder is touched.
+    none). `tie` says that one matrix of the file is both embedding and readout. `dtype` is float64 where an array of
+    the file is, else float32, unless it is given. `init_missing` draws an embedding or a readout that the file has not,
+    from the seed of `config`. Everything that can be wrong is found before the folder is touched.
     Raises InputError and ShapeError as `recognise`, and where something is missing or not finite; FileError.
     """
     V = vocabulary.size
     try:
         found = recognise(
-            state.arrays, V, nonlinearity=nonlinearity or state.nonlinearity(), embed=embed, readout=readout
+            state.arrays, V, nonlinearity=nonlinearity or state.nonlinearity(), embed=embed, readout=readout, tie=tie
         )
         chosen: Any = dtype or ("float64" if any(a.dtype == np.float64 for a in found.arrays.values()) else "float32")
         entry = find_cell(found.config.cell)
@@ -404,8 +418,9 @@ def import_torch(
             I, H = model.cells[0].I, found.config.hidden
             raise InputError(
                 f"expected an embedding (V, I) = ({V}, {I}), or one-hot input with I = V, and a readout (V, H) = "
-                f"({V}, {H}), got no {ends}; give the state_dict of the whole model, or draw what is missing with "
-                "--init-missing"
+                f"({V}, {H}), got no {ends}; give the state_dict of the whole model, "
+                + ("say --tie where one matrix is both, " if I == H and len(found.missing) < 3 else "")
+                + "or draw what is missing with --init-missing"
             )
         fresh = to_torch(model, first, prefix="rnn.") if found.missing else {}
         drawn = {name: fresh[name] for name in found.missing}

@@ -1,7 +1,8 @@
 """The character model: embedding or one-hot, stacked cells with dropout between them, linear readout.
 
 A `Model` is a description; parameters are a flat dict of tensors ("embed.W", "layers.0.W_xi", "readout.b") and the
-carried state is a list of dicts, both passed in and out.
+carried state is a list of dicts, both passed in and out. A tied model has no "embed.W": its embedding is "readout.W",
+transposed (Press and Wolf, Using the output embedding to improve language models, 2017).
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from tinygrad_rnn.compile import program as compiler
 from tinygrad_rnn.compile.ends import affine, lookup
 from tinygrad_rnn.config import ModelConfig
 from tinygrad_rnn.errors import DtypeError, InputError, ShapeError
+from tinygrad_rnn.ops.arguments import generator
 from tinygrad_rnn.ops.index import checked_ids
 from tinygrad_rnn.registry import CellEntry
-from tinygrad_rnn.sequence import LayerState, Unrolled, detach_state, plain, scan, start_state
+from tinygrad_rnn.sequence import LayerState, Unrolled, checked_array, detach_state, scan, start_state
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.wrap import wrap_cell
 
@@ -60,11 +62,16 @@ class Model:
     V: int
     cells: tuple[Cell, ...]
 
+    @property
+    def has_table(self) -> bool:
+        """Whether the embedding is a matrix of its own."""
+        return self.config.embed != "onehot" and not self.config.tie
+
     def params(self) -> dict[str, Param]:
         """Every array of the model by its full name: shape, initialiser, role."""
         config = self.config
         specs: dict[str, Param] = {}
-        if config.embed != "onehot":
+        if self.has_table:
             specs["embed.W"] = Param((self.V, self.cells[0].I), "normal:1", "input")
         for i, cell in enumerate(self.cells):
             for name, spec in specification(cell)[1].items():
@@ -79,7 +86,7 @@ class Model:
 
     def init(self, rng: np.random.Generator, dtype: Any = np.float32, xp: Any = np) -> Params:
         """New parameters drawn from `rng`, on the device whose module is `xp`. Buffers do not require a gradient."""
-        return init_params(self.params(), rng, dtype, xp, self.cells[0].name)
+        return init_params(self.params(), generator(rng, "Model.init"), dtype, xp, self.cells[0].name)
 
     def start(self, B: int, params: Mapping[str, Tensor]) -> State:
         """The state before the first symbol, for B streams, as arrays like the parameters."""
@@ -104,11 +111,14 @@ class Model:
         Raises InputError for a missing parameter or what is no array, ShapeError for sizes or symbols that do not fit,
         DtypeError for symbols that are not integers.
         """
-        x = plain("model", "symbols", x)
+        rng = None if rng is None else generator(rng, "model")
+        if not isinstance(params, Mapping):
+            raise InputError(f"model: expected the parameters by name, as init(rng) gives, got {type(params).__name__}")
+        x = checked_array("model", "symbols", x)
         if len(x.shape) != 2:
             raise ShapeError(f"model: expected symbols (T, B), got shape {tuple(x.shape)}")
         B = x.shape[1]
-        for name in ("readout.W", "readout.b", *(() if self.config.embed == "onehot" else ("embed.W",))):
+        for name in ("readout.W", "readout.b", *(("embed.W",) if self.has_table else ())):
             if name not in params:
                 raise InputError(f"model: expected the parameter {name!r}, got only {', '.join(sorted(params))}")
         if state is None:
@@ -143,7 +153,7 @@ class Model:
         """What the first layer sees (T, B, I)."""
         if self.config.embed == "onehot":
             return _one_hot(x, self.V, params["readout.W"])
-        table = params["embed.W"]
+        table = ops.swapaxes(params["readout.W"], 0, 1) if self.config.tie else params["embed.W"]
         ids = checked_ids(table, x)
         if ids is x and engine.MODE.recording and isinstance(table, Tensor) and table.node is not None:
             ids = x.copy()  # the gradient reads them: the caller may fill the array with the next batch before that
@@ -283,6 +293,8 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
 
     Raises InputError for sizes or options that cannot work, PluginError when the cell breaks its contract.
     """
+    if not isinstance(entry, CellEntry):
+        raise InputError(f"model: expected what load_cell({config.cell!r}) returns, got {entry!r}")
     if entry.identity.name != config.cell:
         raise InputError(f"model: expected the cell {config.cell!r} of the configuration, got {entry.identity.name!r}")
     if V < 2:
@@ -295,6 +307,11 @@ def build_model(config: ModelConfig, V: int, entry: CellEntry) -> Model:
         if text != "cell":
             nn.parse_initialiser(text)
     first = input_size(config, V)
+    if config.tie and (config.embed == "onehot" or first != config.hidden):
+        raise InputError(
+            f"--tie: expected an embedding of as many units as --hidden, {config.hidden}, got --embed {config.embed}; "
+            "give --embed hidden"
+        )
     cls = wrap_cell(entry.cls, config.wrap)
     cells = tuple(
         cls(first if i == 0 else config.hidden, config.hidden, config.cell_options) for i in range(config.layers)

@@ -190,6 +190,9 @@ def _checked(model: Model, params: Mapping[str, Any]) -> dict[str, Array]:
 
 def _embedded(main: Writer, model: Model, dtype: Any) -> str:
     """What the first layer sees, (T, B, I)."""
+    if model.config.tie:
+        table = main.node("Transpose", main.parameter("readout.W"), perm=[1, 0])
+        return main.node("Gather", table, "symbols", axis=0)
     if model.config.embed != "onehot":
         return main.node("Gather", main.parameter("embed.W"), "symbols", axis=0)
     # in float32, because onnxruntime has no OneHot for float64

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, final
@@ -389,6 +389,37 @@ def init_state(optimizer: Optimizer, params: Mapping[str, Array]) -> State:
     return {"step": 0, "slots": {slot: zeros(params) for slot in names}}
 
 
+class _Written(Mapping[str, Array]):
+    """Final. Arrays by name, for a rule to write into: ``arrays[name] -= x`` does.
+
+    Another array in the place of one is refused: it would change nothing without a word.
+    """
+
+    __slots__ = ("_arrays",)
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def items(self) -> ItemsView[str, Array]:
+        return self._arrays.items()
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        if self._arrays.get(name) is not value:
+            raise InputError(
+                f"expected values written into the array {name}, got another array in its place; write "
+                f"[{name!r}][...] ="
+            )
+
+
 def update(
     optimizer: Optimizer, params: Mapping[str, Array], grads: Mapping[str, Array], state: State, lr: float
 ) -> None:
@@ -408,8 +439,7 @@ def update(
     views: list[Mapping[str, Array]] = [params, grads, *slots.values()]
     if optimizer.elementwise and all(isinstance(arrays, Block) for arrays in views):
         views = [_as_one(arrays) for arrays in views]
-    # read-only: an array put in the place of another would change nothing without a word
-    given, pulled, *carried = (MappingProxyType(arrays) for arrays in views)
+    given, pulled, *carried = (_Written(arrays) for arrays in views)
     by_author(
         f"optimiser {optimizer.name}, update",
         optimizer.update,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from tinygrad_rnn.errors import InputError, PluginError, TinygradRNNError, neare
 
 Options = TypeVar("Options")
 
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 
@@ -90,6 +92,32 @@ def parse_options(cls: type[Options], mapping: Mapping[str, Any], owner: str = "
         raise InputError(f"{owner}: {error}") from error
     except Exception as error:  # of a stranger's __post_init__
         raise PluginError(f"{owner}: {one_line(error)}") from error
+
+
+def unescape(text: str, what: str) -> str:
+    r"""`text` with its escapes replaced, as a shell's quotes leave them: \n, \t, \r, \\, \xHH and \uHHHH.
+
+    \xHH is a byte of UTF-8; one that belongs to no character is spelled as `Vocabulary.decode` spells it.
+    `what` names the text in the error. Raises InputError for any other backslash.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        escape = match[1]
+        if escape in _ESCAPES:
+            return _ESCAPES[escape]
+        if len(escape) < 3:
+            known = r"\n, \t, \r, \xHH or \uHHHH"
+            raise InputError(rf"{what}: expected {known}, got a backslash and {escape!r}; write \\ for a backslash")
+        number = int(escape[1:], 16)
+        return chr(number) if escape[0] == "u" or number < 0x80 else chr(0xDC00 + number)
+
+    found = re.sub(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.?)", replaced, text, flags=re.DOTALL)
+    try:
+        return found.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what}: expected a text, got the lone surrogate {found[error.start]!r}; remove it"
+        ) from error
 
 
 def field_types(cls: type[Any], owner: str = "") -> dict[str, Any]:

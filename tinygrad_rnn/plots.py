@@ -1,4 +1,5 @@
-"""Pictures from plain data: gradient norms per timestep, and the loss of a run. Matplotlib, without its global state.
+"""Pictures from plain data: gradient norms per timestep, and what runs recorded step by step. Matplotlib, without its
+global state.
 
 Colours are those of Okabe & Ito 2008, which colour-blind people tell apart; states differ in line style too.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +47,11 @@ def gradnorm_figure(
 
     `loss` is the series to judge by ("last" or "step:K"), drawn thick; the training-loss series, where the reports have
     one, is thin and dashed, with a note on the trap (`training` False leaves it out). With one report every layer and
-    state has a colour (beyond seven, another line style, too); with several each report has a colour and shows its top
-    layer, each state in a line style, unless `layer` or `state` chooses. The axis is absolute, nats per unit of the
-    state, or with `relative` a ratio to the norm at the step of the loss. A norm of 0 is a triangle at the lower edge,
-    one not finite at the upper.
+    state has a colour (beyond seven, another line style, too); with several each report has a colour and shows, of its
+    top layer, the states that verdicts go by (c of an LSTM), each in a line style, unless `layer` or `state` chooses.
+    The legend has the curves from the highest to the lowest at the earliest timestep. The axis is absolute, nats per
+    unit of the state, or with `relative` a ratio to the norm at the step of the loss. A norm of 0 is a triangle at the
+    lower edge, one not finite at the upper.
 
     Raises InputError when there is nothing to draw.
     """
@@ -60,7 +63,13 @@ def gradnorm_figure(
         for i, report in enumerate(reports):
             found = report.select(loss=name, layer=layer, state=state)
             every = layer is not None or len(reports) == 1
-            chosen += [(i, report, series) for series in found if every or report.topmost(series)]
+            by = {(one.layer, one.by) for one in report.select(loss=loss)}
+            chosen += [
+                (i, report, series)
+                for series in found
+                if (every or report.topmost(series))
+                and (len(reports) == 1 or state or (series.layer, series.state) in by)
+            ]
     if not any(series.loss == loss for _, _, series in chosen):
         known = sorted({f"{s.loss}, layer {s.layer}, state {s.state}" for report in reports for s in report.series})
         raise InputError(
@@ -101,29 +110,48 @@ def gradnorm_figure(
     axes.set_xlabel("timestep t (symbols, earliest first)")
     norm = rf"$\Vert\partial L\,/\,\partial {states[0] if len(states) == 1 and len(states[0]) == 1 else 's'}_t\Vert$"
     axes.set_ylabel(norm + (" over its value at the loss (ratio)" if relative else "  (nats per unit of the state)"))
-    told = _end(title, 56) or f"How much gradient reaches timestep t{_model(reports)}"
+    told = _whole(title, 56) or f"How much gradient reaches timestep t{_model(reports, layer)}"
     axes.set_title(told, loc="left", fontsize=11, pad=16)
     axes.grid(True, which="major", color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
-    lines = sum(2 if "\n" in str(line.get_label()) else 1 for line in axes.get_legend_handles_labels()[0])
+    handles = _from_the_top(axes.get_legend_handles_labels()[0])
+    lines = sum(str(line.get_label()).count("\n") + 1 for line in handles)
     figure.set_figheight(max(4.8, 0.185 * lines + 0.6))  # the legend may have more lines than the plot is high
-    figure.legend(loc="outside right upper", fontsize=8.5, frameon=False, handlelength=3.2)
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8.5, frameon=False, handlelength=3.2)
     if any(series.loss != loss for _, _, series in chosen):
         figure.supxlabel(_TRAP, fontsize=8, color="0.3")
     return figure
 
 
-def _end(text: str, length: int) -> str:
-    """`text`, or its end where it is too long: a path says most at its end."""
-    return text if len(text) <= length else "\N{HORIZONTAL ELLIPSIS}" + text[1 - length :]
+def _from_the_top(lines: Sequence[Any]) -> list[Any]:
+    """The lines of a legend as the curves lie at the earliest timestep, each with its marks behind it."""
+    heights: list[float] = []
+    for line in lines:
+        values = np.asarray(line.get_ydata(), dtype=np.float64)
+        if line.get_linestyle() == "None":  # marks of the curve before
+            heights.append(heights[-1])
+        elif line.get_label() == _THIN:
+            heights.append(-math.inf)
+        else:
+            alive = values[np.isfinite(values)]
+            heights.append(values[0] if len(values) and np.isfinite(values[0]) else min(alive, default=0.0) / 2)
+    return [lines[i] for i in sorted(range(len(lines)), key=lambda i: -heights[i])]
 
 
-def _model(reports: Sequence[GradNormReport]) -> str:
+def _whole(text: str, width: int) -> str:
+    """`text` on as many lines as it needs."""
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _model(reports: Sequence[GradNormReport], layer: int | None) -> str:
+    """Whose curves these are: the sizes, and the layer where one of several is drawn."""
     sizes = {(report.layers, report.hidden) for report in reports}
     if len(sizes) != 1:
         return ""
     layers, hidden = sizes.pop()
-    return f"  ({layers} {'layer' if layers == 1 else 'layers'} of {hidden} units)"
+    one = layer if layer is not None else layers - 1 if len(reports) > 1 else None
+    shown = "" if one is None or layers == 1 else f"; layer {one}" + (", the top one" if one == layers - 1 else "")
+    return f"\n{layers} {'layer' if layers == 1 else 'layers'} of {hidden} units{shown}"
 
 
 def _curve(
@@ -142,10 +170,10 @@ def _curve(
         "alpha": 0.75 if thin else 1.0,
     }
     drawn = int(np.count_nonzero(np.isfinite(line)))
-    pace = f", {series.slope:+.2g} nats/step back" if drawn > 1 else ""  # no line goes through fewer points
+    left = "" if series.share is None or len(norm) < 2 else f", {series.share:.2g} left {series.lag} steps back"
     # the thin curves have the colours of the thick ones, and one entry for all of them
     there = any(line.get_label() == _THIN for line in axes.get_lines())
-    label = ("_" if there else _THIN) if thin else f"{name}\n{series.verdict}{pace}"
+    label = ("_" if there else _THIN) if thin else f"{name}\n{series.verdict}{left}"
     axes.plot(t, line, label=label, marker="o" if drawn == 1 else None, markersize=4, **look)
     for mark, what, at, edge in (("v", "exactly 0", norm == 0, 0.015), ("^", "not finite", ~np.isfinite(norm), 0.985)):
         if at.any():
@@ -161,63 +189,120 @@ def _curve(
             )
 
 
-def loss_figure(records: Iterable[Mapping[str, Any]], title: str = "") -> Figure:
-    """Training and validation loss of a run against its steps, from the records of its metrics.jsonl.
+Records = Iterable[Mapping[str, Any]]
+
+
+def loss_figure(runs: Mapping[str, Records], title: str = "") -> Figure:
+    """Training and validation loss against the step, of one or several runs: by name, the records of metrics.jsonl.
 
     Reads the records of kind "step" and "val" (``step``, ``loss``). Left axis nats per symbol, right axis bits. Many
-    training losses are drawn faint, with their running median over 1 % of them on top.
+    training losses are drawn faint, with their running median over 1 % of them on top. Each of several runs has a
+    colour, and its validation loss dots.
     Raises InputError when there is no loss at all.
     """
-    from matplotlib.figure import Figure
-
-    train: dict[int, float] = {}
-    val: dict[int, float] = {}
-    for record in records:
-        if record.get("kind") in ("step", "val"):  # a later record of a step rules: the run was resumed or rolled back
-            value = record["loss"]
-            (train if record["kind"] == "step" else val)[int(record["step"])] = math.nan if value is None else value
-    if not train and not val:
+    figure, axes = _by_step("cross-entropy (nats per symbol)", title or "Loss")
+    for k, (name, records) in enumerate(runs.items()):
+        kept = list(records)
+        own = f"{name}: " if len(runs) > 1 else ""
+        colours = (COLOURS[k % len(COLOURS)],) * 2 if own else COLOURS[:2]
+        steps, losses = recorded(kept, "step", "loss")
+        _many(axes, steps, losses, colours[0], f"{own}training", single=not own)
+        steps, losses = recorded(kept, "val", "loss")
+        if len(steps):
+            told = ""
+            if np.isfinite(losses).any():
+                best = int(np.nanargmin(losses))
+                told = f" (best {losses[best]:.3f} nats, step {steps[best]})"
+            look: dict[str, Any] = {
+                "linestyle": "--" if own else "-",
+                "linewidth": 1.5,
+                "marker": "o",
+                "markersize": 3.5,
+            }
+            axes.plot(steps, losses, color=colours[1], label=f"{own}validation{told}", **look)
+    if not axes.get_lines():
         raise InputError("plot: expected metrics with a loss, got none; train at least one step")
-    figure = Figure(figsize=(8.0, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    if train:
-        steps = np.array(sorted(train))
-        losses = np.array([train[step] for step in steps])
-        many = len(steps) > 200
-        axes.plot(
-            steps,
-            losses,
-            color=COLOURS[0],
-            linewidth=0.7 if many else 1.5,
-            alpha=0.3 if many else 1.0,
-            marker="o" if len(steps) == 1 else None,
-            label="training, each batch" if many else "training",
-        )
-        if many:
-            axes.plot(
-                steps,
-                _median(losses, max(3, len(losses) // 100)),
-                color=COLOURS[0],
-                linewidth=1.7,
-                label="training, running median",
-            )
-    if val:
-        steps = np.array(sorted(val))
-        losses = np.array([val[step] for step in steps])
-        told = ""
-        if np.isfinite(losses).any():
-            best = int(np.nanargmin(losses))
-            told = f" (best {losses[best]:.3f} nats, step {steps[best]})"
-        axes.plot(steps, losses, color=COLOURS[1], linewidth=1.5, marker="o", markersize=3.5, label="validation" + told)
-    axes.set_xlabel("step (updates)")
-    axes.set_ylabel("cross-entropy (nats per symbol)")
     bits = axes.secondary_yaxis("right", functions=(_bits, _nats))
     bits.set_ylabel("bits per symbol")
-    axes.set_title(_end(title, 80) or "Loss", loc="left", fontsize=11)
-    axes.grid(True, color="0.9", linewidth=0.7)
-    axes.set_axisbelow(True)
     axes.legend(loc="upper right", fontsize=8.5, frameon=False)
     return figure
+
+
+def norm_figure(runs: Mapping[str, Records], title: str = "") -> Figure:
+    """The norm of the gradient of all parameters against the step, before and after clipping, of one or several runs.
+
+    Reads the records of kind "step" (``grad_norm`` before, ``clipped_norm`` after) as `loss_figure` does; the axis is
+    logarithmic. Dots are norms after clipping, at the steps where it changed them. A norm that is not finite is a
+    triangle at the upper edge.
+    Raises InputError when there is no norm at all.
+    """
+    figure, axes = _by_step("norm of the gradient of all parameters", title or "Gradient norm")
+    axes.set_yscale("log")
+    for k, (name, records) in enumerate(runs.items()):
+        kept = list(records)
+        own = f"{name}: " if len(runs) > 1 else ""
+        colours = (COLOURS[k % len(COLOURS)],) * 2 if own else COLOURS[:2]
+        steps, before = recorded(kept, "step", "grad_norm")
+        if not len(steps):
+            continue
+        _, after = recorded(kept, "step", "clipped_norm")
+        with np.errstate(all="ignore"):
+            clipped = ~(after >= before)
+        share = float(np.mean(clipped))
+        told = f"{own}before clipping" if share else f"{own}never clipped"
+        _many(axes, steps, before, colours[0], told, single=not own)
+        if share:
+            told = f"{own}after, where clipped ({share:.1%} of steps)"
+            axes.plot(steps[clipped], after[clipped], ".", color=colours[1], markersize=3.5, label=told)
+        wild = ~np.isfinite(before)
+        if wild.any():
+            place = np.full(int(wild.sum()), 0.985)
+            look = {"color": colours[0], "markersize": 4, "clip_on": False, "transform": axes.get_xaxis_transform()}
+            axes.plot(steps[wild], place, "^", label=f"{own}not finite at {int(wild.sum())} steps", **look)
+    if not axes.get_lines():
+        raise InputError("plot: expected metrics with a gradient norm, got none; train at least one step")
+    axes.legend(loc="best", fontsize=8.5, frameon=False)
+    return figure
+
+
+def recorded(records: Records, kind: str, key: str) -> tuple[Any, Any]:
+    """Steps (N,), ascending, and the values (N,) of `key` in the records of that kind; one that is no number is NaN.
+
+    A later record of a step rules: the run was resumed or rolled back.
+    """
+    found: dict[int, float] = {}
+    for record in records:
+        if record.get("kind") == kind and key in record:
+            value = record[key]
+            found[int(record["step"])] = math.nan if value is None else float(value)
+    steps = sorted(found)
+    return np.array(steps, dtype=np.int64), np.array([found[step] for step in steps], dtype=np.float64)
+
+
+def _by_step(ylabel: str, title: str) -> tuple[Figure, Any]:
+    """An empty figure whose x axis is the step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("step (updates)")
+    axes.set_ylabel(ylabel)
+    axes.set_title(_whole(title, 80), loc="left", fontsize=11)
+    axes.grid(True, color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _many(axes: Any, steps: Any, values: Any, colour: str, label: str, *, single: bool) -> None:
+    """A curve; more than 200 points are faint, under their running median. The legend of a `single` one has both."""
+    if not len(steps):
+        return
+    if len(steps) <= 200:
+        axes.plot(steps, values, color=colour, linewidth=1.5, marker="o" if len(steps) == 1 else None, label=label)
+        return
+    each, middle = (f"{label}, each batch", f"{label}, running median") if single else ("_", label)
+    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3, label=each)
+    axes.plot(steps, _median(values, max(3, len(values) // 100)), color=colour, linewidth=1.7, label=middle)
 
 
 def _bits(nats: Any) -> Any:

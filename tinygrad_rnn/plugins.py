@@ -189,6 +189,8 @@ def load(group: PluginGroup, name: str, *, third_party: bool = True) -> PluginEn
     Raises InputError for an unknown name (with the nearest) and one that the environment leaves out, PluginError when
     its module does not import, it breaks the contract of its group, or two distributions claim the name.
     """
+    if not isinstance(name, str):
+        raise InputError(f"{group.word}: expected a name, got {name!r}")
     everything = _rows(group)
     rows = [row for row in everything if third_party or row.distribution == BUILT_IN]
     only = _only(group, everything)
@@ -302,7 +304,8 @@ def check_class(cls: Any, base: type[Any], word: str, texts: tuple[str, ...]) ->
             raise PluginError(f"{where}: expected a text in the class attribute {name!r}, got none")
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
-        raise PluginError(f"{where}: expected the methods {', '.join(missing)} to be written, got none")
+        word = "method" if len(missing) == 1 else "methods"
+        raise PluginError(f"{where}: expected the {word} {', '.join(missing)} to be written, got none")
     options: Any = getattr(cls, "Options", None)
     # Of its own: without the decorator an heir of Base.Options would have no fields, and not a word would be said.
     if "__dataclass_fields__" not in getattr(options, "__dict__", {}):

@@ -41,13 +41,14 @@ def recognise(
     nonlinearity: str | None = None,
     embed: str | None = None,
     readout: str | None = None,
+    tie: bool = False,
 ) -> TorchModule:
     """Find one RNN, LSTM or GRU, an embedding and a readout among `arrays`, under whatever names they have.
 
     The recurrent module is known by weight_ih_l0 and so on, behind any prefix; its cell and sizes follow from the
     shapes. What a torch.nn.RNN squashes with does not: `nonlinearity` is tanh or relu. The others are found by shape;
     `embed` and `readout` name them (``encoder`` or ``encoder.weight``) where several fit. Without an embedding the
-    input is one-hot.
+    input is one-hot. Two matrices of the same numbers are tied; so is, where `tie` says so, the only one.
     Raises InputError for what this library has not (two directions, projections), for arrays that belong to none of the
     three and where several fit, ShapeError for sizes that do not go together or with the V symbols.
     """
@@ -80,7 +81,13 @@ def recognise(
     theirs = {f"rnn.{name}": array for name, array in own.items()}
 
     rest = {name: array for name, array in arrays.items() if name not in found}
-    embed, readout = _ends(rest, I, H, embed, readout)
+    embed, readout = _ends(rest, I, H, embed, readout, tie)
+    tied = embed is not None and readout is not None and np.array_equal(rest[embed], rest[readout])
+    if tie and not tied:
+        raise InputError(
+            f"--tie: expected one matrix of {H} columns, or two of the same numbers, for embedding and readout, got "
+            f"{_some([name for name in (embed, readout) if name] or ['none'])}; leave it out"
+        )
     used = {name for name in (embed, readout) if name is not None}
     for ours, name, columns in (("embed.weight", embed, I), ("readout.weight", readout, H)):
         if name is not None:
@@ -92,6 +99,9 @@ def recognise(
             theirs[ours] = rest[name]
     if readout is not None:
         name = _bias_of(readout)
+        vectors = [other for other, array in rest.items() if array.shape == (V,)]
+        if tied and name not in rest and len(vectors) == 1:
+            name = vectors[0]  # of the readout, whose matrix goes by the name of the embedding
         if name in rest:
             theirs["readout.bias"] = rest[name]
             used.add(name)
@@ -114,6 +124,7 @@ def recognise(
         hidden=H,
         layers=layers,
         embed="onehot" if onehot else "hidden" if I == H else str(I),
+        tie=tied,
     )
     return TorchModule(config, theirs, tuple(missing), tuple(zeros))
 
@@ -135,16 +146,21 @@ def _sizes(own: Mapping[str, HostArray], prefix: str) -> tuple[str, int, int]:
 
 
 def _ends(
-    rest: Mapping[str, HostArray], I: int, H: int, embed: str | None, readout: str | None
+    rest: Mapping[str, HostArray], I: int, H: int, embed: str | None, readout: str | None, tie: bool
 ) -> tuple[str | None, str | None]:
     """The names of the embedding (V, I) and the readout (V, H) among what is not recurrent; None for what is not there.
 
-    A matrix with a bias is no embedding; without one, a matrix of H = I columns can be either.
+    A matrix with a bias is no embedding; without one, a matrix of H = I columns can be either, and with `tie` is both.
     """
     matrices = [name for name, array in rest.items() if array.ndim == 2]
     embed = _named("--embed-name", embed, matrices)
     readout = _named("--readout-name", readout, matrices)
+    if tie and I == H and embed is None and readout is None and len(matrices) == 1 and rest[matrices[0]].shape[1] == H:
+        return matrices[0], matrices[0]
     free = [name for name in matrices if name not in (embed, readout)]
+    if I == H and embed is None and readout is None and len(free) == 2 and np.array_equal(rest[free[0]], rest[free[1]]):
+        first, second = sorted(free, key=lambda name: _bias_of(name) in rest)
+        return first, second
     biased = [name for name in free if _bias_of(name) in rest]
     if readout is None:
         fits = [name for name in free if rest[name].shape[1] == H]
@@ -152,6 +168,7 @@ def _ends(
         if fits and I == H and embed is None and fits[0] not in biased:
             raise InputError(
                 f"{_some(fits)}: fits as embedding and as readout; say which is which with --embed-name, --readout-name"
+                + (", or --tie if it is both" if len(fits) == 1 else "")
             )
         readout = _only("--readout-name", fits)
     if embed is None:

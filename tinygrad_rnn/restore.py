@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from tinygrad_rnn import backend
 from tinygrad_rnn.backend import Device
-from tinygrad_rnn.config import RunConfig, as_dict
+from tinygrad_rnn.config import RunConfig, as_dict, setting_as_words, setting_of
 from tinygrad_rnn.data import Vocabulary
 from tinygrad_rnn.errors import CheckpointError, DataError, FileError, InputError, PluginError
 from tinygrad_rnn.model import Model, Params, build_model
+from tinygrad_rnn.options import parse_options
 from tinygrad_rnn.plugins import (
     CELLS,
     DATASETS,
@@ -42,6 +43,18 @@ from tinygrad_rnn.tensor import Tensor
 
 PARAMS = "params/"
 CODE = {"cells": "cell", "optimizers": "optimizer"}  # of these groups a run and its checkpoints store the identity
+# What weights are bound to: under any other value they are of another size, or mean something else.
+WEIGHT_SETTINGS = (
+    "model.cell",
+    "model.cell_options",
+    "model.wrap",
+    "model.hidden",
+    "model.layers",
+    "model.embed",
+    "model.tie",
+    "data.tokens",
+    "data.min_count",
+)
 IMPORTED = "imported"  # the entry of run.json that says which file a run was imported from
 
 
@@ -119,6 +132,32 @@ def place_params(
             backend.from_host(array.astype(dtype, copy=False), device.xp), requires_grad=spec.role != "buffer"
         )
     return params
+
+
+def added_symbols(theirs: Vocabulary, ours: Vocabulary) -> tuple[str, ...] | None:
+    """The symbols that `ours` has behind those of `theirs`; None where it is no such extension."""
+    V = theirs.size
+    same = (ours.kind, ours.symbols[:V], ours.unknown) == (theirs.kind, theirs.symbols, theirs.unknown)
+    return ours.symbols[V:] if same else None
+
+
+def grow_arrays(
+    model: Model, arrays: Mapping[str, np.ndarray[Any, Any]], fresh: Params, V: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The parameters `arrays` of a model of V symbols for `model`, which has more behind them.
+
+    An array with an axis of symbols (embedding, readout, the input matrix of one-hot symbols) keeps its values, and
+    what belongs to the new symbols comes from `fresh`. Whatever else differs is left for `place_params` to refuse.
+    """
+    grown = dict(arrays)
+    for name, spec in model.params().items():
+        old = arrays.get(name)
+        if old is None or len(old.shape) != len(spec.shape) or old.shape == spec.shape:
+            continue
+        if all(a == b or (a, b) == (V, model.V) for a, b in zip(old.shape, spec.shape, strict=True)):
+            grown[name] = np.array(backend.to_host(fresh[name].data))
+            grown[name][tuple(slice(size) for size in old.shape)] = old
+    return grown
 
 
 def new_run(
@@ -268,3 +307,56 @@ def changed_code(run: Run, meta: Mapping[str, Any], group: PluginGroup, identity
     key = CODE[group.name]
     stored = described(run, key) if group is CELLS else describe(run).get(key, identity.to_json())
     return check_identity(meta.get(key, stored), identity, group.word)
+
+
+# ------------------------------------------------------------------------------------------ --init-from
+
+
+def weight_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that the weights of the run `path` are bound to, ``section.field`` to value: ready for `replace`.
+
+    Raises FileError for a folder that is no run.
+    """
+    run = open_run(path)
+    config = run_config(run)
+    return {**{key: setting_of(config, key) for key in WEIGHT_SETTINGS}, "data.tokens": run_vocabulary(run).kind}
+
+
+def weight_conflicts(config: RunConfig, bound: Mapping[str, Any], options: type[Any]) -> dict[str, tuple[str, str]]:
+    """Where `config` differs from what weights are bound to: by setting, what they need and what they would get.
+
+    Both are spelled as options of the command line. `options` is the cell's dataclass: an option that is spelled out
+    and one that has the same value by default do not differ.
+    """
+    found = {}
+    for key, theirs in bound.items():
+        ours = setting_of(config, key)
+        if key == "model.cell_options":
+            if config.model.cell == bound["model.cell"]:
+                found.update(_option_conflicts(ours, theirs, options, config.model.cell))
+        elif ours != theirs and not (key == "model.embed" and {ours, theirs} == {"hidden", str(config.model.hidden)}):
+            found[key] = (setting_as_words(key, theirs), setting_as_words(key, ours))
+    return found
+
+
+def _option_conflicts(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], options: type[Any], cell: str
+) -> dict[str, tuple[str, str]]:
+    mine, other = (parse_options(options, given, f"cell {cell}") for given in (ours, theirs))
+    names = [option.name for option in fields(options)]
+    values = {name: (getattr(other, name), getattr(mine, name)) for name in names}
+    return {
+        f"model.cell_options.{name}": (f"--cell-opt {name}={needed}", f"--cell-opt {name}={got}")
+        for name, (needed, got) in values.items()
+        if needed != got
+    }
+
+
+def refuse_conflicts(path: str | Path, conflicts: Mapping[str, tuple[str, str]]) -> None:
+    """Raise InputError that says which settings the weights of the run `path` need."""
+    if conflicts:
+        needed, got = (", ".join(words) for words in zip(*conflicts.values(), strict=True))
+        raise InputError(
+            f"--init-from {path}: its weights need {needed}, got {got}; leave these options out, and they are those "
+            "of that run"
+        )

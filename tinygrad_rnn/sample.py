@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -23,8 +24,9 @@ def generate(
     """Sample ``options.num`` texts side by side; each step yields one new piece of text per sample.
 
     The first step yields the priming text. A sample that has reached ``options.stop`` yields '' from then on; the stop
-    text itself is part of the sample. Without a priming text the model starts after a line end where it knows one,
-    else after a random symbol, which is not part of the text. The unknown symbol is never drawn.
+    text itself is part of the sample, and what stands in the priming text does not count. Without a priming text the
+    model starts after a line end where it knows one, else after a random symbol, which is not part of the text. The
+    unknown symbol is never drawn. Of a byte model, text and stop are bytes, spelled as `Vocabulary.decode` spells them.
 
     The same seed and options give the same texts on the same machine. Every step draws ``options.num`` numbers from
     `rng`, one per sample in their order, for those too that have stopped; none where the likeliest is taken.
@@ -41,11 +43,12 @@ def generate(
     number = params["readout.W"].data.itemsize
     least = B * (number * (model.config.hidden * model.config.layers + model.V) + SAMPLE_BYTES)
     check_memory(least, f"--num {B}: expected a number of samples", "it")
+    stop = _stop_symbols(vocabulary, options.stop)
     first = _first_symbols(vocabulary, options, rng)
-    # Only bytes can leave a character unfinished.
+    # Only bytes can leave a character unfinished, be it that of the priming text.
     decoders = [vocabulary.decoder() for _ in range(B)] if vocabulary.kind == "bytes" else []
     if options.prime:
-        yield [vocabulary.decode(first)] * B
+        yield ["".join(map(d.feed, first.tolist())) for d in decoders] or [vocabulary.decode(first)] * B
     written = [""] * B
     alive = [True] * B
     step = model.stepper(params, B)
@@ -54,18 +57,17 @@ def generate(
     for _ in range(options.length):
         logits = backend.to_host(step(backend.from_host(x, xp)))
         chosen = _choose(logits, vocabulary.unknown, options, rng)
-        numbers = chosen.tolist()
+        symbols = [vocabulary.symbols[i] if live else "" for i, live in zip(chosen.tolist(), alive, strict=True)]
+        pieces = symbols
         if decoders:
-            pieces = [d.feed(i) if live else "" for d, i, live in zip(decoders, numbers, alive, strict=True)]
-        else:
-            pieces = [vocabulary.symbols[i] for i in numbers]
-        if options.stop:
-            for b, piece in enumerate(pieces):
-                if alive[b]:
-                    written[b] = (written[b] + piece)[-len(options.stop) - len(piece) :]
-                    alive[b] = options.stop not in written[b]
-                else:
-                    pieces[b] = ""
+            pieces = [d.feed(ord(symbol)) if symbol else "" for d, symbol in zip(decoders, symbols, strict=True)]
+        if stop:
+            for b, symbol in enumerate(symbols):
+                if symbol:
+                    written[b] = (written[b] + symbol)[-len(stop) - len(symbol) :]
+                    alive[b] = stop not in written[b]
+                    if decoders and not alive[b]:
+                        pieces[b] += decoders[b].flush()
         yield pieces
         if not any(alive):
             return
@@ -80,6 +82,30 @@ def _check(options: SampleConfig) -> None:
         raise InputError(f"--temperature: expected a number of at least 0, got {options.temperature}")
     if not 0.0 < options.top_p <= 1.0:
         raise InputError(f"--top-p: expected a share in (0, 1], got {options.top_p}")
+
+
+def _stop_symbols(vocabulary: Vocabulary, stop: str) -> str:
+    """What the symbols of a sample are searched for: the text itself; of a byte model, the names of its bytes."""
+    if vocabulary.kind == "bytes":
+        return vocabulary.encode(stop).tobytes().decode("latin-1")
+    drawn = set().union(*(vocabulary.symbols[i] for i in range(vocabulary.size) if stop and i != vocabulary.unknown))
+    for character in stop:
+        if character not in drawn:
+            raise InputError(
+                f"--stop {stop!r}: expected characters that the model can draw, got {character!r} "
+                f"(U+{ord(character):04X}), so that it would never stop; choose another text"
+            )
+    return stop
+
+
+def readable(text: str) -> str:
+    """`text` for a reader who knows no surrogates, such as a JSON parser: bytes that are not UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def base64_bytes(text: str) -> str:
+    """Every byte of a byte model's `text`, in Base64: what JSON can carry without a loss."""
+    return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode("ascii")
 
 
 def _first_symbols(vocabulary: Vocabulary, options: SampleConfig, rng: np.random.Generator) -> np.ndarray[Any, Any]:

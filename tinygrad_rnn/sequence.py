@@ -96,6 +96,7 @@ def _copied(value: Any) -> Any:
 
 
 def checked_inputs(
+    caller: str,
     cell: Cell,
     params: Mapping[str, Any],
     xs: Any,
@@ -103,22 +104,24 @@ def checked_inputs(
     mask: Any,
     noise: Mapping[str, Any] | None,
 ) -> Given:
-    """What was given, checked.
+    """What was given to `caller` (scan or unroll, for the messages), checked.
 
     Raises InputError for what is no array, ShapeError where the sizes of anything do not fit, DtypeError where not all
     are of one floating dtype, and DeviceError where they are not on one device.
     """
-    who = f"unroll of {cell.name}"
     _, declared = specification(cell)
+    who = f"{caller} of {cell.name}"
+    named: Any
     for what, named in (("parameters", params), ("states", state), ("noise", noise)):
-        if type(named) is not dict and named is not None and not isinstance(named, Mapping):
-            raise InputError(f"{who}: expected the {what} by name, got {type(named).__name__}")
+        if type(named) is not dict and not isinstance(named, Mapping) and (named is not None or what == "parameters"):
+            use = "; init_cell(cell, rng) draws them" if what == "parameters" else ""
+            raise InputError(f"{who}: expected the {what} by name, got {type(named).__name__}{use}")
     params = {name: params[name] for name in declared if name in params}
     begin, noise = dict(state or {}), dict(noise or {})
     if mask is not None or not _usual([xs, *params.values(), *begin.values(), *noise.values()]):
         params, xs, begin, mask, noise = _alike(who, params, xs, begin, mask, noise)
-    current = checked_state(cell, params, xs, None if state is None else begin, mask)
-    _check_noise(cell, xs, noise)
+    current = checked_state(who, cell, params, xs, None if state is None else begin, mask)
+    _check_noise(who, cell, xs, noise)
     return Given(params, xs, current, mask, noise)
 
 
@@ -142,16 +145,13 @@ def _alike(
     who: str, params: dict[str, Any], xs: Any, begin: dict[str, Any], mask: Any, noise: dict[str, Any]
 ) -> tuple[dict[str, Any], Any, dict[str, Any], Any, dict[str, Any]]:
     """The same as plain arrays and tensors, of one kind. Raises what `checked_inputs` raises for those that are not."""
-    xs = plain(who, "xs", xs)
-    params = {name: plain(who, f"parameter {name}", value) for name, value in params.items()}
-    begin = {name: plain(who, f"state {name}", value) for name, value in begin.items()}
-    noise = {name: plain(who, f"noise {name}", value) for name, value in noise.items()}
+    xs = checked_array(who, "xs", xs)
+    params = {name: checked_array(who, f"parameter {name}", value) for name, value in params.items()}
+    begin = {name: checked_array(who, f"state {name}", value) for name, value in begin.items()}
+    noise = {name: checked_array(who, f"noise {name}", value) for name, value in noise.items()}
     if mask is not None:
-        mask = plain(who, "mask", mask)
-        if mask.dtype.kind not in "biuf":
-            raise DtypeError(f"{who}: expected a mask of booleans, got {mask.dtype}")
-        if mask.dtype.kind != "b":
-            mask = (mask.data if isinstance(mask, Tensor) else mask) != 0
+        mask = checked_array(who, "mask", mask)
+        mask = _booleans(who, mask)
     like = xs.data if isinstance(xs, Tensor) else xs
     kind, dtype = type(like), like.dtype
     if dtype.kind != "f":
@@ -176,61 +176,67 @@ def _alike(
     return params, xs, begin, mask, noise
 
 
-def plain(who: str, what: str, value: Any) -> Any:
-    """A tensor or an array, as a plain one: of a memory map or a matrix what is in it; in this machine's byte order."""
-    data = value.data if isinstance(value, Tensor) else value
-    if type(data) is np.ndarray and data.dtype.isnative:
-        return value
-    if not backend.is_array(data):
-        raise InputError(f"{who}: expected a tensor or an array as {what}, got {type(value).__name__}")
-    if not isinstance(data, np.ndarray):
-        return value
-    if isinstance(data, np.ma.MaskedArray):
+def _booleans(who: str, mask: Any) -> Any:
+    """A mask of booleans, or of numbers that are 0 and 1, as booleans. Raises DtypeError or InputError for others."""
+    if mask.dtype.kind == "b":
+        return mask
+    if mask.dtype.kind not in "iuf":
+        raise DtypeError(f"{who}: expected a mask of booleans, got {mask.dtype}")
+    data = mask.data if isinstance(mask, Tensor) else mask
+    alive = np.equal(data, 1)
+    if not np.all(np.logical_or(alive, np.equal(data, 0))):
         raise InputError(
-            f"{who}: expected a plain array as {what}, got a masked array, whose mask no op reads; give "
-            ".filled(...), and say with mask= which steps to skip"
+            f"{who}: expected a mask of booleans, or of 0 and 1, got {mask.dtype} with other values; compare first, as "
+            "in mask > 0.5"
         )
-    bare = data.astype(data.dtype.newbyteorder("="), copy=False, subok=False)
-    return engine.wrap(Tensor, bare, value.node, value.version) if isinstance(value, Tensor) else bare
+    return alive
+
+
+def checked_array(who: str, what: str, value: Any) -> Any:
+    """A tensor, or a plain array (see `backend.plain`). Raises InputError for anything else."""
+    if isinstance(value, Tensor):
+        return value
+    if not backend.is_array(value):
+        raise InputError(f"{who}: expected a tensor or an array as {what}, got {type(value).__name__}")
+    return backend.plain(value, f"{who}: {what}")
 
 
 def checked_state(
-    cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None, mask: Any
+    who: str, cell: Cell, params: Mapping[str, Any], xs: Any, state: LayerState | None, mask: Any
 ) -> dict[str, Any]:
     """The state to start from. Raises ShapeError where the sizes of anything do not fit."""
     shapes, declared = specification(cell)
     if len(xs.shape) != 3 or xs.shape[2] != cell.I:
-        raise ShapeError(f"unroll of {cell.name}: expected a sequence (T, B, I={cell.I}), got {tuple(xs.shape)}")
+        raise ShapeError(f"{who}: expected a sequence (T, B, I={cell.I}), got {tuple(xs.shape)}")
     T, B, _ = xs.shape
     if T == 0 or B == 0:
-        raise ShapeError(f"unroll of {cell.name}: expected at least one step and one row, got {tuple(xs.shape)}")
+        raise ShapeError(f"{who}: expected at least one step and one row, got {tuple(xs.shape)}")
     if mask is not None and tuple(mask.shape) != (T, B):
-        raise ShapeError(f"unroll of {cell.name}: expected a mask (T={T}, B={B}), got {tuple(mask.shape)}")
+        raise ShapeError(f"{who}: expected a mask (T={T}, B={B}), got {tuple(mask.shape)}")
     for name, spec in declared.items():
         if name not in params or tuple(params[name].shape) != spec.shape:
             got = tuple(params[name].shape) if name in params else "none"
-            raise ShapeError(f"unroll of {cell.name}: expected parameter {name} of shape {spec.shape}, got {got}")
+            raise ShapeError(f"{who}: expected parameter {name} of shape {spec.shape}, got {got}")
     current = dict(start_state(cell, B, xs) if state is None else state)
     if current.keys() != shapes.keys():
-        raise ShapeError(f"unroll of {cell.name}: expected the states {list(shapes)}, got {list(current)}")
+        raise ShapeError(f"{who}: expected the states {list(shapes)}, got {list(current)}")
     for name, state_spec in shapes.items():
         if tuple(current[name].shape) != (B, *state_spec.shape):
             raise ShapeError(
-                f"unroll of {cell.name}: expected state {name} of shape {(B, *state_spec.shape)}, got "
-                f"{tuple(current[name].shape)}"
+                f"{who}: expected state {name} of shape {(B, *state_spec.shape)}, got {tuple(current[name].shape)}"
             )
     for name in timesteps(shapes):
         data = current[name].data if isinstance(current[name], Tensor) else current[name]
         last = last_timestep(data.dtype)
         if not np.all(np.less_equal(data, last - T)):
             raise InputError(
-                f"unroll of {cell.name}: expected timesteps up to {last}, which is as far as {data.dtype} counts, got "
+                f"{who}: expected timesteps up to {last}, which is as far as {data.dtype} counts, got "
                 f"more; start the states again, or use float64"
             )
     return current
 
 
-def _check_noise(cell: Cell, xs: Any, noise: Mapping[str, Any]) -> None:
+def _check_noise(who: str, cell: Cell, xs: Any, noise: Mapping[str, Any]) -> None:
     """Raise ShapeError unless there is none, as outside training, or all that the cell asks for.
 
     And GradientError for noise whose gradient would be lost.
@@ -240,12 +246,12 @@ def _check_noise(cell: Cell, xs: Any, noise: Mapping[str, Any]) -> None:
     if got and got != {name: (T, B, *kind.shape) for name, kind in noise_of(cell).items()}:
         expected = ", ".join(f"{name} {(T, B, *kind.shape)}" for name, kind in noise_of(cell).items())
         raise ShapeError(
-            f"unroll of {cell.name}: expected the noise {expected or 'none'}, got "
+            f"{who}: expected the noise {expected or 'none'}, got "
             f"{', '.join(f'{name} {shape}' for name, shape in got.items())}"
         )
     for name, value in noise.items():
         if isinstance(value, Tensor):
-            value.no_loss(f"unroll of {cell.name}, noise {name}", "take its .detach(), or declare a parameter")
+            value.no_loss(f"{who}, noise {name}", "take its .detach(), or declare a parameter")
 
 
 def unroll(
@@ -268,23 +274,23 @@ def unroll(
     Raises what `checked_inputs` raises, PluginError when the step breaks its contract; inside `anomaly()`
     NonFiniteError with op, layer, timestep and gate.
     """
-    return _unrolled(cell, checked_inputs(cell, params, xs, state, mask, noise).owned(), layer)
+    return _unrolled(cell, checked_inputs("unroll", cell, params, xs, state, mask, noise).owned(), layer)
 
 
 def _unrolled(cell: Cell, given: Given, layer: int) -> Unrolled:
     """`unroll` of what was checked."""
     shapes, _ = specification(cell)
-    xs, mask = given.xs, given.mask
+    xs, mask = _tensor(given.xs), given.mask  # tensors all: a step may say x.tanh()
     T, B, _ = xs.shape
-    current = {name: value if isinstance(value, Tensor) else Tensor(value) for name, value in given.state.items()}
+    current = {name: _tensor(value) for name, value in given.state.items()}
     drawn = {name: value.data if isinstance(value, Tensor) else value for name, value in given.noise.items()}
-    p = SimpleNamespace(**given.params)
+    p = SimpleNamespace(**{name: _tensor(value) for name, value in given.params.items()})
     vars(p).update({name: kind.mean for name, kind in noise_of(cell).items()})
     states: dict[str, list[Any]] = {name: [] for name in shapes}
     place = engine.MODE.anomaly
     try:
         for t in range(T):
-            vars(p).update({name: Tensor(value[t]) for name, value in drawn.items()})
+            vars(p).update({name: _tensor(value[t]) for name, value in drawn.items()})
             if place is None:
                 new = take_step(cell, p, xs[t], current, shapes)
             else:
@@ -305,6 +311,10 @@ def _unrolled(cell: Cell, given: Given, layer: int) -> Unrolled:
             place.pop("timestep", None)
     outputs = states[output_of(cell)]
     return Unrolled(made_of(ops.stack(outputs), outputs, range(T)), current, states)
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else engine.wrap(Tensor, value)
 
 
 def _watched_step(
@@ -364,7 +374,7 @@ def scan(
         raise InputError(f"recompute: expected a number of timesteps of at least 0, got {recompute}")
     if executor not in (None, *EXECUTORS):
         raise InputError(f"executor {executor!r}: expected one of {', '.join(EXECUTORS)}")
-    given = checked_inputs(cell, params, xs, state, mask, noise)
+    given = checked_inputs("scan", cell, params, xs, state, mask, noise)
     made = None
     try:
         made = _program(cell, given, executor)

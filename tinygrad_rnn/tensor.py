@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self, overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 
 from tinygrad_rnn import backend, dispatch, engine, ops
 from tinygrad_rnn.engine import Operand, Variable, record_two, wrap
-from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, InputError, ShapeError
+from tinygrad_rnn.errors import DtypeError, GradientError, InPlaceError, InputError, ShapeError, nearest
+from tinygrad_rnn.ops.arguments import checked_dtype, told
 from tinygrad_rnn.ops.reduce import Axis
 
 
@@ -97,6 +98,15 @@ class Algebra(Operand):
 
     def __rfloordiv__(self, other: Any) -> Self:
         return ops.floor_divide(other, self)  # type: ignore[no-any-return]
+
+    def __divmod__(self, other: Any) -> tuple[Self, Self]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Self, Self]:
+        return other // self, other % self
+
+    def __round__(self, decimals: int = 0) -> Self:
+        return ops.round(self, decimals)  # type: ignore[no-any-return]
 
     def __and__(self, other: Any) -> Self:
         return _logical(ops.logical_and, self, other)  # type: ignore[no-any-return]
@@ -260,7 +270,7 @@ class Tensor(Algebra, Variable):
             value, version = value.data, value.version
         data = backend.plain(value, "Tensor") if backend.is_array(value) else _from_python(value)
         if dtype is not None:
-            data = data.astype(dtype, copy=False)
+            data = data.astype(checked_dtype(dtype, "Tensor"), copy=False)
         if data.dtype.kind not in "fiub":
             raise DtypeError(f"Tensor: expected real numbers or booleans, got {data.dtype}")
         self.data = data
@@ -339,21 +349,44 @@ class Tensor(Algebra, Variable):
         return ops.getitem(self, index)  # type: ignore[no-any-return]
 
     def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(
+                f"bool, as in `if`: expected one element to decide by, got a tensor of shape {self.shape}; choose "
+                "element by element with ops.where, ops.maximum or ops.minimum, or join masks with & and | instead of "
+                "`and` and `or`"
+            )
         return bool(self.data)
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._only("float", "; the functions of Python's math are those of tinygrad_rnn.ops"))
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._only("int"))
+
+    if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(f"'Tensor' object has no attribute {name!r}")
+            if name in dispatch.PUBLIC:
+                raise AttributeError(f"'Tensor' object has no attribute {name!r}; write ops.{name}(x)")
+            known = {one for one in dir(type(self)) if not one.startswith("_")} | dispatch.PUBLIC
+            raise AttributeError(f"'Tensor' object has no attribute {name!r}{nearest(name, known, whole=False)}")
 
     # --------------------------------------------------------------------------------- exchange
 
     def item(self) -> Any:
         """The only element as a Python number. Raises ShapeError when there are more."""
+        return self._only("item")
+
+    def _only(self, name: str, use: str = "") -> Any:
         if self.size != 1:
-            raise ShapeError(f"item: expected one element, got shape {self.shape}")
+            raise ShapeError(f"{name}: expected one element, got shape {self.shape}{use}")
         return self.data.item()
+
+    def tolist(self) -> Any:
+        """The values as Python numbers in lists, as `item` gives one."""
+        return backend.to_host(self.data).tolist()
 
     def no_loss(self, call: str, use: str) -> None:
         """Raise GradientError where `call` would cut this tensor off from the tape without a word; `use` says what to
@@ -371,10 +404,13 @@ class Tensor(Algebra, Variable):
         return backend.to_host(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        use = "use functions of tinygrad_rnn.ops, ops.stack for a list, or take .detach() to cut it off on purpose"
-        self.no_loss("np.asarray", use)
+        self.no_loss(  # who asked NumPy does not say: np.array(x), array.dot(x), np.testing.assert_allclose(x, y)
+            "conversion to a NumPy array",
+            "use functions of tinygrad_rnn.ops (ops.stack for a list, a @ x for a.dot(x)), or take .detach() to cut it "
+            "off on purpose",
+        )
         if not isinstance(self.data, np.ndarray):
-            raise DtypeError("np.asarray: expected a tensor on the cpu; copy it with .numpy()")
+            raise DtypeError("conversion to a NumPy array: expected a tensor on the cpu; copy it with .numpy()")
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def without_op(self, function: Any, args: tuple[Any, ...], options: dict[str, Any], missing: dispatch.NoOp) -> Any:
@@ -382,15 +418,20 @@ class Tensor(Algebra, Variable):
 
         Raises GradientError where there is one, InPlaceError where NumPy would write into a tensor.
         """
-        name, written = function.__name__, options.get("out", args[0] if function.__name__ in dispatch.WRITERS else ())
-        if any(True for _ in _tensors(written)):
+        name, called = function.__name__, dispatch.told(function)
+        if name in dispatch.WRITERS and any(True for _ in _tensors(args[0])):
             raise InPlaceError(
-                f"{dispatch.told(function)}: expected an array to write into, got a tensor; use x[...] ="
+                f"{called}: expected an array to write into, got a tensor; use {dispatch.ADVICE[name]}, or x[...] = of "
+                "a tensor that no op made"
+            )
+        if any(True for _ in _tensors(options.get("out", ()))):
+            raise InPlaceError(
+                f"{called}: expected an array to write into as out=, got a tensor; write y = {called}(...)"
             )
         if name not in dispatch.NO_GRADIENT and engine.MODE.recording:
             if any(x.node is not None for x in _tensors([*args, *options.values()])):
                 raise GradientError(
-                    f"{dispatch.told(function)}: {missing.why}, and NumPy would lose the gradient; {missing.use}, or "
+                    f"{called}: {missing.why}, and NumPy would lose the gradient; {missing.use}, or "
                     "take .detach() to cut it off on purpose"
                 )
         return function(*_as_arrays(args), **_as_arrays(options))
@@ -411,11 +452,15 @@ class Tensor(Algebra, Variable):
         self.no_loss("copy", "take .detach().copy(), which may be written")
         return Tensor(self.data.copy())
 
-    def to(self, device: backend.Device) -> Tensor:
-        """A constant or a leaf, again as such on `device`. Raises GradientError for the output of an op."""
+    def to(self, device: backend.Device | str) -> Tensor:
+        """A constant or a leaf, again as such on `device`, which may be its name.
+
+        Raises GradientError for the output of an op, DeviceError for a device that is not there.
+        """
         if not self.is_leaf:
             self.no_loss("to", "take .detach().to(...), or move the leaves that it is computed from")
-        moved = backend.from_host(backend.to_host(self.data), device.xp)
+        where = device if isinstance(device, backend.Device) else backend.select(device)
+        moved = backend.from_host(backend.to_host(self.data), where.xp)
         return Tensor(moved, requires_grad=self.requires_grad)
 
     # -------------------------------------------------------------------------------- gradients
@@ -440,8 +485,17 @@ class Tensor(Algebra, Variable):
             node.rare = {**(node.rare or {}), "grad": value if old is None else old + value}
 
     def retain_grad(self) -> Tensor:
-        """Ask `backward` to leave this tensor's gradient in `.grad`, although an op made it."""
-        node = _root(self)
+        """Ask `backward` to leave this tensor's gradient in `.grad`, although an op made it.
+
+        Raises GradientError for a constant, and for the outputs of a sequence as a whole, whose items are what a loss
+        may be computed from.
+        """
+        node = _root(self, "retain_grad")
+        if "parts" in (node.rare or {}):
+            raise GradientError(
+                "retain_grad: expected the output of one timestep, got those of a sequence as a whole; ask each of "
+                "them, outputs[t].retain_grad()"
+            )
         node.rare = {**(node.rare or {}), "keep": True}
         if node.op is not None and node.op.part:
             whole: Any = node.parents[0]
@@ -513,7 +567,12 @@ def _from_python(value: Any) -> np.ndarray[Any, Any]:
             "Tensor: expected numbers, got tensors whose gradient would be lost; use ops.stack, or take their .detach()"
         ) from error
     except ValueError as error:
-        raise ShapeError(f"Tensor: expected lists of equal lengths, got others: {error}") from error
+        if "inhomogeneous" not in str(error):
+            raise ShapeError(f"Tensor: expected numbers in lists, got {told(value)}: {error}") from error
+        raise ShapeError(
+            f"Tensor: expected lists of equal lengths, got {told(value)}; fill up the shorter ones, and say with mask= "
+            "which elements count"
+        ) from error
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -536,12 +595,12 @@ def _as_arrays(value: Any) -> Any:
     return value
 
 
-def _root(y: Any) -> engine.Node:
+def _root(y: Any, name: str = "grad") -> engine.Node:
     if not isinstance(y, Tensor):
-        raise GradientError(f"grad: expected a tensor as output, got {type(y).__name__}")
+        raise GradientError(f"{name}: expected a tensor as output, got {type(y).__name__}")
     if y.node is None:
         raise GradientError(
-            "grad: expected an output computed from tensors with requires_grad=True, got a constant; "
+            f"{name}: expected an output computed from tensors with requires_grad=True, got a constant; "
             "was it computed inside no_grad() or after .detach()?"
         )
     return y.node
@@ -551,14 +610,16 @@ def _seed(y: Tensor, g: Any, create_graph: bool) -> Any:
     if g is None:
         if y.size != 1:
             raise GradientError(
-                f"grad: expected an output with one element, got shape {y.shape}; sum it up, or give "
-                "the gradient that flows into it"
+                f"grad: expected an output with one element, got shape {y.shape}; sum it up, or give g=, the gradient "
+                f"that flows into it, of shape {y.shape}"
             )
         g = np.ones_like(y.data)
     if isinstance(g, list | tuple):
         g = _from_python(g)
     elif backend.is_array(g):
         g = backend.plain(g, "grad")
+    if not isinstance(g, Tensor | int | float | np.number) and not backend.is_array(g):
+        raise GradientError(f"grad: expected a tensor, an array or a number as g=, got {type(g).__name__}")
     data = g.data if isinstance(g, Tensor) else g if backend.is_array(g) else np.full_like(y.data, g)
     if data.shape != y.shape or data.dtype != y.dtype:
         raise ShapeError(f"grad: expected a gradient of shape {y.shape} {y.dtype}, got {data.shape} {data.dtype}")
@@ -618,6 +679,10 @@ def grad(
     if unused not in ("zeros", "error"):
         raise InputError(f"grad: expected unused='error' or 'zeros', got {unused!r}")
     single = isinstance(wrt, Tensor)
+    given: Any = wrt
+    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+        use = "; give list(named.values())" if isinstance(given, Mapping) else ""
+        raise GradientError(f"grad: expected a tensor or a list of tensors as targets, got {type(given).__name__}{use}")
     targets: list[Tensor] = [wrt] if isinstance(wrt, Tensor) else list(wrt)
     root = _root(y)
     for i, target in enumerate(targets):
@@ -633,9 +698,14 @@ def grad(
     found = engine.flow(root, seed, set(nodes), Tensor, higher=create_graph)
     for i, (target, node) in enumerate(zip(targets, nodes, strict=True)):
         if node not in found and unused == "error":
+            why = (
+                "; y may be computed from its items: give those, [outputs[t] for t in range(T)]"
+                if "parts" in (node.rare or {})
+                else " (a fresh slice is another tensor than the one used); unused='zeros' gives zeros"
+            )
             raise GradientError(
                 f"grad: the target at position {i}, shape {target.shape}, appears not to have been used in the graph "
-                "of y (a fresh slice is another tensor than the one used); unused='zeros' gives zeros"
+                f"of y{why}"
             )
     results = _own([found.get(node) for node in nodes], seed)
     results = [

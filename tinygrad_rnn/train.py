@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import tracemalloc
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 
-from tinygrad_rnn import backend, engine, ops, optim, plugins
+from tinygrad_rnn import backend, engine, optim, plugins
 from tinygrad_rnn.backend import Array, Device
 from tinygrad_rnn.checkpoint import save
 from tinygrad_rnn.compile.ends import cross_entropy
+from tinygrad_rnn.compile.workspace import drop_waiting
 from tinygrad_rnn.config import RESUMABLE, RunConfig, SampleConfig, as_dict, check_memory, replace
 from tinygrad_rnn.data import Dataset, Streams, Vocabulary, fitted_streams, load_dataset
 from tinygrad_rnn.diagnostics import GradNormReport, watch_gradients
@@ -42,13 +44,18 @@ from tinygrad_rnn.restore import (
     IMPORTED,
     PARAMS,
     Wanted,
+    added_symbols,
     changed_code,
     find_cell,
+    grow_arrays,
     load_run_model,
     new_run,
     open_with_cell,
     place_params,
     refuse_changed,
+    refuse_conflicts,
+    weight_conflicts,
+    weight_settings,
 )
 from tinygrad_rnn.run import (
     METRICS,
@@ -67,7 +74,7 @@ from tinygrad_rnn.run import (
     truncate_metrics,
     update_description,
 )
-from tinygrad_rnn.sample import generate
+from tinygrad_rnn.sample import base64_bytes, generate, readable
 from tinygrad_rnn.tensor import Tensor, grad
 
 GRADIENTS = "gradients/"  # of the file that a step with a bad update leaves, beside its PARAMS
@@ -356,7 +363,7 @@ class Trainer:
         loss = total.item() / (T if config.train.loss == "sum" else 1)
         report = None
         if self.watch_every and (now.step + 1) % self.watch_every == 0:
-            report = watch_gradients(forward, total, self._on_device(y), cell=config.model.cell)
+            report = watch_gradients(self.model, forward, total, self._on_device(y))
         norm, clipped = optim.clip(grads, config.optim)
         limit = config.train.diverge_factor
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -431,8 +438,13 @@ class Trainer:
         now.step += 1
         now.cursor += 1
         if now.cursor == self.steps_per_epoch:
-            now.cursor, now.epoch = 0, now.epoch + 1
-            self.state, self.history = self.model.start(self.config.data.batch, self.params), []
+            now.epoch += 1
+            self.begin_pass()
+
+    def begin_pass(self) -> None:
+        """Go to the start of the text, where no state is carried from."""
+        self.progress.cursor = 0
+        self.state, self.history = self.model.start(self.config.data.batch, self.params), []
 
     def _on_device(self, array: Any) -> Array:
         return backend.from_host(array, self.device.xp)
@@ -464,7 +476,8 @@ class Trainer:
         options = SampleConfig(length=self.config.train.sample_length)
         pieces = generate(self.model, self.params, self.dataset.vocabulary, options, rng)
         text = "".join(piece[0] for piece in pieces)
-        self._record({"kind": "sample", "step": self.progress.step, "text": text})
+        exact = {"text_base64": base64_bytes(text)} if self.dataset.vocabulary.kind == "bytes" else {}
+        self._record({"kind": "sample", "step": self.progress.step, "text": readable(text), **exact})
         return Sampled(self.progress.step, text)
 
     # ---------------------------------------------------------------------------------- checkpoints
@@ -761,9 +774,10 @@ def start_training(
 ) -> Trainer:
     """A new run in the folder `out`, which is made (or, with `overwrite`, made anew).
 
-    `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code. Everything that
-    can be wrong with the configuration is found before the folder is touched. Raises InputError, DataError,
-    DeviceError, PluginError, FileError.
+    `init_from` is a run whose weights are taken and nothing else, so that its cell may have other code; the settings
+    that they are bound to must be those of that run (`weight_settings`), and symbols that the data set has behind
+    those of that run get new rows. Everything that can be wrong with the configuration is found before the folder is
+    touched. Raises InputError, DataError, DeviceError, PluginError, FileError.
     """
     entry = find_cell(config.model.cell, plugins=plugins, third_party=third_party)
     vocabulary = dataset.vocabulary
@@ -771,26 +785,28 @@ def start_training(
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokens=vocabulary.kind))
     optim.check_settings(config.optim, config.train.dtype, third_party=third_party)
     _check_judge(config, dataset)
+    if len(set(dataset.encodings)) == 1:  # what 'auto' found, so that resume need not guess again
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, encoding=dataset.encodings[0]))
     parts = _prepare(config, vocabulary.size, entry, third_party)
     model, device = parts.model, parts.device
     params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
+    origin: dict[str, Any] = {"init_from": None}
     if init_from is not None:
         other = load_run_model(
             init_from, device=device.name, allow_changed_cell=True, plugins=plugins, third_party=third_party
         )
-        if other.vocabulary != vocabulary:
+        added = added_symbols(other.vocabulary, vocabulary)
+        if added is None:
             raise InputError(
-                f"--init-from {init_from}: expected a run with the same symbols (V={vocabulary.size}), got "
-                f"V={other.vocabulary.size}; train on the same text, or start afresh"
+                f"--init-from {init_from}: expected the same symbols as in that run (V={other.vocabulary.size}), and "
+                f"behind them new ones, got others (V={vocabulary.size}); read the text with its vocabulary"
             )
+        bound = {key: value for key, value in weight_settings(init_from).items() if key.startswith("model.")}
+        refuse_conflicts(init_from, weight_conflicts(config, bound, entry.cls.Options))
         arrays = {name: backend.to_host(value.data) for name, value in other.params.items()}
-        try:
-            params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
-        except CheckpointError as error:
-            theirs = other.config.model
-            flags = " ".join([f"--cell {theirs.cell}", *(f"--wrap {wrap}" for wrap in theirs.wrap)])
-            flags += f" --hidden {theirs.hidden} --layers {theirs.layers} --embed {theirs.embed}"
-            raise InputError(f"{error}, which has {flags}; give these") from error
+        arrays = grow_arrays(model, arrays, params, other.vocabulary.size)
+        origin |= {"init_from": str(Path(init_from).absolute()), "added_symbols": list(added)}
+        params = place_params(model, arrays, config.train.dtype, device, f"--init-from {init_from}")
     Streams(dataset.train, config.data.batch, config.data.seq_len)
     _first_step(model, params, device)
     run = new_run(
@@ -799,11 +815,11 @@ def start_training(
         model,
         entry,
         vocabulary,
-        data={"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters},
+        data=dataset.facts(),
         device=device.name,
         plugins=plugins,
         optimizer=parts.optimizer_code,
-        origin={"init_from": None if init_from is None else str(Path(init_from).absolute())},
+        origin=origin,
         overwrite=overwrite,
     )
     if stdin_text is not None:
@@ -819,6 +835,8 @@ def resume_training(
     device: str | None = None,
     callbacks: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    text: Sequence[str] = (),
+    allow_other_text: bool = False,
     allow_changed_cell: bool = False,
     plugins: Sequence[str | Path] = (),
     third_party: bool = True,
@@ -827,7 +845,9 @@ def resume_training(
 
     `steps` or `epochs` are the new TOTAL length; `callbacks` take the place of the run's. `settings` are changes by
     ``section.field``, of `config.RESUMABLE`: they hold from here on, and run.json lists them under ``changes``. A new
-    ``optim.lr`` is the rate from here on, so what rollbacks and plateaus have made of the old one is forgotten.
+    ``optim.lr`` is the rate from here on, so what rollbacks and plateaus have made of the old one is forgotten. `text`
+    says where the text of the run is now. With `allow_other_text` that may be another text of the same symbols, of
+    which a new pass begins; run.json keeps which it was before.
 
     Raises FileError, CheckpointError, PluginError when the code of the cell or optimiser has changed (unless
     `allow_changed_cell`), DataError when the text is not the one it was trained on, InputError when the run is longer
@@ -840,15 +860,15 @@ def resume_training(
 
     def others(config: RunConfig) -> list[Wanted]:
         names = _callback_names(config.train.callbacks if callbacks is None else callbacks)
-        text = [] if config.data.text else [(DATASETS, config.data.corpus)]
-        return [(OPTIMIZERS, config.optim.optim), *((CALLBACKS, name) for name, _ in names), *text]
+        corpus = [] if text or config.data.text else [(DATASETS, config.data.corpus)]
+        return [(OPTIMIZERS, config.optim.optim), *((CALLBACKS, name) for name, _ in names), *corpus]
 
     opened = open_with_cell(path, plugins=plugins, third_party=third_party, others=others)
     run, config, vocabulary = opened.run, opened.config, opened.vocabulary
     if IMPORTED in describe(run):
         raise InputError(
             f"run {run.path} was imported: it holds weights, and no optimiser or text to continue with; train a new "
-            f"run from them: train TEXT --init-from {run.path}, with the same --cell, --hidden, --layers and --embed"
+            f"run from them: train TEXT --init-from {run.path}"
         )
     changes: dict[str, Any] = {}
     if steps is not None or epochs is not None:
@@ -860,13 +880,16 @@ def resume_training(
     before = config
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
     config = replace(config, settings)
+    if text:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, text=tuple(text)))
     optimizer_code = load_plugin(OPTIMIZERS, config.optim.optim, third_party=third_party).identity
     file = None if _never_began(run) else latest_checkpoint(run)
     arrays, meta = ({}, {}) if file is None else load_run_checkpoint(run, file)
     if not allow_changed_cell:
         for group, code in ((CELLS, opened.entry.identity), (OPTIMIZERS, optimizer_code)):
             refuse_changed(changed_code(run, meta, group, code))
-    dataset = _same_text(run, config, vocabulary, described(run, "data"), third_party)
+    stored = described(run, "data")
+    dataset = _same_text(run, config, vocabulary, stored, third_party, allow_other_text)
     _check_judge(config, dataset)
     parts = _prepare(config, vocabulary.size, opened.entry, third_party)
     params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
@@ -880,6 +903,12 @@ def resume_training(
             f"run {run.path}: expected a total length of at least {trainer.progress.step} steps, which are done "
             f"already, got {trainer.total}; --steps and --epochs mean the whole run"
         )
+    data = dict(stored)
+    if dataset.sha256 != stored.get("sha256"):
+        trainer.begin_pass()
+        data = {**dataset.facts(), "earlier": [*data.pop("earlier", ()), data]}
+    elif text:
+        data |= dataset.facts()
     truncate_metrics(run, trainer.progress.step)
     if "optim.lr" in settings:
         now = trainer.progress
@@ -888,7 +917,7 @@ def resume_training(
         now.lr_scale, now.drops = 1.0, 0
     trainer.changes = _changes(before, config, trainer.progress.step)
     listed = [*describe(run).get("changes", []), *trainer.changes]
-    update_description(run, {"config": as_dict(config), **({"changes": listed} if listed else {})})
+    update_description(run, {"config": as_dict(config), "data": data, **({"changes": listed} if listed else {})})
     return trainer
 
 
@@ -912,7 +941,12 @@ def _never_began(run: Run) -> bool:
 
 
 def _same_text(
-    run: Run, config: RunConfig, vocabulary: Vocabulary, stored: Mapping[str, Any], third_party: bool
+    run: Run,
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    stored: Mapping[str, Any],
+    third_party: bool,
+    allow_other: bool,
 ) -> Dataset:
     """The text of the run, read again; standard input comes from the copy that the run kept."""
     data = config.data
@@ -920,13 +954,25 @@ def _same_text(
         data = dataclasses.replace(data, text=(str(run.path / TEXT),))
     # a symbol that the run never saw is no error here: the checksum says it better
     unknown: Any = "skip" if vocabulary.unknown is None else "replace"
-    dataset = load_dataset(data, vocabulary, unknown=unknown, third_party=third_party)
-    if dataset.sha256 != stored.get("sha256"):
+    try:
+        dataset = load_dataset(data, vocabulary, unknown=unknown, third_party=third_party)
+    except DataError as error:
         raise DataError(
-            f"run {run.path}: expected the text it was trained on ({stored.get('source')}), got another content; "
-            "restore that text, or train anew with --init-from"
+            f"run {run.path}: its text cannot be read again ({error}); say where it is now: --text PATH"
+        ) from error
+    if dataset.sha256 == stored.get("sha256"):
+        return dataset
+    if not allow_other:
+        raise DataError(
+            f"run {run.path}: expected the text it was trained on ({stored.get('source')}, sha256 "
+            f"{str(stored.get('sha256'))[:16]}), got another content ({dataset.source}, sha256 {dataset.sha256[:16]}); "
+            "restore that text, say where it is now with --text PATH, or go on with this one: --allow-other-text"
         )
-    return dataset
+    try:
+        return load_dataset(data, vocabulary, third_party=third_party)  # now a symbol that is not known is an error
+    except DataError as error:
+        what = str(error).partition(";")[0]
+        raise DataError(f"{what}; train TEXT --init-from {run.path} adds rows for new symbols") from error
 
 
 # ---------------------------------------------------------------------------------------------- plan
@@ -934,13 +980,20 @@ def _same_text(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would cost: numbers trained, bytes kept for the backward pass, and time by a probe of a few steps."""
+    """What a run would cost: numbers trained, bytes, and time by a probe of a few steps.
+
+    `weight_bytes` are parameters, their gradients and what the optimiser keeps; `step_bytes` what one step takes beside
+    them at its peak, and `activation_bytes` what of it the forward pass keeps for the backward pass, the records of
+    compiled loops included. On a GPU, where nobody counts allocations, `step_bytes` is the same.
+    """
 
     params: int
     characters: int
     steps: int
     steps_per_epoch: int
+    weight_bytes: int
     activation_bytes: int
+    step_bytes: int
     seconds_per_step: float
 
     @property
@@ -957,30 +1010,80 @@ def plan(
     optim.check_settings(config.optim, config.train.dtype, third_party=third_party)
     _check_judge(config, dataset)
     parts = _prepare(config, dataset.vocabulary.size, entry, third_party)
-    model, device = parts.model, parts.device
-    params = model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, device.xp)
-    streams = Streams(dataset.train, config.data.batch, config.data.seq_len)
-    x, y = (backend.from_host(part, device.xp) for part in streams[0])
-    trained = [value for value in params.values() if value.requires_grad]
-    times = []
-    kept = 0
-    for _ in range(probe):
+    params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
+    trainer = Trainer(Run(Path()), config, dataset, parts, params)
+
+    def step() -> int:
+        forward, loss, grads = trainer._gradients(*trainer._window())
+        optim.clip(grads, config.optim)
+        optim.update(trainer.optimizer, trainer._values, grads, trainer.optim_state, trainer._rate())
+        trainer._advance(detach(forward.state))
+        return _kept_bytes(loss, params)
+
+    def timed() -> float:
         began = time.perf_counter()
-        loss = ops.cross_entropy(model.forward(params, x).logits, y)
-        grad(loss, trained, unused="zeros")
-        times.append(time.perf_counter() - began)
-        kept = _kept_bytes(loss, params)
-    total = config.train.steps or config.train.epochs * len(streams)
-    return Plan(model.count(), dataset.characters, total, len(streams), kept, float(np.median(times)))
+        step()
+        return time.perf_counter() - began
+
+    with np.errstate(all="ignore"):
+        step()  # compiles
+        peak, kept = _traced_peak(step)
+        seconds = float(np.median([timed() for _ in range(probe)]))
+    weights = [trainer._values, trainer._grads, *trainer.optim_state["slots"].values()]
+    held = sum(int(array.nbytes) for arrays in weights for array in arrays.values())
+    return Plan(
+        parts.model.count(),
+        dataset.characters,
+        trainer.total,
+        trainer.steps_per_epoch,
+        held,
+        kept,
+        max(peak, kept),
+        seconds,
+    )
 
 
 def _kept_bytes(loss: Tensor, params: Params) -> int:
-    """The memory of the arrays that the tape keeps, each counted once, without the parameters."""
-    own = {id(value.data) for value in params.values()}
-    kept: dict[int, int] = {}
+    """The memory that the tape keeps alive, each piece counted once, without the parameters.
+
+    A compiled loop keeps a record of its own, whose arrays lie in blocks that are leased as a whole.
+    """
+    found: dict[int, int] = {}
+    stack: list[Any] = []
     for node in engine.below(loss.node) if loss.node is not None else ():
-        for array in node.saved:
-            base = array if getattr(array, "base", None) is None else array.base
-            if backend.is_array(base) and id(base) not in own:
-                kept[id(base)] = int(base.nbytes)
-    return sum(kept.values())
+        stack += [*node.saved, *filter(backend.is_array, node.static.values())]
+    while stack:
+        value = stack.pop()
+        if backend.is_array(value):
+            memory = _memory(value)
+            found[id(memory)] = int(memory.nbytes)
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif dataclasses.is_dataclass(value):
+            stack += vars(value).values()
+    for value in params.values():
+        found.pop(id(_memory(value.data)), None)
+    return sum(found.values())
+
+
+def _traced_peak(step: Callable[[], int]) -> tuple[int, int]:
+    """The bytes that `step` allocates at its peak, memory that waits to be used again included, and what it returns."""
+    began = not tracemalloc.is_tracing()
+    drop_waiting()
+    if began:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = step()
+        return tracemalloc.get_traced_memory()[1] - before, result
+    finally:
+        if began:
+            tracemalloc.stop()
+
+
+def _memory(array: Array) -> Array:
+    """The array that owns the memory of a view."""
+    while backend.is_array(getattr(array, "base", None)):
+        array = array.base
+    return array

@@ -334,6 +334,11 @@ def wrap_cell(cls: type[Cell], wraps: Iterable[str]) -> type[Cell]:
     It keeps the module of `cls`, so that errors name the author's lines. Raises InputError for a wrapper that does not
     exist; numbers that do not fit are told when a cell is made.
     """
+    given: Any = cls
+    if not isinstance(given, type) or not issubclass(given, Cell):
+        raise InputError(f"wrap_cell: expected the class of a cell, as load_cell('lstm').cls, got {given!r}")
+    if isinstance(wraps, str):
+        raise InputError(f"wrap_cell: expected a list of wrappers, got {wraps!r}; write [{wraps!r}]")
     for text in wraps:
         kind, numbers = parse_wrapper(text)
         facts = {

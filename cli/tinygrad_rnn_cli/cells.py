@@ -277,8 +277,10 @@ def graph(
 # ----------------------------------------------------------------------------------------------- bench
 
 ROUNDS = 3
+BUSY = 0.25  # of a processor
+WIDE = 0.15  # of the median: rounds of a quiet machine differ by a few percent
 OURS = "ours"
-KEYS = ("cell", "shape", "executor", "ms", "min_ms", "first_s", "error")  # of a printed row
+KEYS = ("cell", "shape", "executor", "ms", "spread", "min_ms", "first_s", "error")  # of a printed row
 
 
 def _shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
@@ -308,13 +310,15 @@ def _shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 @click.option("--peers", "with_peers", is_flag=True, help="time PyTorch and JAX too, where they are installed")
 @click.option("--compile", "compiled", is_flag=True, help="with --peers: torch.compile too, which takes minutes")
 @click.option(
-    "--runs", type=click.IntRange(min=1), metavar="N", default=10, show_default=True, help="timed steps of a process"
+    "--runs", type=click.IntRange(min=1), metavar="N", default=5, show_default=True, help="timed steps of a process"
 )
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"processes per row, all sides in turn  [default: {ROUNDS} with --peers, else 1]",
+    default=ROUNDS,
+    show_default=True,
+    help="processes per row, all rows and sides in turn",
 )
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="threads of every side  [default: one per processor]"
@@ -330,7 +334,7 @@ def bench(
     with_peers: bool,
     compiled: bool,
     runs: int,
-    rounds: int | None,
+    rounds: int,
     threads: int | None,
     here: bool,
     as_json: bool,
@@ -338,9 +342,10 @@ def bench(
     """Time one training step of a character model of each cell NAME: forward, loss, backward, in milliseconds.
 
     Embedding, L layers of the cell, linear readout, mean cross-entropy, float32, on the CPU; nobody updates the
-    parameters. Every side runs in processes of its own, one after the other. "first" is the first step in a new
-    process, in seconds: what has to be compiled is compiled there. The ratio is the time of the best peer divided by
-    ours: above 1 we are faster.
+    parameters. Every side runs in processes of its own, one after the other, and all of them once in every round. The
+    time is the median of the rounds; "spread" says how far they lie apart, in percent of it. "first" is the first step
+    in a new process, in seconds: what has to be compiled is compiled there. The ratio is the time of the best peer
+    divided by ours: above 1 we are faster.
     """
     if compiled and not with_peers:
         raise click.UsageError("--compile: torch.compile is a peer; expected --peers beside it")
@@ -358,17 +363,25 @@ def bench(
             raise click.ClickException(f"not enough memory ({error}); expected a smaller --shape") from error
         return
     rivals = [peer for peer in peers.PEERS if with_peers and (compiled or peer != "torch-compile")]
-    found: list[dict[str, peers.Row]] = []
+    busy = peers.busy_cores()
+    if busy is not None and busy > BUSY:
+        note(f"warning: others keep {busy:.1f} of {peers.cores()} processors busy; times are too long until they end")
+    sides: dict[str, Callable[[], peers.Row]] = {}
     for name, shape in wanted:
         size = ",".join(map(str, shape))
-        sides = {
-            OURS: _our_side(name, size, config, executor, runs, threads),
-            **{peer: _peer_side(peer, name, shape, runs, threads) for peer in rivals},
-        }
         note(f"{name} {size} ...", dim=True)
-        rows = peers.alternate(sides, rounds or (ROUNDS if with_peers else 1), lambda text: detail(f"  {text}"))
-        _check_ours(rows[OURS], name, size)
-        found.append(rows)
+        sides[f"{name} {size} {OURS}"] = _our_side(name, size, config, executor, runs, threads)
+        sides |= {f"{name} {size} {peer}": _peer_side(peer, name, shape, runs, threads) for peer in rivals}
+    rows = peers.alternate(sides, rounds, lambda text: detail(f"  {text}"))
+    found = [
+        {side: rows[f"{name} {','.join(map(str, shape))} {side}"] for side in (OURS, *rivals)} for name, shape in wanted
+    ]
+    wide = max((row.get("spread") or 0.0 for row in rows.values()), default=0.0)
+    if wide > WIDE:
+        note(
+            f"warning: rounds of one row differ by up to {100 * wide:.0f} %, so the machine was busy in between; "
+            f"take more --rounds than {rounds}, or try again when it is quiet"
+        )
     if as_json:
         printed = [{key: row[key] for key in KEYS if key in row} for rows in found for row in rows.values()]
         emit_json({"rows": printed})
@@ -397,6 +410,7 @@ def _our_side(
     def side() -> peers.Row:
         done = peers.measure(command, environment)
         row: peers.Row = done if "error" in done else done["rows"][0]
+        _check_ours(row, name, shape)
         return row
 
     return side
@@ -419,13 +433,14 @@ def _check_ours(row: peers.Row, name: str, shape: str) -> None:
 
 def _print_times(found: Sequence[Mapping[str, peers.Row]], rivals: Sequence[str]) -> None:
     """A line per cell and shape; as narrow as it can be, for a terminal of 80 columns."""
-    headers = ["cell", "V,H,L,B,T", "executor", "ms", "first, s", *(peers.TITLES[peer] for peer in rivals)]
+    headers = ["cell", "V,H,L,B,T", "executor", "ms", "spread", "first, s", *(peers.TITLES[peer] for peer in rivals)]
     lines = []
     for rows in found:
         ours = rows[OURS]
         times = {peer: rows[peer]["ms"] for peer in rivals}
         known = [time for time in times.values() if time is not None]
         line = [ours["cell"], ",".join(map(str, ours["shape"])), ours["executor"], _ms(ours["ms"])]
+        line += ["-" if ours["spread"] is None else f"{100 * ours['spread']:.0f} %"]
         line += [f"{ours['first_s']:.2f}", *map(_ms, times.values())]
         if rivals:
             line.append(f"{min(known) / ours['ms']:.2f}" if known else "-")

@@ -35,10 +35,18 @@ def complete_cell_or_file(ctx: click.Context, param: click.Parameter, incomplete
     help="size of the input of a timestep",
 )
 @click.option("--units", type=click.IntRange(1), metavar="H", default=4, show_default=True, help="hidden units")
+@click.option(
+    "--steps",
+    type=click.IntRange(4),
+    metavar="T",
+    default=200,
+    show_default=True,
+    help="timesteps of the longest trials: what acts more seldom counts as unused",
+)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @settings("model.cell_options", "model.wrap")
 @common("seed", "plugin")
-def check(names: tuple[str, ...], every: bool, inputs: int, units: int, as_json: bool) -> None:
+def check(names: tuple[str, ...], every: bool, inputs: int, units: int, steps: int, as_json: bool) -> None:
     """Try each cell NAME, or each cell that the file PATH.py registers, in every way in which the library will use it.
 
     Shapes, dtypes, purity, rows, gradients of first and second order, the reference in bare NumPy, compiled code,
@@ -57,7 +65,7 @@ def check(names: tuple[str, ...], every: bool, inputs: int, units: int, as_json:
     with aside():
         load_plugins()
         run = resolve().run
-        asked = {"options": run.model.cell_options, "I": inputs, "H": units, "seed": run.train.seed}
+        asked = {"options": run.model.cell_options, "I": inputs, "H": units, "seed": run.train.seed, "steps": steps}
         reported = partial(_report, run.model.wrap, asked, every)
         reports = [reported(name) for name in _wanted(names, every)]
     if as_json:

@@ -72,7 +72,13 @@ def emit(text: str = "") -> None:
 
 def emit_json(value: Any) -> None:
     """One JSON object; NaN and infinities, which JSON does not have, become null."""
-    emit(json.dumps(_strict(value), indent=2, ensure_ascii=False))
+    escaped = not is_unicode(sys.stdout)  # else the stream would put escapes of its own into the strings
+    emit(json.dumps(_strict(value), indent=2, ensure_ascii=escaped))
+
+
+def is_unicode(stream: IO[Any]) -> bool:
+    """Whether `stream` can show every character."""
+    return str(getattr(stream, "encoding", None)).lower().replace("-", "").startswith("utf")
 
 
 def _strict(value: Any) -> Any:

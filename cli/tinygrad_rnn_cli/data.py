@@ -12,7 +12,7 @@ import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, note, number, table
 from tinygrad_rnn_cli.main import Group
 from tinygrad_rnn_cli.options import Command, common, given, load_plugins, resolve, settings
-from tinygrad_rnn_cli.texts import whole_text
+from tinygrad_rnn_cli.texts import check_text_options, symbol_name, whole_text
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Corpus, PluginRow
@@ -81,11 +81,13 @@ def _foreign(row: PluginRow) -> dict[str, Any]:
     help="how many of the most frequent symbols to show",
 )
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-@settings("data.corpus", "data.tokens", "data.min_count", "data.errors")
+@settings("data.corpus", "data.between", "data.tokens", "data.min_count", "data.encoding", "data.errors")
 @common("config", "plugin")
 def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
     """Count characters and symbols of TEXT (files, folders, '-' for standard input), or of a corpus."""
-    config = resolve(text=text).run.data
+    settled = resolve(text=text)
+    check_text_options(settled)
+    config = settled.run.data
     with aside():
         load_plugins()
         dataset = whole_text(config)
@@ -110,6 +112,9 @@ def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
         emit()
         table(
             ["symbol", "count", "share"],
-            [[repr(symbol), number(count), f"{count / found.tokens:.2%}"] for symbol, count in found.frequent],
+            [
+                [symbol_name(symbol, found.kind), number(count), f"{count / found.tokens:.2%}"]
+                for symbol, count in found.frequent
+            ],
             numbers=[1, 2],
         )

@@ -25,6 +25,8 @@ GRADCHECK_SECONDS = 2.0
 NARROW_KERNELS = ("haswell", "zen", "sandybridge", "nehalem", "prescott", "core2", "generic")
 NARROW_KERNEL = "Haswell"
 FASTER = 1.15  # another kernel has to gain this much to be advised
+BUSY = 0.5  # processes per core that make a measurement doubtful
+FEWER = 1.5  # and another number of threads this much
 # What a step of a small, a middle and a large model multiplies: (M, K) x (K, N).
 PRODUCTS = ((1, 128, 512), (50, 128, 512), (64, 512, 2048))
 # The speed in a process of its own, because OpenBLAS chooses its kernels when it is loaded.
@@ -100,6 +102,7 @@ def _blas() -> dict[str, Any]:
     except (KeyError, TypeError):
         built = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before this program adds its own
     speed = blas.gflops()
     loaded = blas.openblas()
     kernel = loaded.kernel if loaded else None
@@ -112,6 +115,7 @@ def _blas() -> dict[str, Any]:
         "kernel": kernel,
         "threads": loaded.threads() if loaded else None,
         "cores": cores,
+        "load": load,
         "avx512": blas.has_avx512(),
         "gflops": speed,
         "gflops_wide": other["gflops"] if other and _is_narrow(kernel) and not _is_narrow(other["kernel"]) else None,
@@ -257,6 +261,7 @@ def _advice(facts: dict[str, Any]) -> list[str]:
         advice.append(
             f"BLAS uses {threads} threads on {found['cores']} cores: export OPENBLAS_NUM_THREADS={found['cores']}"
         )
+    advice += _thread_advice(found, facts["executor"])
     error = facts["executor"]["error"]
     if error:
         advice.append(f"{error}: pip install 'tinygrad_rnn[fast]', and cells run as machine code")
@@ -271,6 +276,38 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     if broken:
         advice.append(f"{', '.join(broken)} cannot be used: repair or uninstall the plugin (the others work)")
     return advice
+
+
+def _thread_advice(found: dict[str, Any], executor: dict[str, Any]) -> list[str]:
+    """One line for the product that gains most by another number of threads than BLAS has."""
+    now = str(found["threads"])
+    rows = [row for row in found["products"] if now in row["microseconds"]]
+
+    def gain(row: dict[str, Any], threads: str) -> float:
+        return float(row["microseconds"][now] / row["microseconds"][threads])
+
+    row = max(rows, key=lambda row: gain(row, str(row["threads"])), default=None)
+    if row is None or gain(row, str(row["threads"])) <= FEWER:
+        return []
+    times, best = row["microseconds"], str(row["threads"])
+    worse = [
+        f"{_product(other)} {1 / gain(other, best):.1f} times as long"
+        for other in rows
+        if gain(other, best) < 1 / FEWER
+    ]
+    uses = "cells that are not compiled" if executor["name"] == "llvm" else "models of this size"
+    busy = f" (measured at a load of {found['load'] or 0:.1f} on {found['cores']} cores: try again when it is idle)"
+    return [
+        f"export OPENBLAS_NUM_THREADS={best}: the product {_product(row)} takes {times[best]:.0f} µs instead of "
+        f"{times[now]:.0f} with {now} threads, {gain(row, best):.1f} times as fast for {uses}"
+        + (f"; but {', '.join(worse)}" if worse else "")
+        + (busy if (found["load"] or 0) > BUSY * found["cores"] else "")
+    ]
+
+
+def _product(row: dict[str, Any]) -> str:
+    m, k, n = row["product"]
+    return blas.product_name((m, k, n))
 
 
 def _kernel_advice(found: dict[str, Any]) -> list[str]:

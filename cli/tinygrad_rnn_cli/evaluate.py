@@ -10,8 +10,17 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table
-from tinygrad_rnn_cli.options import Command, common, load_run, resolve_run, settings, which_checkpoint
-from tinygrad_rnn_cli.texts import own_text, whole_text
+from tinygrad_rnn_cli.options import (
+    Command,
+    common,
+    load_run,
+    refuse_idle,
+    resolve_run,
+    settings,
+    which_checkpoint,
+    written,
+)
+from tinygrad_rnn_cli.texts import own_text, symbol_name, whole_text
 
 
 @click.command("eval", cls=Command)
@@ -36,7 +45,7 @@ from tinygrad_rnn_cli.texts import own_text, whole_text
 )
 @which_checkpoint
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-@settings()
+@settings("data.between", "data.encoding", "data.errors")
 @common("seed", "device", "plugin")
 def evaluate(
     run: Path,
@@ -56,10 +65,17 @@ def evaluate(
     import numpy as np
 
     found = resolve_run(run)
+    if text:
+        refuse_idle(written("part"), "beside TEXT: it names a part of the run's own text")
+    else:
+        for key in ("data.between", "data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "without TEXT: the run says how to read its own")
+    if not by_char:
+        refuse_idle(written("top"), "without --by-char")
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
         if text:
-            dataset = whole_text(loaded.config.data, text, loaded.vocabulary, unknown)
+            dataset = whole_text(found.run.data, text, loaded.vocabulary, unknown)
             source, ids = dataset.source, dataset.train
         else:
             dataset = own_text(loaded, run)
@@ -67,8 +83,9 @@ def evaluate(
             if len(ids) < 2:
                 raise tr.DataError(f"--part {part}: run {run} holds no such part out; name a TEXT, or another --part")
         score = tr.score(loaded.model, loaded.params, ids, np.random.default_rng(found.run.train.seed))
-    symbols = loaded.vocabulary.symbols
+    symbols, kind = loaded.vocabulary.symbols, loaded.vocabulary.kind
     rows = [(symbols[index], mean, count) for index, mean, count in score.by_symbol]
+    listed = rows if as_json and not written("top") else rows[:top]
     if as_json:
         facts: dict[str, Any] = {
             "run": str(run),
@@ -82,7 +99,7 @@ def evaluate(
             "high": score.high,
         }
         if by_char:
-            facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in rows]
+            facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in listed]
         emit_json(facts)
         return
     for name, value in [
@@ -102,8 +119,13 @@ def evaluate(
         table(
             ["symbol", "count", "nats", "share of all surprise"],
             [
-                [repr(symbol), number(count), f"{mean:.3f}", f"{mean * count / total:.1%}" if total else "-"]
-                for symbol, mean, count in rows[:top]
+                [
+                    symbol_name(symbol, kind),
+                    number(count),
+                    f"{mean:.3f}",
+                    f"{mean * count / total:.1%}" if total else "-",
+                ]
+                for symbol, mean, count in listed
             ],
             numbers=[1, 2, 3],
         )

@@ -35,6 +35,8 @@ from tinygrad_rnn_cli.texts import symbols_to_look_at
 if TYPE_CHECKING:
     from tinygrad_rnn import GradNormReport, GradNormSeries, Model
 
+BATCHES = 8  # so many that the range of the share of a new cell is narrow, in about a second
+BATCHES_OF_RUN = 16  # a trained model keeps much more in some sequences than in most
 V = 65  # symbols of a cell at initialisation, as many as tinyshakespeare has
 VERDICTS = {"vanish": "vanishing", "explode": "exploding"}
 TITLE = "Gradient norms per timestep"
@@ -52,14 +54,16 @@ TRAP = (
     multiple=True,
     metavar="NAME",
     shell_complete=complete_cell,
-    help="a new cell at initialisation instead of a trained RUN; repeat it to compare several",
+    help="a new cell at initialisation instead of a trained RUN; repeat it to compare several, or one with several "
+    "--cell-opt",
 )
 @click.option(
     "--cell-opt",
     "pairs",
     multiple=True,
     metavar="[CELL.]KEY=VALUE",
-    help="an option of the cell, as in activation=identity; of one among several: rnn.activation=identity",
+    help="an option of the cell, as in activation=identity; of one among several: rnn.activation=identity; where one "
+    "--cell stands more than once, of the one before it",
 )
 @click.option(
     "--steps",
@@ -86,11 +90,19 @@ TRAP = (
 )
 @click.option(
     "--batches",
+    cls=Flag,
     type=click.IntRange(1),
-    default=1,
     metavar="N",
-    show_default=True,
+    shown=f"{BATCHES}; of a RUN {BATCHES_OF_RUN}, or as many as its text has",
     help="batches to average over (root mean square)",
+)
+@click.option(
+    "--lag",
+    cls=Flag,
+    type=click.IntRange(1),
+    metavar="K",
+    shown="T - 1",
+    help="judge by the share of the gradient that is left K steps back from the loss",
 )
 @click.option(
     "--horizon-eps",
@@ -121,9 +133,18 @@ TRAP = (
     "--fail-on",
     metavar="vanish,explode",
     default="",
-    help="exit with code 3 if a series (of any loss but the training loss) does that",
+    help="exit with code 3 if a series (of any loss but the training loss) is vanishing, or exploding",
 )
-@settings("model.wrap", "model.hidden", "model.layers", "model.embed", "model.init", "model.init_bias", "data.batch")
+@settings(
+    "model.wrap",
+    "model.hidden",
+    "model.layers",
+    "model.embed",
+    "model.tie",
+    "model.init",
+    "model.init_bias",
+    "data.batch",
+)
 @common("config", "seed", "device", "dtype", "plugin")
 def gradnorm(
     run: Path | None,
@@ -132,7 +153,8 @@ def gradnorm(
     steps: int | None,
     losses: str | None,
     wrt: str | None,
-    batches: int,
+    batches: int | None,
+    lag: int | None,
     horizon_eps: float | None,
     text: str | None,
     which: str,
@@ -144,8 +166,10 @@ def gradnorm(
 ) -> None:
     """Gradient norms per timestep, of a trained RUN or of new cells.
 
-    For every layer and state: ||dL/ds_t|| at each timestep t, its slope (nats per step BACK in time; negative means
-    vanishing), its horizon (steps back until less than a thousandth is left) and a verdict.
+    For every layer and state: ||dL/ds_t|| at each timestep t, the share of it that is left --lag K steps back from the
+    loss, beside that of a plain rnn of the same size, and a verdict by that share: below 0.001 vanishing, below 0.1
+    weak, above 10 exploding, otherwise healthy. Also its slope (nats per step BACK in time) and its horizon (for how
+    many steps back more than a thousandth is left).
 
     \b
     tinygrad-rnn diagnose gradnorm --cell rnn --cell lstm --cell mut1
@@ -182,6 +206,8 @@ def gradnorm(
         choice["wrt"] = _words(wrt)
     if horizon_eps is not None:
         choice["horizon_eps"] = horizon_eps
+    if lag is not None:
+        choice["lag"] = lag
     with aside():
         if run is not None:
             if pairs:
@@ -237,7 +263,7 @@ def _check(reports: Sequence[GradNormReport], forbidden: set[str]) -> None:
 def _of_run(
     run: Path,
     steps: int | None,
-    batches: int,
+    batches: int | None,
     text: str | None,
     which: str,
     allow_changed_cell: bool,
@@ -256,7 +282,8 @@ def _of_run(
             f"--steps {steps}: expected a text of more than {steps} symbols, got {len(ids)}; lower it, or "
             "give a longer --text"
         )
-    if batches > len(streams):
+    _check_lag(choice, streams.seq_len)
+    if batches is not None and batches > len(streams):
         raise tr.DataError(
             f"--batches {batches}: the text has {len(streams)} of {streams.batch} x {streams.seq_len} "
             "symbols; lower it, --batch or --steps"
@@ -266,26 +293,54 @@ def _of_run(
         name: tr.Tensor(value.data.astype(found.run.train.dtype, copy=False), requires_grad=value.requires_grad)
         for name, value in loaded.params.items()
     }
-    pieces = [streams[k] for k in range(batches)]
-    return tr.gradnorm_over(loaded.model, params, _placed(pieces, device), carry=True, **choice)
+    pieces = _placed([streams[k] for k in range(batches or min(BATCHES_OF_RUN, len(streams)))], device)
+    report = tr.gradnorm_over(loaded.model, params, pieces, carry=True, **choice)
+    rnn = tr.gradnorm_over(*_new_rnn(loaded.model, found, device), pieces, carry=True, **choice)
+    return tr.beside_rnn(report, rnn)
 
 
 def _of_cells(
-    names: Sequence[str], pairs: Sequence[str], steps: int | None, batches: int, choice: dict[str, Any]
+    names: Sequence[str], pairs: Sequence[str], steps: int | None, batches: int | None, choice: dict[str, Any]
 ) -> list[GradNormReport]:
     import numpy as np
 
     found = resolve()
     T, B = steps or found.run.data.seq_len, found.run.data.batch
-    models = [_new_model(found, name, _options_of(name, names, pairs)) for name in names]
+    _check_lag(choice, T)
+    settings = _cells_with_options(names, pairs)
+    models = [_new_model(found, name, options) for name, options in settings]
     device = tr.select_device(found.run.train.device)
     rng = np.random.default_rng([found.run.train.seed, 1])
-    pieces = [(rng.integers(0, V, (T, B)), rng.integers(0, V, (T, B))) for _ in range(batches)]
+    drawn = [(rng.integers(0, V, (T, B)), rng.integers(0, V, (T, B))) for _ in range(batches or BATCHES)]
+    pieces = _placed(drawn, device)
+    rnn = tr.gradnorm_over(*_new_rnn(models[0], found, device), pieces, **choice)
     reports = []
-    for model in models:
-        params = model.init(np.random.default_rng([found.run.train.seed, 0]), found.run.train.dtype, device.xp)
-        reports.append(tr.gradnorm_over(model, params, _placed(pieces, device), **choice))
+    for model, (name, options) in zip(models, settings, strict=True):
+        report = tr.beside_rnn(tr.gradnorm_over(model, _params(model, found, device), pieces, **choice), rnn)
+        if names.count(name) > 1:
+            words = [name, *(f"{key}={value}" for key, value in options.items())]
+            report = dataclasses.replace(report, cell=" ".join(words))
+        reports.append(report)
     return reports
+
+
+def _check_lag(choice: dict[str, Any], T: int) -> None:
+    if choice.get("lag", 0) >= T:
+        raise click.UsageError(
+            f"--lag {choice['lag']}: expected at most {T - 1} steps back, for {T} {_plural(T, 'step')}; "
+            "lower it, or raise --steps"
+        )
+
+
+def _new_rnn(model: Model, found: Settings, device: tr.Device) -> tuple[Model, dict[str, tr.Tensor]]:
+    rnn = tr.rnn_like(model)
+    return rnn, _params(rnn, found, device)
+
+
+def _params(model: Model, found: Settings, device: tr.Device) -> dict[str, tr.Tensor]:
+    import numpy as np
+
+    return model.init(np.random.default_rng([found.run.train.seed, 0]), found.run.train.dtype, device.xp)
 
 
 def _placed(pieces: Sequence[tuple[Any, Any]], device: tr.Device) -> list[tuple[Any, Any]]:
@@ -298,19 +353,38 @@ def _new_model(found: Settings, name: str, options: dict[str, str]) -> Model:
     return tr.build_model(config, V, entry)
 
 
-def _options_of(name: str, names: Sequence[str], pairs: Sequence[str]) -> dict[str, str]:
-    """The options meant for the cell `name`: those with its prefix, and those without any."""
-    options: dict[str, str] = {}
-    for pair in pairs:
+def _cells_with_options(names: Sequence[str], pairs: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Every --cell with its options: those with its name, and those without any, which belong to all cells, or to the
+    --cell before them where one is named more than once.
+    """
+    cells: list[tuple[str, dict[str, str]]] = [(name, {}) for name in names]
+    places = _places() if len(set(names)) < len(names) else [None] * len(pairs)
+    for pair, place in zip(pairs, places, strict=True):
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise click.UsageError(f"--cell-opt: expected [CELL.]KEY=VALUE, got {pair!r}")
         owner, dot, rest = key.strip().rpartition(".")
         if dot and owner not in names:
             raise click.UsageError(f"--cell-opt {pair}: no --cell {owner!r} here{tr.nearest(owner, names)}")
-        if not dot or owner == name:
-            options[(rest if dot else key.strip()).replace("-", "_")] = value.strip()
-    return options
+        for index, (name, options) in enumerate(cells):
+            if owner == name if dot else place in (None, index):
+                options[rest.replace("-", "_")] = value.strip()
+    for index, cell in enumerate(cells):
+        if cell in cells[:index]:
+            raise click.UsageError(f"--cell {cell[0]}: expected other options than before; give --cell-opt after each")
+    return cells
+
+
+def _places() -> list[int | None]:
+    """For each --cell-opt the number of the --cell before it; None before the first one."""
+    places: list[int | None] = []
+    at = None
+    for param in given().order:
+        if param.name == "names":
+            at = 0 if at is None else at + 1
+        elif param.name == "pairs":
+            places.append(at)
+    return places
 
 
 # ---------------------------------------------------------------------------------------------- output
@@ -353,7 +427,7 @@ def show(reports: Sequence[GradNormReport]) -> None:
         red: list[int] = []
         for report in reports:
             for s in report.series:
-                if s.verdict != "healthy" and s.loss != "train":
+                if s.verdict in VERDICTS.values() and s.loss != "train":
                     red.append(len(rows))
                 rows.append(
                     [
@@ -363,27 +437,32 @@ def show(reports: Sequence[GradNormReport]) -> None:
                         s.state,
                         f"{s.slope:+.4f}" if _fitted(s) else "-",
                         "-" if s.horizon is None else str(s.horizon),
-                        f"{s.norm[0]:.3g}",
-                        f"{s.norm[s.at]:.3g}",
-                        s.verdict,
+                        _share(s.share),
+                        _share(s.rnn_share),
+                        s.verdict + (f" (as {s.by})" if s.by != s.state else ""),
                     ]
                 )
-        headers = ["cell", "loss", "layer", "state", "slope", "horizon", "first norm", "last norm", "verdict"]
+        headers = ["cell", "loss", "layer", "state", "slope", "horizon", "share", "of rnn", "verdict"]
         if is_terminal(sys.stdout) and shutil.get_terminal_size().columns < 90:  # too narrow for all of them
-            rows = [[" ".join(row[:4]), row[4], row[5], row[8]] for row in rows]
-            table(["series", "slope", "back", "verdict"], rows, numbers=[1, 2], red=red)
-            emit(wrapped("series: cell, loss, layer, state; back: the horizon; first and last norm: in a wider window"))
+            rows = [[" ".join(row[:4]), row[6], row[7], row[8]] for row in rows]
+            table(["series", "share", "of rnn", "verdict"], rows, numbers=[1, 2], red=red)
+            emit(wrapped("series: cell, loss, layer, state; slope and horizon: in a wider window"))
         else:
             table(headers, rows, numbers=[2, 4, 5, 6, 7], red=red)
         emit(
             wrapped(
-                "slope: nats per step back in time; horizon: steps back until (nearly) nothing is left, '-' if never"
+                f"slope: nats per step back in time; horizon: for how many steps back more than "
+                f"{_horizon_eps(reports):g} of the norm at the loss is left, '-' if to the end; share: what is left "
+                f"{first.series[0].lag} {_plural(first.series[0].lag, 'step')} back; of rnn: what a plain new rnn of "
+                "that size keeps"
             )
         )
         emit()
         for report in reports:
             for s in _worth_words(report, several):
                 emit(wrapped(f"{report.cell}, layer {s.layer}, state {s.state}: {s.reason}"))
+            if report.advice:
+                emit(wrapped(f"{report.cell}: {report.advice}"))
     if any(s.loss == "train" for report in reports for s in report.series):
         emit()
         emit(wrapped(TRAP))
@@ -397,13 +476,21 @@ def show(reports: Sequence[GradNormReport]) -> None:
             )
 
 
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
+
+
+def _horizon_eps(reports: Sequence[GradNormReport]) -> float:
+    return next(float(s.numbers["horizon_eps"] or 0.0) for report in reports for s in report.series)
+
+
 def _worth_words(report: GradNormReport, several: bool) -> list[GradNormSeries]:
-    chosen = list(report.select(loss=judged(report)))
-    return [s for s in chosen if not several or report.topmost(s)]
+    return [s for s in report.judged(judged(report)) if not several or report.topmost(s)]
 
 
 def draw(reports: Sequence[GradNormReport], height: int = 16, training: bool = True) -> None:
-    """The curves in the terminal: all layers of one model, the top layers of several."""
+    """The curves in the terminal: every layer and state of one model; of several, those of the top layer that the
+    verdicts go by."""
     curves = plot_curves(reports, training)
     last = max(len(values) for _, values in curves) - 1
     loss = judged(reports[0])
@@ -426,12 +513,13 @@ def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> lis
     curves: list[Curve] = []
     for report in reports:
         loss = judged(report)
-        for s in report.select(loss=loss):
+        for s in report.select(loss=loss) if len(reports) == 1 else report.judged(loss):
             if len(reports) > 1 and not report.topmost(s):
                 continue
             name = f"{report.cell} {s.state}" + (f" layer {s.layer}" if report.layers > 1 and len(reports) == 1 else "")
             curves.append((name, s.norm[: s.at + 1]))
-        trained = [s for s in report.select(loss="train") if report.topmost(s)]
+        by = {(s.layer, s.by) for s in report.select(loss=loss)}
+        trained = [s for s in report.select(loss="train") if report.topmost(s) and (s.layer, s.state) in by]
         first = report is reports[0]  # one curve shows the trap; one for each of several cells would hide the others
         if training and first and loss != "train" and trained:
             curves.append((f"{report.cell} {trained[0].state}, training loss", trained[0].norm))

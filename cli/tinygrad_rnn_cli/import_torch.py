@@ -12,7 +12,17 @@ import click
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import emit, note
 from tinygrad_rnn_cli.main import Group
-from tinygrad_rnn_cli.options import Command, Settings, common, free_folder, resolve, run_folder, settings
+from tinygrad_rnn_cli.options import (
+    Command,
+    Settings,
+    common,
+    free_folder,
+    refuse_idle,
+    resolve,
+    run_folder,
+    settings,
+    written,
+)
 from tinygrad_rnn_cli.texts import whole_text
 from tinygrad_rnn_cli.train import RUNS, kept_paths
 
@@ -52,8 +62,13 @@ def imports() -> None:
 )
 @click.option("--embed-name", metavar="NAME", help="the embedding, as in encoder.weight, where several arrays fit")
 @click.option("--readout-name", metavar="NAME", help="the readout, as in fc.weight, where several arrays fit")
+@click.option(
+    "--tie", is_flag=True, help="the only matrix is both embedding and readout; two equal ones are tied anyway"
+)
 @click.option("--init-missing", is_flag=True, help="draw an embedding or readout that the file has not, to train it")
-@settings("data.tokens", "data.min_count", "data.errors", "data.val_frac", "data.test_frac")
+@settings(
+    "data.between", "data.tokens", "data.min_count", "data.encoding", "data.errors", "data.val_frac", "data.test_frac"
+)
 @common("config", "seed", "dtype")
 def torch(
     file: Path,
@@ -65,11 +80,13 @@ def torch(
     nonlinearity: str | None,
     embed_name: str | None,
     readout_name: str | None,
+    tie: bool,
     init_missing: bool,
 ) -> None:
     """Make a run of FILE: the state_dict of a torch.nn.RNN, LSTM or GRU with embedding and readout, as safetensors.
 
-    In PyTorch: safetensors.torch.save_file(module.state_dict(), FILE). The names do not matter, the shapes tell cell
+    In PyTorch: safetensors.torch.save_file(module.state_dict(), FILE), or save_model(module, FILE) where embedding and
+    readout are tied. The names do not matter, the shapes tell cell
     and sizes. What `export torch` wrote brings its vocabulary along; any other file needs --vocab, --text or --like.
     Without --dtype the numbers stay what they are; those of 16 bits become float32, which changes none.
 
@@ -78,8 +95,16 @@ def torch(
     """
     if like is not None and (vocab is not None or text is not None):
         raise click.UsageError("--like excludes --vocab and --text: it stands for both; leave it out, or them")
+    if out is None:
+        refuse_idle(written("overwrite"), "without --out: the default folder is a new one")
     state = tr.read_state_dict(file)
     found = _settings(like, text, state)
+    if like is not None:
+        for key in ("data.tokens", "data.min_count"):
+            refuse_idle(found.written(key), "beside --like, whose vocabulary it is")
+    elif text is None:
+        for key in ("data.min_count", "data.errors", "data.val_frac", "data.test_frac"):
+            refuse_idle(found.written(key), "without --text")
     asked = found.origins["train.dtype"] not in ("default", f"run {like}")
     vocabulary, config, data = _symbols(found, state, vocab, like)
     made = tr.import_torch(
@@ -92,10 +117,13 @@ def torch(
         nonlinearity=nonlinearity,
         embed=embed_name,
         readout=readout_name,
+        tie=tie,
         init_missing=init_missing,
         overwrite=overwrite,
     )
     emit(str(made.run.path))
+    if init_missing and not made.drawn:
+        note("note: --init-missing has no effect: the file has both an embedding and a readout")
     _advise(made, vocabulary, data["sha256"] is not None)
 
 
@@ -126,13 +154,19 @@ def _symbols(
         return tr.run_vocabulary(run), config, tr.describe_run(run).get("data", NO_TEXT)
     kind = config.data.tokens
     vocabulary = tr.read_vocabulary(vocab, kind) if vocab is not None else state.vocabulary()
+    if vocabulary is not None:
+        refuse_idle(found.written("data.min_count"), f"beside the vocabulary of {vocab or state.path}")
+        if vocabulary.kind != kind:
+            refuse_idle(
+                found.written("data.tokens"), f"beside the vocabulary of {vocab or state.path}, of {vocabulary.kind}"
+            )
     if vocabulary is None and kind == "bytes":
         vocabulary = tr.Vocabulary("bytes", tuple(map(chr, range(256))))
     data = NO_TEXT
     if config.data.text:
         dataset = whole_text(config.data, vocabulary=vocabulary)
         vocabulary = vocabulary or dataset.vocabulary
-        data = {"sha256": dataset.sha256, "source": dataset.source, "characters": dataset.characters}
+        data = dataset.facts()
     if vocabulary is None:
         raise click.UsageError(
             f"{state.path}: expected a vocabulary, which symbol each number stands for; give --vocab, --text or --like"
@@ -148,7 +182,7 @@ def _advise(made: Imported, vocabulary: Vocabulary, has_text: bool) -> None:
     """What was made of the file, what it did not hold, and what to type next."""
     model, run = made.config.model, str(made.run.path)
     options = [f"{name}={value}" for name, value in model.cell_options.items()]
-    embed = "one-hot input" if model.embed == "onehot" else f"an embedding ({model.embed})"
+    embed = "one-hot input" if model.embed == "onehot" else f"an embedding ({model.embed})" + ", tied" * model.tie
     note(
         f"{' '.join([model.cell, *options])}: {model.layers} x {model.hidden} units, {embed}, "
         f"{vocabulary.size} {vocabulary.kind}, {made.config.train.dtype}"
@@ -158,8 +192,7 @@ def _advise(made: Imported, vocabulary: Vocabulary, has_text: bool) -> None:
     if made.drawn:
         note(f"note: drawn at random, because the file does not hold them: {', '.join(made.drawn)}; train them first")
     text = made.config.data.text or ("TEXT",)
-    words = ["train", *text, "--init-from", run, "--cell", model.cell, *(f"--cell-opt={option}" for option in options)]
-    words += ["--hidden", str(model.hidden), "--layers", str(model.layers), "--embed", model.embed]
+    words = ["train", *text, "--init-from", run]
     if made.config.train.dtype != "float32":
         words += ["--dtype", made.config.train.dtype]
     note("next:")

@@ -43,6 +43,7 @@ TITLES = {
     "sample": "Sampling",
 }
 PLUGGED = {"model.cell": "CELLS", "optim.optim": "OPTIMIZERS", "data.corpus": "DATASETS"}  # settings that name a plugin
+SEVERAL = ("sample.temperature",)  # one value in the library; a command may take several, one after the other
 TABLES = ("model.cell_options", "optim.optim_options")
 COMMON = "Common options"
 OWN = "Options"
@@ -65,6 +66,7 @@ class Given:
     plugins: tuple[str, ...] = ()
     third_party: bool = True
     show: bool = False
+    order: list[click.Parameter] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,13 @@ class Settings:
     third_party: bool
     extras: Mapping[str, str]
     """what old names say that is no setting: out, init_from, run, text"""
+    temperatures: tuple[float, ...] = ()
+    """each temperature to sample at, of which `sample` has the first"""
+
+    def written(self, key: str) -> str:
+        """The option by which the command line sets `key`; '' where nothing on it does."""
+        origin = self.origins.get(key, "default")
+        return origin.removeprefix("flag ") if origin.startswith("flag ") else f"{origin} {key}" * (origin == "--set")
 
 
 def given() -> Given:
@@ -138,6 +147,17 @@ class Command(click.Command):
             option.help = HELP
         return option
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            order = given().order = self.make_parser(ctx).parse_args(args=words)[2]
+            for param in dict.fromkeys(order):
+                once = isinstance(param, click.Option) and not (param.multiple or param.count)
+                if once and order.count(param) > 1:
+                    note(f"note: {param.opts[0]} is given {order.count(param)} times; the last one counts")
+        return rest
+
     def invoke(self, ctx: click.Context) -> Any:
         if given().show and not getattr(self.callback, "resolves", False):
             resolve()  # this command has no setting of its own: print and stop here
@@ -166,7 +186,7 @@ class _SettingType(_ParamType):
         if param is not None and _from_environment(param):
             what = str(param.envvar)
         try:
-            found = tr.coerce(self.annotation, value, what)
+            found = tr.coerce(self.annotation, _unescaped(self.declared, value, what), what)
             tr.check_limits(self.declared, found, what)
         except tr.InputError as error:
             raise click.UsageError(str(error), ctx) from error
@@ -177,6 +197,11 @@ class _SettingType(_ParamType):
         if self.key in PLUGGED:
             words = [row.name for row in tr.available_plugins(getattr(tr, PLUGGED[self.key]))]
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def _unescaped(declared: dataclasses.Field[Any], value: Any, what: str) -> Any:
+    """`value` as a shell's quotes left it, with its escapes replaced where the field says so."""
+    return tr.unescape(value, what) if declared.metadata.get("escapes") else value
 
 
 def _sections() -> dict[str, type[Any]]:
@@ -214,7 +239,8 @@ def spell(value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value)
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _limits(declared: dataclasses.Field[Any]) -> str:
@@ -247,9 +273,12 @@ def key_values(items: Sequence[str], flag: str) -> dict[str, str]:
     pairs = {}
     for item in items:
         name, equals, value = item.partition("=")
-        if not equals or not name.strip():
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
             raise click.UsageError(f"{flag}: expected KEY=VALUE, got {item!r}")
-        pairs[name.strip().replace("-", "_")] = value.strip()
+        if name in pairs:
+            note(f"note: {flag} {name} is given more than once; the last one counts")
+        pairs[name] = value.strip()
     return pairs
 
 
@@ -284,7 +313,9 @@ def _option(key: str, short: Sequence[str] = (), hidden: bool = False, section: 
     if isinstance(default, tuple):
         facts["help"] += "; repeat for several"
         return Flag([f"--{flag}", name], multiple=True, type=str, metavar=declared.metadata.get("metavar"), **facts)
-    return Flag([f"--{flag}", *short, name], type=_SettingType(key), **facts)
+    several = key in SEVERAL
+    facts["help"] += "; repeat for several" if several else ""
+    return Flag([f"--{flag}", *short, name], type=_SettingType(key), multiple=several, **facts)
 
 
 def settings(*keys: str, short: Mapping[str, str] | None = None, without: Sequence[str] = ()) -> Callable[[F], F]:
@@ -312,6 +343,21 @@ def _attach(function: Callable[..., Any], option: click.Option) -> None:
     """What click's own decorators do, for an option that is made already."""
     params: list[click.Parameter] = function.__dict__.setdefault("__click_params__", [])
     params.append(option)
+
+
+def written(*names: str) -> str:
+    """The first of these parameters of the running command that the command line gives, as its option; '' for none."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        if param.name in names and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE:
+            return param.opts[0]
+    return ""
+
+
+def refuse_idle(option: str, why: str) -> None:
+    """Raise UsageError where `option` was written (it is not ''), because it does nothing; `why` ends the sentence."""
+    if option:
+        raise click.UsageError(f"{option} has no effect {why}")
 
 
 def which_checkpoint(function: F) -> F:
@@ -549,11 +595,17 @@ def resolve_run(run: Path) -> Settings:
 
 
 def resolve(
-    *, base: tr.RunConfig | None = None, origin: str = "default", recipe: str | None = None, text: Sequence[str] = ()
+    *,
+    base: tr.RunConfig | None = None,
+    origin: str = "default",
+    recipe: str | None = None,
+    init_from: Path | None = None,
+    text: Sequence[str] = (),
 ) -> Settings:
     """The configuration of the running command, layer over layer; with --show-config it is printed, and that is all.
 
-    `base` is the configuration of a run that the command works on; what no layer says keeps its value.
+    `base` is the configuration of a run that the command works on; what no layer says keeps its value. `init_from` is a
+    run that gives its weights, and with them the settings that they are bound to: no layer may say something else.
     Raises UsageError or InputError that name the layer.
     """
     here, files = given(), _plugin_files()
@@ -561,6 +613,8 @@ def resolve(
     translated = aliases.translate(here.old_names)
     for line in translated.notes:
         note(f"note: {line}")
+    for key in translated.settings.keys() & here.flags.keys():
+        note(f"note: {translated.sources[key]} gives way to {here.origins[key].removeprefix('flag ')}")
     flags = {**translated.settings, **here.flags}
     if text or translated.extras.get("text"):
         if "data.corpus" in here.flags:
@@ -568,11 +622,20 @@ def resolve(
         flags["data.text"] = tuple(text) or (translated.extras["text"],)
     run = base or tr.RunConfig()
     sample = tr.SampleConfig()
+    temperatures: tuple[float, ...] = (sample.temperature,)
     origins = {key: origin for key in _all_keys() if not key.startswith("sample.")}
     origins.update({key: "default" for key in _all_keys() if key.startswith("sample.")})
+    bound: dict[str, Any] = {}
+    init_from = init_from or (Path(translated.extras["init_from"]) if "init_from" in translated.extras else None)
+    if init_from is not None:
+        bound = tr.weight_settings(init_from)
+        run = tr.replace_config(run, bound)
+        options = [f"model.cell_options.{name}" for name in bound["model.cell_options"]]
+        origins.update(dict.fromkeys([*bound, *options], f"run {init_from}"))
     file = _read_file(here.file) if here.file else {}
     if base is not None:
-        file = {key: value for key, value in file.items() if key in known}  # a run has settled the others
+        _tell_settled(base, origin, file, known)
+        file = {key: value for key, value in file.items() if key in known}
     layers: list[tuple[str, Mapping[str, Any]]] = [
         (f"recipe {recipe}", tr.recipe(recipe) if recipe else {}),
         (f"file {here.file}", file),
@@ -583,8 +646,21 @@ def resolve(
     for name, layer in layers:
         of_run = {key: value for key, value in layer.items() if not key.startswith("sample.")}
         of_sample = {key[7:]: value for key, value in layer.items() if key.startswith("sample.")}
+        undone = _undone(run, of_run)
+        for key, (cause, _) in undone.items():
+            asked = [where for known, where in origins.items() if known == key or known.startswith(f"{key}.")]
+            asked = [where for where in asked if where.startswith(("file", "--set", "environment"))]
+            if asked and tr.setting_of(run, key) and key not in of_run:
+                lost, gained = (
+                    tr.setting_as_words(key, tr.setting_of(run, key)),
+                    tr.setting_as_words(cause, layer[cause]),
+                )
+                note(f"note: {lost} ({asked[0]}) gives way to {gained} ({here.origins.get(cause, name)})")
         try:
-            run = tr.replace_config(run, {**_undone(run, of_run), **of_run})
+            if "temperature" in of_sample:
+                temperatures = _several_numbers("sample.temperature", of_sample["temperature"])
+                of_sample["temperature"] = temperatures[0]
+            run = tr.replace_config(run, {**{key: empty for key, (_, empty) in undone.items()}, **of_run})
             sample = _replace_sample(sample, of_sample)
         except tr.InputError as error:
             raise click.UsageError(_in_words(name, str(error), translated.sources)) from error
@@ -594,7 +670,9 @@ def resolve(
                 origins[key] = f"flag {translated.sources[key]}"
             if key == "data.text" and name == "flag":
                 origins[key] = "argument TEXT"
-    found = Settings(run, sample, origins, files, here.third_party, translated.extras)
+    found = Settings(run, sample, origins, files, here.third_party, translated.extras, temperatures)
+    if init_from is not None:
+        _check_weights(found, init_from, bound)
     if here.show:
         _show_config(found, known)
         click.get_current_context().exit()
@@ -608,11 +686,9 @@ def check_effect(found: Settings) -> Settings:
     Raises UsageError.
     """
     flags = option_names()
-    if all(found.origins[key].startswith("flag") for key in ("train.steps", "train.epochs")):
-        raise click.UsageError("--steps and --epochs exclude each other; give one of them")
     for key, flag in flags.items():
         needs = _declared(key)[1].metadata.get("needs")
-        if needs and found.origins.get(key, "").startswith("flag"):
+        if needs and found.written(key):
             section, _, name = needs.partition(".")
             if not getattr(getattr(found.run, section), name):
                 raise click.UsageError(f"{flag} has no effect without {flags[needs]}; give both, or leave it out")
@@ -628,16 +704,57 @@ def check_effect(found: Settings) -> Settings:
     return dataclasses.replace(found, run=dataclasses.replace(found.run, optim=optim))
 
 
-def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a layer takes back by what it says: options belong to the cell or optimiser, a corpus replaces a text."""
-    undone: dict[str, Any] = {}
-    if layer.get("model.cell", run.model.cell) != run.model.cell:
-        undone["model.cell_options"] = {}
-    if layer.get("optim.optim", run.optim.optim) != run.optim.optim:
-        undone["optim.optim_options"] = {}
-    if "data.corpus" in layer:
-        undone["data.text"] = ()
-    return undone
+def _tell_settled(base: tr.RunConfig, origin: str, file: Mapping[str, Any], known: set[str]) -> None:
+    """Say which settings of a config file do nothing, because the run has settled them otherwise."""
+    settled = {**_flat(Settings(base, tr.SampleConfig(), {}, (), True, {})), "data.text": None}
+    said = {key: tuple(value) if isinstance(value, list) else value for key, value in file.items() if key not in known}
+    other = [key for key, value in said.items() if settled.get(key) not in (None, value, str(value))]
+    if other:
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        note(f"note: {given().file}: {', '.join(other[:3])}{more} do nothing here; they are those of the {origin}")
+
+
+def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -> None:
+    """Refuse a setting that weights cannot be put to, and say which ones they bring along."""
+    entry = tr.find_cell(bound["model.cell"], plugins=found.plugins, third_party=found.third_party)
+    conflicts = tr.weight_conflicts(found.run, bound, entry.cls.Options)
+    if conflicts:
+        needed = ", ".join(theirs for theirs, _ in conflicts.values())
+        got = ", ".join(f"{ours} ({found.origins.get(key, 'default')})" for key, (_, ours) in conflicts.items())
+        raise click.UsageError(f"--init-from {init_from}: its weights need {needed}, got {got}; leave these out")
+    mine = f"run {init_from}"
+    options = bound["model.cell_options"]
+    options = {name: value for name, value in options.items() if found.origins[f"model.cell_options.{name}"] == mine}
+    default = tr.RunConfig()
+    brought = [
+        tr.setting_as_words(key, value)
+        for key, value in {**bound, "model.cell_options": options}.items()
+        if found.origins[key] == mine and value != tr.setting_of(default, key)
+    ]
+    if brought:
+        note(f"note: --init-from {init_from} brings {' '.join(brought)}")
+    for key in ("model.init", "model.init_bias"):
+        if found.origins[key].startswith(("flag", "--set")):
+            raise click.UsageError(f"{option_names()[key]} has no effect beside --init-from; leave one of them out")
+
+
+# What a setting takes back of the layers below it: options belong to one cell or optimiser, a corpus replaces a text,
+# and a length in steps would overrule one in epochs.
+_TAKES_BACK: Mapping[str, tuple[str, Any]] = {
+    "model.cell": ("model.cell_options", {}),
+    "optim.optim": ("optim.optim_options", {}),
+    "data.corpus": ("data.text", ()),
+    "train.epochs": ("train.steps", 0),
+}
+
+
+def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The settings that a layer takes back by what it says: each with the setting that does it, and what is left."""
+    return {
+        key: (cause, empty)
+        for cause, (key, empty) in _TAKES_BACK.items()
+        if cause in layer and (empty != {} or layer[cause] != tr.setting_of(run, cause))
+    }
 
 
 def _replace_sample(sample: tr.SampleConfig, changes: Mapping[str, Any]) -> tr.SampleConfig:
@@ -649,6 +766,17 @@ def _replace_sample(sample: tr.SampleConfig, changes: Mapping[str, Any]) -> tr.S
         new[name] = tr.coerce(tr.field_types(tr.SampleConfig)[name], value, f"sample.{name}")
         tr.check_limits(names[name], new[name], f"sample.{name}")
     return dataclasses.replace(sample, **new)
+
+
+def _several_numbers(key: str, value: Any) -> tuple[float, ...]:
+    """One number or several: a list, or a text with commas."""
+    listed = value if isinstance(value, str | list | tuple) else [value]
+    numbers: tuple[float, ...] = tr.coerce(tuple[float, ...], listed, key)
+    if not numbers:
+        raise tr.InputError(f"{key}: expected a number, or several, got none")
+    for number in numbers:
+        tr.check_limits(_declared(key)[1], number, key)
+    return numbers
 
 
 def _in_words(layer: str, message: str, old: Mapping[str, str]) -> str:
@@ -684,7 +812,9 @@ def _read_sets(items: Sequence[str], only: set[str] | None) -> dict[str, Any]:
         if only is not None and home in _all_keys() and home not in only:
             own = ", ".join(sorted(only)) or "nothing"
             raise click.UsageError(f"--set {key}: the run has settled it; this command sets {own}")
-        layer[key] = value.strip()
+        layer[key] = (
+            value.strip() if home not in _all_keys() else _unescaped(_declared(home)[1], value.strip(), f"--set {key}")
+        )
     return layer
 
 
@@ -729,6 +859,8 @@ def _flat(found: Settings) -> dict[str, Any]:
                 values.update({f"{section}.{name}.{option}": item for option, item in value.items()})
             elif not isinstance(value, Mapping):
                 values[f"{section}.{name}"] = value
+    if len(found.temperatures) > 1:
+        values["sample.temperature"] = found.temperatures
     return values
 
 

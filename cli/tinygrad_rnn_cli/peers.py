@@ -300,6 +300,27 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def busy_cores(seconds: float = 0.2) -> float | None:
+    """How many of the processors that this process may use others keep busy, watched for `seconds`; None where the
+    system does not say."""
+
+    def idle() -> tuple[float, float]:
+        with open("/proc/stat", encoding="ascii") as file:
+            rows = [line.split() for line in file if line.startswith("cpu") and line[3].isdigit()]
+        mine = os.sched_getaffinity(0)
+        ticks = [[float(n) for n in row[1:9]] for row in rows if int(row[0][3:]) in mine]
+        return sum(row[3] + row[4] for row in ticks), sum(map(sum, ticks))
+
+    try:
+        before = idle()
+        time.sleep(seconds)
+        after = idle()
+    except (OSError, AttributeError, ValueError, IndexError):
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    ticks = after[1] - before[1]
+    return cores() * (1.0 - (after[0] - before[0]) / ticks) if ticks > 0 else None
+
+
 def parse_shape(text: str) -> tuple[int, ...]:
     """V,H,L,B,T as five whole numbers. Raises ValueError for anything else."""
     parts = text.split(",")
@@ -383,13 +404,17 @@ def alternate(
 
 
 def together(rows: Sequence[Row]) -> Row:
-    """One row of several rounds: the median of the medians, the least of the least, the median first call."""
+    """One row of several rounds: the median of the medians, the least of the least, the median first call; ``spread``
+    says how far the medians lie apart, as a share of the median, None for a single one."""
     failed = [row for row in rows if "error" in row]
     if failed:
         return failed[0]
+    times = [row["ms"] for row in rows]
+    ms = statistics.median(times)
     return {
         **rows[0],
-        "ms": statistics.median(row["ms"] for row in rows),
+        "ms": ms,
+        "spread": (max(times) - min(times)) / ms if len(times) > 1 else None,
         "min_ms": min(row["min_ms"] for row in rows),
         "first_s": statistics.median(row["first_s"] for row in rows),
     }

@@ -26,6 +26,7 @@ from tinygrad_rnn_cli.console import (
     aside,
     detail,
     is_terminal,
+    is_unicode,
     note,
     number,
     rich_console,
@@ -154,10 +155,10 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
         case tr.Watched():
             view.report = event.report
             if not live:
-                for series in event.report.select(loss="last"):
+                for series in event.report.judged("last"):
                     say(
-                        f"step {number(event.step)}: gradient norms, layer {series.layer}, state {series.state}: slope "
-                        f"{series.slope:+.4f} nats per step back, {series.verdict}"
+                        f"step {number(event.step)}: gradient norms, layer {series.layer}, state {series.state}: "
+                        f"{series.reason}"
                     )
         case tr.Saved():
             detail(f"step {number(event.step)}: saved {event.path}")
@@ -172,7 +173,9 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
 
 
 def _plain(text: str) -> str:
-    return text.rstrip("\n") + "\n"
+    """A sample for the log, with bytes that are not UTF-8 as \\xHH."""
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return shown.rstrip("\n") + "\n"
 
 
 def step_line(done: StepDone, view: View) -> str:
@@ -243,16 +246,20 @@ class _Frame:
 
 def _numbers(done: StepDone, view: View) -> Any:
     from rich.table import Table
+    from rich.text import Text
+
+    def named(name: str, value: str) -> Text:  # no markup: a line printed above the display would turn it off
+        return Text.assemble((name, "bold"), f" {value}")
 
     grid = Table.grid(padding=(0, 2))
     val = "-" if view.val_loss is None else f"{view.val_loss:.4f}"
     recent = list(view.losses)
-    for row in [
+    rows: list[tuple[Text | str, ...]] = [
         (
-            f"[bold]loss[/] {done.loss:.4f}",
-            f"[bold]validation[/] {val}",
-            f"[bold]epoch[/] {done.epoch:.2f}",
-            f"[cyan]{tr.sparkline(recent, 30, ascii=not _unicode())}[/]",
+            named("loss", f"{done.loss:.4f}"),
+            named("validation", val),
+            named("epoch", f"{done.epoch:.2f}"),
+            Text(tr.sparkline(recent, 30, ascii=not is_unicode(sys.stderr)), style="cyan"),
         ),
         (
             f"gradient {_norms(done)}",
@@ -260,7 +267,8 @@ def _numbers(done: StepDone, view: View) -> Any:
             f"lr {done.lr:.3g}",
             _rate(done.symbols_per_s),
         ),
-    ]:
+    ]
+    for row in rows:
         grid.add_row(*row)
     return grid
 
@@ -281,9 +289,8 @@ def _gradients(report: GradNormReport) -> Any:
         width=width,
         colored=uses_color(sys.stderr),
     )
-    words = "  ".join(f"{s.state}{s.layer}: {s.slope:+.3f} {s.verdict}" for s in report.select(loss=judged(report)))
+    words = "  ".join(
+        f"{s.state}{s.layer}: {s.verdict}" + ("" if s.share is None else f" ({s.share:.2g})")
+        for s in report.judged(judged(report))
+    )
     return Panel(Text.from_ansi(text + "\n" + words), title="gradient norms", title_align="left", expand=False)
-
-
-def _unicode() -> bool:
-    return (sys.stderr.encoding or "").lower().replace("-", "").startswith("utf")

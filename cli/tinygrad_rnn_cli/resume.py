@@ -9,21 +9,34 @@ import click
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, note, number, warn
-from tinygrad_rnn_cli.options import Command, common, option_names, resolve, settings, spell
+from tinygrad_rnn_cli.options import Command, common, option_names, refuse_idle, resolve, settings, spell
 
 
 @click.command("resume", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--allow-changed-cell", is_flag=True, help="accept that the code of its cell or optimiser has changed")
+@click.option(
+    "--text",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="where its text is now, a file or folder; repeat for several",
+)
+@click.option(
+    "--allow-other-text", is_flag=True, help="go on with a text of another content, from the start of a pass over it"
+)
 @settings("train.steps", "train.epochs", *tr.RESUMABLE, "train.callbacks")
 @common("config", "device", "plugin")
-def resume(run: Path, allow_changed_cell: bool) -> None:
+def resume(run: Path, allow_changed_cell: bool, text: tuple[Path, ...], allow_other_text: bool) -> None:
     """Continue RUN: bit for bit as if it had never stopped (on a CPU).
 
     --steps and --epochs are the TOTAL length of the run: with 100 steps done, --steps 200 does 100 more. Without
-    them it goes on to the length it was meant to have. Its callbacks are called again; --callback names others.
-    Every other option changes the run from here on; inspect lists the changes.
+    them it goes on to the length it was meant to have. Its callbacks are called again; --callback names others. The
+    text must be the one that it was trained on, wherever it is. Every other option changes the run from here on;
+    inspect lists the changes.
     """
+    if Path("-") in text:
+        raise click.UsageError("--text -: expected a file or folder, which the run can read again, got standard input")
     origin = f"run {run}"
     base = tr.run_config(tr.open_run(run))
     found = resolve(base=base, origin=origin)
@@ -33,6 +46,9 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
                 f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs, --callback, --device, "
                 + ", ".join(option_names()[key] for key in tr.RESUMABLE)
             )
+
+    if found.written("train.steps"):
+        refuse_idle(found.written("train.epochs"), "beside --steps; give one of them")
 
     def given(key: str) -> bool:
         return found.origins[key] != origin
@@ -55,6 +71,8 @@ def resume(run: Path, allow_changed_cell: bool) -> None:
             device=found.run.train.device if given("train.device") else None,
             callbacks=found.run.train.callbacks if given("train.callbacks") else None,
             settings={key: _value(found.run, key) for key in tr.RESUMABLE if said(key)},
+            text=[str(path.absolute()) for path in text],
+            allow_other_text=allow_other_text,
             allow_changed_cell=allow_changed_cell,
             plugins=found.plugins,
             third_party=found.third_party,

@@ -10,11 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import note
-from tinygrad_rnn_cli.options import given
+from tinygrad_rnn_cli.console import note, screen
+from tinygrad_rnn_cli.options import given, refuse_idle
 
 if TYPE_CHECKING:
     from tinygrad_rnn import DataConfig, Dataset, LoadedModel, Vocabulary
+    from tinygrad_rnn_cli.options import Settings
+
+MANY = 12  # files above which a list of them is shortened
+
+
+def check_text_options(found: Settings) -> None:
+    """Refuse options of the command line that the text leaves without effect. Raises UsageError."""
+    if found.run.data.tokens == "bytes":
+        for key in ("data.min_count", "data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "with --tokens bytes, which takes every byte as it is")
+    if found.run.data.text:
+        refuse_idle(found.written("data.corpus"), "beside TEXT; give one of them")
+    else:
+        for key in ("data.between", "data.encoding", "data.errors"):
+            refuse_idle(found.written(key), "on a corpus, which is text already; it is for TEXT")
 
 
 def whole_text(
@@ -25,7 +40,29 @@ def whole_text(
     if text is not None:
         config = dataclasses.replace(config, text=tuple(text))
     stdin = io.BytesIO(sys.stdin.buffer.read()) if "-" in config.text else None
-    return tr.load_dataset(config, vocabulary, stdin, unknown=unknown, third_party=given().third_party)
+    dataset = tr.load_dataset(config, vocabulary, stdin, unknown=unknown, third_party=given().third_party)
+    tell_files(dataset, config)
+    return dataset
+
+
+def tell_files(dataset: Dataset, config: DataConfig) -> None:
+    """Say what was read where that is more than one file, and what was not."""
+    if len(dataset.files) > 1:
+        joined = f"joined by {config.between!r}" if config.between else "with nothing in between"
+        note(f"read {len(dataset.files)} files, {joined}: {_names(dataset.files)}")
+    if config.encoding == "auto":
+        for encoding in sorted(set(dataset.encodings)):
+            files = [name for name, found in zip(dataset.files, dataset.encodings, strict=True) if found == encoding]
+            note(f"read as {encoding}: {_names(files)}; --encoding says otherwise where that is wrong")
+    if dataset.skipped:
+        note(f"skipped in the folder: {_names(dataset.skipped)}; name a file itself to read it")
+
+
+def _names(files: Sequence[str]) -> str:
+    """The names, of many only the first and the last unless -v asks for all."""
+    if len(files) <= MANY or screen().verbose:
+        return ", ".join(files)
+    return f"{', '.join(files[: MANY - 2])}, ... ({len(files) - MANY + 1} more), {files[-1]}"
 
 
 def own_text(loaded: LoadedModel, run: Path) -> Dataset:
@@ -41,10 +78,24 @@ def own_text(loaded: LoadedModel, run: Path) -> Dataset:
         raise tr.DataError(f"the text of run {run} cannot be used ({error}); name another text") from error
 
 
+def symbol_name(symbol: str, kind: str) -> str:
+    """A symbol as a table shows it: a quoted text, or b'\\xHH' for a byte, which the vocabulary names in Latin-1."""
+    return repr(symbol.encode("latin-1")) if kind == "bytes" else repr(symbol)
+
+
+def as_the_run_reads(error: tr.DataError, loaded: LoadedModel) -> str:
+    """An error of a text, with the remedy of a command that has no options for it: the run says how to read."""
+    what, _, remedy = str(error).rpartition("; ")
+    return f"{what}; {f'convert it to {loaded.config.data.encoding}' if remedy.startswith('pass ') else remedy}"
+
+
 def symbols_to_look_at(loaded: LoadedModel, run: Path, text: str | None) -> Any:
     """The text to look at: --text, else the validation part of the run's own, else all of it."""
     if text is not None:
-        return whole_text(loaded.config.data, [text], loaded.vocabulary).train
+        try:
+            return whole_text(loaded.config.data, [text], loaded.vocabulary).train
+        except tr.DataError as error:
+            raise tr.DataError(f"--text: {as_the_run_reads(error, loaded)}") from error
     dataset = own_text(loaded, run)
     if len(dataset.val) > 1:
         return dataset.val

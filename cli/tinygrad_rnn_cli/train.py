@@ -20,13 +20,16 @@ from tinygrad_rnn_cli.options import (
     common,
     free_folder,
     old_names,
+    refuse_idle,
     resolve,
     run_folder,
     settings,
+    written,
 )
+from tinygrad_rnn_cli.texts import MANY, check_text_options, tell_files
 
 if TYPE_CHECKING:
-    from tinygrad_rnn import Dataset, Finished, Plan
+    from tinygrad_rnn import Dataset, Finished, Plan, Trainer
 
 RUNS = Path("runs")
 
@@ -48,7 +51,8 @@ def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     "--init-from",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="take the weights of another run (and nothing else; see resume)",
+    help="take the weights of another run, with the model and tokens that they belong to (and nothing else; see "
+    "resume)",
 )
 @click.option("--plan", is_flag=True, help="print size, memory and time, measured over a few steps, and stop")
 @settings("model.*", "data.*", "optim.*", "train.*")
@@ -59,6 +63,9 @@ def train(
 ) -> None:
     """Train a model on TEXT: files, folders, or '-' for standard input; without TEXT, on the corpus --corpus.
 
+    A folder stands for its .txt files at any depth, or for all its files where it has none. Files named .gz, .bz2, .xz
+    or .zst are decompressed.
+
     Prints the run folder on stdout; progress goes to stderr. Ctrl-C saves a checkpoint and stops. The flags of char-rnn
     and torch-rnn (-rnn_size 128) are understood.
 
@@ -66,9 +73,13 @@ def train(
     tinygrad-rnn train my.txt --cell gru --hidden 256
     tinygrad-rnn train --recipe char-rnn my.txt
     """
-    found = resolve(recipe=recipe, text=text)
+    found = resolve(recipe=recipe, init_from=init_from, text=text)
+    check_text_options(found)
     out = out or (Path(found.extras["out"]) if "out" in found.extras else None)
     init_from = init_from or (Path(found.extras["init_from"]) if "init_from" in found.extras else None)
+    if out is None:
+        refuse_idle(written("overwrite"), "without --out: the default folder is a new one")
+    _refuse_idle(found)
     with aside():
         _check_plugins(found)
         found = check_effect(found)
@@ -92,6 +103,7 @@ def train(
     from tinygrad_rnn_cli.progress import follow
 
     note(f"{dataset.source} -> {folder}")
+    _tell_idle(found, trainer)
     advise_size(trainer.model.count(), dataset)
     finished = follow(trainer)
     emit(str(finished.path))
@@ -107,10 +119,38 @@ def _check_plugins(found: Settings) -> None:
         tr.load_plugin(tr.CALLBACKS, text.partition(":")[0], third_party=found.third_party)
 
 
+def _refuse_idle(found: Settings) -> None:
+    """Refuse options of the command line that do nothing beside the other settings."""
+    train = found.run.train
+    if found.written("train.steps") and train.steps:
+        refuse_idle(found.written("train.epochs"), "beside --steps; give one of them")
+    if train.eval_every and not found.run.data.val_frac:
+        refuse_idle(found.written("train.eval_every"), "with --val-frac 0: no text is held out to validate on")
+
+
+def _tell_idle(found: Settings, trainer: Trainer) -> None:
+    """Say which options of the command line come to nothing because the run is short."""
+    train, total = found.run.train, trainer.total
+    intervals = {
+        "train.eval_every": (train.eval_every, "validates at its end only"),
+        "train.save_every": (train.save_every, "saves at its start and end only"),
+        "train.sample_every": (train.sample_every, "prints no sample"),
+        "train.watch": (trainer.watch_every, "watches no step"),
+    }
+    for key, (every, what) in intervals.items():
+        if every > total and found.written(key):
+            value = tr.setting_as_words(key, tr.setting_of(found.run, key))
+            note(f"note: {value} has no effect: the run of {number(total)} steps {what}")
+    intervals_saved = [every for every in (train.save_every, train.eval_every * bool(trainer.held_out)) if every]
+    most = 2 + sum(total // every for every in intervals_saved)  # one before the first step, and the last
+    if found.written("train.keep") and train.keep >= most:
+        note(f"note: --keep {train.keep} has no effect: the run writes {most} checkpoints at most")
+
+
 def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, bytes | None]:
     """The data set, and what came from standard input, which the run keeps.
 
-    Weights taken from a run know its symbols and no others, so another text is read with its vocabulary.
+    Weights taken from a run know its symbols, so the text is read with its vocabulary, extended by what is new.
     """
     piped = None
     stdin: io.BytesIO | None = None
@@ -124,11 +164,16 @@ def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, 
         piped = sys.stdin.buffer.read()
         stdin = io.BytesIO(piped)
     vocabulary = tr.run_vocabulary(tr.open_run(init_from)) if init_from is not None else None
-    dataset = tr.load_dataset(found.run.data, vocabulary, stdin, third_party=found.third_party)
+    dataset = tr.load_dataset(found.run.data, vocabulary, stdin, extend=True, third_party=found.third_party)
+    if vocabulary is not None and (new := dataset.vocabulary.symbols[vocabulary.size :]):
+        shown = ", ".join(map(repr, new[:MANY])) + (", ..." if len(new) > MANY else "")
+        what = "1 symbol" if len(new) == 1 else f"{number(len(new))} symbols"
+        note(f"note: {what} of the text that {init_from} does not know ({shown}): new rows, drawn at random")
     detail(
         f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
         f"{dataset.sha256[:16]}"
     )
+    tell_files(dataset, found.run.data)
     return dataset, piped
 
 
@@ -143,7 +188,10 @@ def text_name(found: Settings) -> str:
     if not found.run.data.text:
         return found.run.data.corpus
     first = found.run.data.text[0]
-    return "stdin" if first == "-" else Path(first).absolute().stem or "text"
+    if first == "-":
+        return "stdin"
+    path = Path(first).absolute()
+    return (Path(path.stem).stem if path.suffix.lower() in tr.COMPRESSED else path.stem) or "text"
 
 
 def show_plan(plan: Plan, found: Settings) -> None:
@@ -153,7 +201,11 @@ def show_plan(plan: Plan, found: Settings) -> None:
         ("parameters", f"{number(plan.params)} ({memory(plan.params * width)})"),
         ("text", f"{number(plan.characters)} characters"),
         ("steps", f"{number(plan.steps)} ({number(plan.steps_per_epoch)} per epoch)"),
-        ("memory", f"{memory(plan.activation_bytes)} for the backward pass of one step"),
+        (
+            "memory",
+            f"{memory(plan.step_bytes)} for one step, {memory(plan.activation_bytes)} of them kept for its backward "
+            f"pass; {memory(plan.weight_bytes)} for parameters, gradients and optimiser",
+        ),
         (
             "speed",
             f"{plan.seconds_per_step * 1000:.1f} ms per step, "

@@ -258,7 +258,9 @@ def test_the_line_is_the_one_that_failed() -> None:
 def test_functions_that_wait_for_each_other_are_refused() -> None:
     with pytest.raises(PluginError, match="do not wait for each other, got: gamma reads nu; nu reads gamma"):
         drawn(with_init(circular))
-    with pytest.raises(PluginError, match="got: gamma reads nu; nu reads nu"):
+    with pytest.raises(
+        PluginError, match=HERE.format("itself", "expected another array of the cell, got 'nu', the one")
+    ):
         drawn(with_init(itself))
 
 

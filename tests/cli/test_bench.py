@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 TINY = (5, 4, 2, 3, 6)  # V, H, L, B, T
 KEYS = ["cell", "shape", "executor", "ms", "min_ms", "first_s"]
+PRINTED = ["cell", "shape", "executor", "ms", "spread", "min_ms", "first_s"]
 
 
 # ---------------------------------------------------------------------------------------------- the library
@@ -72,22 +73,22 @@ def rows_of(text: str) -> list[dict[str, Any]]:
 
 
 def test_json_has_a_row_for_every_cell_and_shape(invoke: Any) -> None:
-    done = invoke("cells bench rnn mut1 --shape 5,4,1,2,3 --shape 6,3,2,1,2 --runs 1 --json")
+    done = invoke("cells bench rnn mut1 --shape 5,4,1,2,3 --shape 6,3,2,1,2 --runs 1 --rounds 2 --json")
     assert done.exit_code == 0, done.output
     rows = rows_of(done.stdout)
     assert [(row["cell"], row["shape"]) for row in rows] == [
         (cell, shape) for cell in ("rnn", "mut1") for shape in ([5, 4, 1, 2, 3], [6, 3, 2, 1, 2])
     ]
-    assert all(list(row) == KEYS and row["ms"] > 0 for row in rows)
+    assert all(list(row) == PRINTED and row["ms"] > 0 and row["spread"] >= 0 for row in rows)
 
 
 def test_the_table(invoke: Any) -> None:
-    done = invoke("cells bench rnn --shape 5,4,1,2,3 --runs 1 --executor unroll --threads 1")
+    done = invoke("cells bench rnn --shape 5,4,1,2,3 --runs 1 --rounds 1 --executor unroll --threads 1")
     header, line = done.stdout.splitlines()
-    assert header.split() == ["cell", "V,H,L,B,T", "executor", "ms", "first,", "s"]
-    assert line.split()[:3] == ["rnn", "5,4,1,2,3", "unroll"]
+    assert header.split() == ["cell", "V,H,L,B,T", "executor", "ms", "spread", "first,", "s"]
+    assert line.split()[:3] == ["rnn", "5,4,1,2,3", "unroll"] and line.split()[4] == "-"
     assert "rnn 5,4,1,2,3" in done.stderr
-    assert invoke("cells bench rnn --shape 5,4,1,2,3 --runs 1 -q").stderr == ""
+    assert invoke("cells bench rnn --shape 5,4,1,2,3 --runs 1 --rounds 1 -q").stderr == ""
 
 
 def test_a_plugin_is_timed_like_a_built_in_cell(invoke: Any, minimal: Any) -> None:
@@ -170,7 +171,7 @@ def test_the_ratio_is_that_of_the_best_peer(invoke: Any, monkeypatch: pytest.Mon
     done = invoke("cells bench rnn --shape 5,4,1,2,3 --peers --compile")
     header, line = done.stdout.splitlines()
     assert header.split()[-4:] == ["PyTorch", "torch.compile", "JAX", "ratio"]
-    assert line.split() == ["rnn", "5,4,1,2,3", "x", "2.00", "0.50", "8.00", "-", "4.00", "2.00"]
+    assert line.split() == ["rnn", "5,4,1,2,3", "x", "2.00", "0", "%", "0.50", "8.00", "-", "4.00", "2.00"]
     assert done.stderr.splitlines()[-1] == "no compiler"
     rows = rows_of(invoke("cells bench rnn --shape 5,4,1,2,3 --peers --compile --json").stdout)
     assert [(row["executor"], row["ms"]) for row in rows] == [
@@ -197,7 +198,8 @@ def test_sides_take_turns_and_rounds_are_put_together() -> None:
         {"a": side("a", [5.0, 9.0, 7.0]), "none": lambda: failing, "b": side("b", [2.0, 1.0, 3.0])}, 3
     )
     assert order == ["a", "b"] * 3
-    assert found["a"] == {"executor": "a", "ms": 7.0, "min_ms": 4.0, "first_s": pytest.approx(0.7)}
+    spread = pytest.approx(4 / 7)
+    assert found["a"] == {"executor": "a", "ms": 7.0, "spread": spread, "min_ms": 4.0, "first_s": pytest.approx(0.7)}
     assert found["b"]["ms"] == 2.0 and found["none"] == failing
 
 
@@ -365,3 +367,39 @@ def test_the_page_has_the_markers_of_the_script() -> None:
     script = (BENCHMARKS / "training_step.py").read_text(encoding="utf-8")
     for marker in ("<!-- training_step: begin -->", "<!-- training_step: end -->"):
         assert text.count(marker) == 1 and marker in script
+
+
+def test_rounds_go_through_all_rows_and_what_lies_apart_is_told(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lstm took 374, 796 and 377 ms: the median is told, how far it is from sure, and that the machine was busy."""
+    times = {"lstm": [374.0, 796.0, 377.0], "rnn": [10.0, 10.1, 10.2]}
+    order: list[str] = []
+
+    def measured(command: Any, environment: Any = None) -> dict[str, Any]:
+        cell = command[command.index("bench") + 1]
+        order.append(cell)
+        ms = times[cell].pop(0)
+        return {
+            "rows": [{"cell": cell, "shape": [5, 4, 1, 2, 3], "executor": "x", "ms": ms, "min_ms": ms, "first_s": 1}]
+        }
+
+    monkeypatch.setattr(peers, "measure", measured)
+    monkeypatch.setattr(peers, "busy_cores", lambda: 1.5)
+    monkeypatch.setattr(peers, "cores", lambda: 2)
+    done = invoke("cells bench lstm rnn --shape 5,4,1,2,3")
+    assert order == ["lstm", "rnn"] * 3
+    _, lstm, rnn = done.stdout.splitlines()
+    assert lstm.split()[3:6] == ["377", "112", "%"] and rnn.split()[3:6] == ["10.10", "2", "%"]
+    assert "warning: others keep 1.5 of 2 processors busy" in done.stderr
+    assert "warning: rounds of one row differ by up to 112 %" in done.stderr and "more --rounds than 3" in done.stderr
+
+
+def test_a_quiet_machine_is_not_warned_of(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"cell": "rnn", "shape": [5, 4, 1, 2, 3], "executor": "x", "ms": 2.0, "min_ms": 1.0, "first_s": 0.5}
+    monkeypatch.setattr(peers, "measure", lambda command, environment=None: {"rows": [row]})
+    monkeypatch.setattr(peers, "busy_cores", lambda: 0.1)
+    assert "warning" not in invoke("cells bench rnn --shape 5,4,1,2,3").stderr
+
+
+def test_busy_processors_are_counted() -> None:
+    busy = peers.busy_cores(0.05)
+    assert busy is None or -0.1 <= busy <= max(peers.cores(), 1000)

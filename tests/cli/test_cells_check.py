@@ -66,11 +66,14 @@ def test_a_built_in_cell(invoke: Any) -> None:
 
 
 def test_options_wrappers_sizes_and_seed_reach_the_cell(invoke: Any) -> None:
-    words = "cells check rnn --cell-opt activation=relu --wrap zoneout:0.2 --inputs 2 --units 3 --seed 5 --json"
+    words = (
+        "cells check rnn --cell-opt activation=relu --wrap zoneout:0.2 --inputs 2 --units 3 --seed 5 --steps 30 --json"
+    )
     (facts,) = json.loads(invoke(words).stdout)["cells"]
     assert (facts["cell"], facts["I"], facts["H"], facts["seed"]) == ("rnn+zoneout:0.2", 2, 3, 5)
     assert facts["options"] == {"activation": "relu"} and facts["ok"]
     assert [row["name"] for row in facts["checks"]] == NAMES
+    assert facts["checks"][NAMES.index("long")]["detail"].startswith("30 steps")
     assert set(facts["checks"][0]) == {"name", "meaning", "outcome", "detail", "reproduction"}
 
 
@@ -129,6 +132,7 @@ def test_all_of_them(invoke: Any, plugin: Path, monkeypatch: pytest.MonkeyPatch)
         ("none.py", 1, "none.py: expected a Python file, got none there"),
         ("rnn --cell-opt activaton=relu", 2, "cell rnn has no option 'activaton'; did you mean activation?"),
         ("rnn --wrap zoneout", 2, "--wrap zoneout: expected one rate"),
+        ("rnn --steps 3", 2, "3 is not in the range x>=4"),
         ("rnn --units 0", 2, "0 is not in the range x>=1"),
         ("one.py --no-plugins", 2, "one.py and --no-plugins exclude each other"),
     ],

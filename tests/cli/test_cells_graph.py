@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -152,3 +153,9 @@ def test_every_built_in_cell_is_shown(invoke: Any) -> None:
     for row in tr.available_cells(third_party=False):
         done = invoke(f"cells graph {row.name} --hidden 5")
         assert done.exit_code == 0 and "not compiled" not in done.stdout and "no machine code" not in done.stdout
+
+
+@pytest.mark.parametrize("cell", ["clockwork", "lru", "lstm"])
+def test_a_copy_is_no_product_with_one(invoke: Any, cell: str) -> None:
+    done = invoke(f"cells graph {cell} --hidden 8")
+    assert done.exit_code == 0 and not re.search(r"\* 1( |$)", done.stdout, re.MULTILINE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli import doctor
+from tinygrad_rnn_cli import demo, doctor, progress
 
 
 def test_doctor(invoke: Any) -> None:
@@ -71,6 +73,42 @@ def test_doctor_without_llvmlite(invoke: Any, monkeypatch: pytest.MonkeyPatch) -
     assert "llvm: llvmlite is not installed" in invoke("doctor").stdout
 
 
+SLOW = {"product": [1, 128, 512], "threads": 1, "microseconds": {"1": 73.0, "2": 15000.0}, "reason": ""}
+LARGE = {"product": [64, 512, 2048], "threads": 2, "microseconds": {"1": 3000.0, "2": 1600.0}, "reason": ""}
+
+
+def test_threads_that_cost_more_than_they_gain_are_something_to_change() -> None:
+    """What doctor saw and called nothing to change: 73 µs against 15 ms."""
+    (advice,) = doctor._advice(findings(threads=2, cores=2, other=None, products=[LARGE, SLOW]))
+    assert advice.startswith(
+        "export OPENBLAS_NUM_THREADS=1: the product (1,128)x(128,512) takes 73 µs instead of 15000 with 2 threads, "
+        "205.5 times as fast for cells that are not compiled; but (64,512)x(512,2048) 1.9 times as long"
+    )
+    assert "idle" not in advice
+    (busy,) = doctor._advice(findings(threads=2, cores=2, other=None, products=[SLOW], load=3.0))
+    assert busy.endswith("(measured at a load of 3.0 on 2 cores: try again when it is idle)")
+    close = {**SLOW, "microseconds": {"1": 73.0, "2": 80.0}}
+    assert doctor._advice(findings(threads=2, cores=2, other=None, products=[LARGE, close])) == []
+
+
+@pytest.mark.slow
+def test_the_models_of_the_demo_take_as_many_steps(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower probe decides, and where the first is cut short the second does no more."""
+    monkeypatch.setattr(demo, "seconds_per_step", lambda config, dataset: 1.0 if config.model.cell == "rnn" else 0.025)
+    real = progress.follow
+
+    def hurried(trainer: Any, limit: float) -> Any:
+        if limit < math.inf:
+            trainer.total = 7  # as if the time were up
+        return real(trainer, limit=limit)
+
+    monkeypatch.setattr(progress, "follow", hurried)
+    done = invoke("demo --seconds 1")
+    assert done.exit_code == 0, done.output
+    assert "Train an rnn: 20 steps" in done.stdout and "Train an lstm: 7 steps" in done.stdout
+    assert [line.split(" ")[0] for line in done.stdout.splitlines() if "steps later" in line] == ["7", "7"]
+
+
 def findings(**blas: Any) -> dict[str, Any]:
     """Facts of a machine of 8 cores whose OpenBLAS took the Haswell kernels, one thread, with `blas` changed."""
     plain = {
@@ -82,6 +120,8 @@ def findings(**blas: Any) -> dict[str, Any]:
         "coretype": None,
         "coretype_set_by": None,
         "other": {"kernel": "SkylakeX", "gflops": 400.0},
+        "load": 0.0,
+        "products": [],
     }
     return {
         "blas": plain | blas,
@@ -107,6 +147,11 @@ def test_demo(invoke: Any, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     for word in ("1. A text", "Train an rnn", "Train an lstm", "it writes", "How far back", "vanishing", "Next"):
         assert word in done.stdout
+    rnn, lstm = re.findall(r"Train an (?:rnn|lstm): (\d+) steps", done.stdout)
+    assert rnn == lstm  # or they could not be compared
+    table = done.stdout.partition("model  ")[2]
+    assert [line.split()[2] for line in table.splitlines()[1:5]] == ["h", "h", "c", "c"]  # an lstm by its memory
+    assert "The trained lstm keeps" in done.stdout or "keeps nothing of it" in done.stdout
     assert (tmp_path / "runs" / "demo" / "gradnorm.png").stat().st_size > 1000
     assert invoke("sample runs/demo/lstm -n 5").exit_code == 0
     assert invoke("demo --seconds 1 --out runs/demo").exit_code == 1  # named, so it is not replaced

@@ -18,7 +18,7 @@ TINY = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --corpus hello"
 
 
 @pytest.mark.parametrize(
-    ("g", "verdict"), [(0.5, "vanishing"), (0.9, "vanishing"), (1.0, "healthy"), (1.1, "exploding")]
+    ("g", "verdict"), [(0.5, "vanishing"), (0.8, "weak"), (0.9, "healthy"), (1.0, "healthy"), (1.2, "exploding")]
 )
 def test_a_linear_network_has_slope_ln_g(invoke: Any, g: float, verdict: str) -> None:
     done = invoke(f"{LINEAR} --cell-opt recurrent_init=orthogonal:{g} --json")
@@ -30,12 +30,39 @@ def test_a_linear_network_has_slope_ln_g(invoke: Any, g: float, verdict: str) ->
     assert len(last["norm"]) == 20
     assert last["slope"] == pytest.approx(math.log(g), abs=1e-9)
     assert last["verdict"] == verdict
+    assert (last["lag"], last["share"]) == (19, pytest.approx(g**19))
+    assert 0 < last["rnn_share"] < 1e-3  # of a plain one
+    assert last["numbers"]["share_low"] <= last["share"] * (1 + 1e-9)
     failing = invoke(f"{LINEAR} --cell-opt recurrent_init=orthogonal:{g} --fail-on vanish,explode")
-    assert failing.exit_code == (0 if verdict == "healthy" else 3)
+    assert failing.exit_code == (3 if verdict in ("vanishing", "exploding") else 0)
+
+
+def test_the_lag_is_where_a_share_is_judged(invoke: Any) -> None:
+    words = f"{LINEAR} --cell-opt recurrent_init=orthogonal:0.5 --loss last"
+    shares = {lag: json.loads(invoke(f"{words} --lag {lag} --json").stdout)["series"][0] for lag in (3, 5, 19)}
+    assert [s["verdict"] for s in shares.values()] == ["healthy", "weak", "vanishing"]
+    assert shares[3]["share"] == pytest.approx(0.125) and shares[3]["lag"] == 3
+    assert "is left 3 steps back" in invoke(f"{words} --lag 3").stdout
+    far = invoke(f"{words} --lag 20")
+    assert far.exit_code == 2 and "--lag 20: expected at most 19 steps back" in far.stderr
+
+
+def test_an_output_beside_a_memory_fails_no_check(invoke: Any) -> None:
+    done = invoke(
+        "diagnose gradnorm --cell lru --hidden 8 --layers 1 --batch 3 --steps 20 --loss last --fail-on vanish,explode"
+    )
+    assert done.exit_code == 0, done.output
+    assert "healthy (as " in next(line for line in done.stdout.split("\n") if line.startswith("lru   last      0  y"))
+
+
+def test_an_lstm_beside_others_is_drawn_by_its_memory(invoke: Any) -> None:
+    page = invoke("diagnose gradnorm --cell rnn --cell lstm --hidden 8 --batch 2 --steps 12 --loss last").stdout
+    legend = next(line for line in page.split("\n") if "● rnn h" in line)
+    assert "lstm c" in legend and "lstm h" not in legend
 
 
 def test_the_page_says_slope_verdict_and_trap(invoke: Any) -> None:
-    page = invoke("diagnose gradnorm --cell rnn --hidden 8 --batch 2 --steps 12").stdout
+    page = invoke("diagnose gradnorm --cell rnn --hidden 8 --batch 2 --steps 30").stdout
     for word in ("slope", "horizon", "vanishing", "timestep t", "Mind the trap", "layer 1"):
         assert word in page
     assert (
@@ -119,7 +146,7 @@ def test_a_narrow_terminal_gets_a_narrow_table(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("tinygrad_rnn_cli.gradnorm.is_terminal", lambda stream: True)
     page = invoke("diagnose gradnorm --cell rnn --hidden 4 --layers 1 --batch 2 --steps 9", COLUMNS="60").stdout
     line = next(line for line in page.split("\n") if "rnn last 0 h" in line)
-    assert line.split()[-1] == "vanishing" and "first norm" not in page[: page.index(line)]
+    assert line.split()[-1] in ("vanishing", "weak") and "horizon" not in page[: page.index(line)]
 
 
 def test_several_cells_and_their_own_options(invoke: Any) -> None:
@@ -219,3 +246,22 @@ def test_plot_says_once_which_step_it_shows_and_where_it_writes(invoke: Any, tmp
     assert {path.name for path in folder.iterdir()} == {"grads.png", "loss.png"}
     both = invoke("plot g --format term --out a.png")
     assert both.exit_code == 2 and "--out" in both.stderr
+
+
+def test_several_runs_in_one_picture(invoke: Any, tmp_path: Path) -> None:
+    for name, clip in (("a", "0.01"), ("b", "100")):
+        words = f"train --out {name} --steps 4 --watch grads:2 --clip-norm {clip} -q"
+        assert invoke([*words.split(), *TINY.split()]).exit_code == 0
+    done = invoke("plot a b --what loss,norm,grads --out .")
+    assert done.exit_code == 0, done.output
+    assert {"loss.png", "norm.png", "grads.png"} <= {path.name for path in tmp_path.iterdir()}
+    page = invoke("plot a b --what norm").stdout
+    assert (
+        "a, before clipping" in page and "a, after" in page and "b, before clipping" in page and "b, after" not in page
+    )
+    assert "a, training" in invoke("plot a b").stdout and "\u25cf training" in invoke("plot a").stdout
+    assert "a c" in invoke("plot a b --what grads").stdout
+    again = invoke("plot a b --format png")
+    assert again.stdout.split() == ["loss.png"]
+    wrong = invoke("plot a --what norms")
+    assert wrong.exit_code == 2 and "did you mean norm" in wrong.stderr

@@ -14,6 +14,8 @@ import safetensors.numpy
 
 import tinygrad_rnn as tr
 
+from .conftest import TINY
+
 V, I, H = 5, 3, 4
 
 
@@ -147,6 +149,8 @@ def test_what_the_file_does_not_hold_is_said(invoke: Any, tmp_path: Path, one_li
     done = invoke("import torch bare.safetensors --vocab v.txt --out bare --init-missing --seed 3")
     assert done.exit_code == 0 and "note: drawn at random" in done.stderr
     assert invoke("sample bare -n 5").exit_code == 0
+    done = invoke("import torch plain.safetensors --vocab v.txt --out whole --init-missing")
+    assert "note: --init-missing has no effect" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -168,6 +172,15 @@ def test_what_the_file_does_not_hold_is_said(invoke: Any, tmp_path: Path, one_li
         ("import torch m.safetensors --vocab v.txt --out v.txt", 1, "cannot make the run folder v.txt"),
         ("import torch m.safetensors --vocab v.txt --out .", 1, ". is neither empty nor a run folder"),
         ("import torch run/checkpoints/step-00000012.safetensors --vocab v.txt", 1, "cannot read"),
+        ("import torch m.safetensors --vocab v.txt --overwrite", 2, "--overwrite has no effect without --out"),
+        ("import torch m.safetensors --vocab v.txt --min-count 2", 2, "--min-count has no effect without --text"),
+        ("import torch m.safetensors --vocab v.txt --val-frac 0.1", 2, "--val-frac has no effect without --text"),
+        (
+            "import torch m.safetensors --vocab v.txt --text v.txt --min-count 2",
+            2,
+            "--min-count has no effect beside the vocabulary of v.txt",
+        ),
+        ("import torch m.safetensors --like run --tokens bytes", 2, "--tokens has no effect beside --like"),
         ("import tarch m", 2, "no command 'tarch'; did you mean torch?"),
         ("export torch nowhere", 1, "no run nowhere"),
         ("export torch", 2, "missing RUN"),
@@ -204,3 +217,48 @@ def test_a_cell_that_torch_has_not(invoke: Any, one_line: Any) -> None:
     done = invoke("export torch mut")
     assert done.exit_code == 2
     assert "cell mut1 has no module in torch.nn; what can be exchanged: rnn (" in one_line(done.stderr)
+
+
+def test_a_tied_model_goes_all_the_way(invoke: Any, one_line: Any, tmp_path: Path) -> None:
+    made = ["train", *TINY, "--tie", "--steps", "4", "--out", "run"]
+    assert invoke(made).exit_code == 0
+    page = invoke("inspect run").stdout
+    assert "readout.W" in page and "embed.W" not in page
+    assert invoke("resume run --steps 6 -q").exit_code == 0
+    text = invoke("sample run -n 20 --seed 3 --which latest").stdout
+    done = invoke("export torch run -o m.safetensors --which latest")
+    assert "self.readout.weight = self.embed.weight" in done.stderr
+    back = invoke("import torch m.safetensors --out back")
+    assert "an embedding (hidden), tied, 9 chars" in back.stderr
+    assert invoke("sample back -n 20 --seed 3").stdout == text
+    assert invoke("export onnx run -o m.onnx --no-check").exit_code == 0
+    assert (
+        "brings --hidden 8 --layers 1 --tie"
+        in invoke([*made[:1], *TINY[4:], *"--steps 2 --init-from run".split()]).stderr
+    )
+    refused = invoke(["train", *TINY, "--no-tie", "--init-from", "run"])
+    assert "its weights need --tie, got --no-tie" in one_line(refused.stderr)
+    for embed in ("onehot", "5"):
+        wrong = invoke(["train", *TINY, "--tie", "--embed", embed])
+        assert wrong.exit_code == 2
+        assert f"--tie: expected an embedding of as many units as --hidden, 8, got --embed {embed}" in one_line(
+            wrong.stderr
+        )
+
+
+@pytest.mark.parametrize(
+    ("left", "told"), [("encoder", "or --tie if it is both"), ("decoder", "say --tie where one matrix")]
+)
+def test_one_matrix_for_both_ends(invoke: Any, one_line: Any, tmp_path: Path, left: str, told: str) -> None:
+    """A tied module of which a program kept one matrix: what the message says leads on."""
+    rng = np.random.default_rng(4)
+    shapes = {"rnn.weight_ih_l0": (H, H), "rnn.weight_hh_l0": (H, H), f"{left}.weight": (V, H), "decoder.bias": (V,)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
+    (tmp_path / "v.txt").write_text("abcd\n")
+    refused = invoke("import torch m.safetensors --vocab v.txt --out got")
+    assert refused.exit_code == 2 and told in one_line(refused.stderr)
+    assert invoke("import torch m.safetensors --vocab v.txt --out got --tie").exit_code == 0
+    params = tr.load_run_model(tmp_path / "got").params
+    np.testing.assert_array_equal(params["readout.W"].data, arrays[f"{left}.weight"].T)
+    np.testing.assert_array_equal(params["readout.b"].data, arrays["decoder.bias"])

@@ -56,6 +56,84 @@ def test_resume_from_another_folder(invoke: Any, tmp_path: Path, monkeypatch: py
     assert done.exit_code == 0, done.output
 
 
+def test_the_files_of_a_folder(invoke: Any, tmp_path: Path) -> None:
+    """Joined by --between, listed with what is skipped, and the same to train, resume and eval."""
+    for name, text in [("2.txt", "two " * 60), ("10.txt", "ten " * 60), ("notes.md", "never read"), (".cache", "x")]:
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text)
+    made = invoke(["train", "texts", *TINY[:-2], "--between", r"<\n>", "--steps", "2", "--out", "run"])
+    assert made.exit_code == 0, made.output
+    assert r"read 2 files, joined by '<\n>': texts/2.txt, texts/10.txt" in made.stderr
+    assert "skipped in the folder: texts/.cache, texts/notes.md; name a file itself" in made.stderr
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["config"]["data"]["between"] == "<\n>"
+    assert facts["data"]["files"] == ["texts/2.txt", "texts/10.txt"]
+    assert facts["data"]["skipped"] == ["texts/.cache", "texts/notes.md"]
+    assert "3 files" not in made.stderr
+    resumed = invoke("resume run --steps 3")
+    assert resumed.exit_code == 0, resumed.output
+    scored = json.loads(invoke("eval run texts --json").stdout)
+    expected = len("two " * 60 + "<\n>" + "ten " * 60)
+    assert 0 < expected - scored["symbols"] <= 20
+    counted = json.loads(invoke(["data", "stats", "texts", "--between", "", "--json"]).stdout)
+    assert counted["characters"] == 480 and counted["files"] == ["texts/2.txt", "texts/10.txt"]
+    quiet = invoke(["data", "stats", "texts", "-q"])
+    assert quiet.stderr == ""
+
+
+def test_a_long_list_of_files_is_shortened(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(30):
+        (tmp_path / "texts" / f"{number}.txt").write_text("ab")
+    line = invoke("data stats texts").stderr
+    assert "read 30 files" in line and "texts/9.txt, ... (19 more), texts/29.txt" in line and "texts/15.txt" not in line
+    assert "texts/15.txt" in invoke("data stats texts -v").stderr
+
+
+def test_resume_finds_a_text_that_has_moved(invoke: Any, tmp_path: Path) -> None:
+    text = "one two three. " * 80
+    for name in ("old.txt", "same.txt", "never.txt"):
+        (tmp_path / name).write_text(text)
+    for run, words in [("moved", ["--steps", "3"]), ("stayed", ["--steps", "6"])]:
+        assert invoke(["train", "old.txt", *TINY[:-2], *words, "--out", run]).exit_code == 0
+    (tmp_path / "old.txt").unlink()
+    lost = invoke("resume moved --steps 6")
+    assert lost.exit_code == 1 and "old.txt" in lost.stderr and "say where it is now: --text PATH" in lost.stderr
+    found = invoke("resume moved --steps 6 --text same.txt")
+    assert found.exit_code == 0, found.output
+    facts = json.loads((tmp_path / "moved" / "run.json").read_text())
+    assert facts["config"]["data"]["text"] == [str(tmp_path / "same.txt")]
+    assert "earlier" not in facts["data"] and facts["data"]["files"] == [str(tmp_path / "same.txt")]
+    assert invoke("eval moved").exit_code == 0
+    losses = []
+    for run in ("moved", "stayed"):
+        records = map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines())
+        losses.append([record["loss"] for record in records if record["kind"] == "step"])
+    assert losses[0] == losses[1] and len(losses[0]) == 6  # bit for bit, as if it had stayed
+
+
+def test_resume_with_another_text_has_to_be_allowed(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("one two three. " * 80)
+    (tmp_path / "other.txt").write_text("three two one. " * 40)
+    (tmp_path / "more.txt").write_text("three two one! " * 80)
+    assert invoke(["train", "old.txt", *TINY[:-2], "--steps", "25", "--out", "run"]).exit_code == 0
+    before = (tmp_path / "run" / "run.json").read_text()
+    refused = invoke("resume run --steps 40 --text other.txt")
+    assert refused.exit_code == 1 and "--allow-other-text" in refused.stderr and refused.stderr.count("\n") == 1
+    unknown = invoke("resume run --steps 40 --text more.txt --allow-other-text")
+    assert unknown.exit_code == 1 and "'!' (U+0021)" in unknown.stderr and "--init-from run" in unknown.stderr
+    assert invoke("resume run --text -").exit_code == 2
+    assert (tmp_path / "run" / "run.json").read_text() == before
+    # 25 steps into the old text there is nothing left of the other, which is half as long
+    done = invoke("resume run --steps 40 --text other.txt --allow-other-text")
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    old = json.loads(before)["data"]
+    assert facts["data"]["earlier"] == [old] and facts["data"]["sha256"] != old["sha256"]
+    assert invoke("resume run --steps 42").exit_code == 0
+    assert invoke("eval run").exit_code == 0
+
+
 def test_text_from_standard_input_is_kept(program: Any) -> None:
     text = "one two three. " * 80
     made = program("train", "-", *TINY[:-2], "--steps", 3, "--out", "run", input=text)
@@ -97,6 +175,60 @@ def test_samples(invoke: Any, trained: Path) -> None:
     assert greedy == invoke(["sample", trained, "-n", "10", "-t", "0"]).stdout
 
 
+def test_several_temperatures_in_one_call(invoke: Any, trained: Path, tmp_path: Path) -> None:
+    """Each under a title, and as it would be alone; in --json each beside its sample."""
+    words = ["sample", trained, "-n", "12"]
+    alone = [invoke([*words, "-t", t]).stdout for t in ("0.2", "0.5", "1")]
+    together = invoke([*words, "-t", "0.2", "-t", "0.5", "-t", "1"])
+    titles = [f"=== temperature {t} ===\n" for t in ("0.2", "0.5", "1")]
+    assert together.stdout == "".join(f"{title}{text}\n" for title, text in zip(titles, alone, strict=True))
+    assert together.stdout == invoke([*words, "--stream", "-t", "0.2", "-t", "0.5", "-t", "1"]).stdout
+    facts = json.loads(invoke([*words, "-t", "0.2", "-t", "1", "--num", "2", "--json"]).stdout)
+    assert facts["temperatures"] == [0.2, 0.2, 1.0, 1.0] and len(facts["samples"]) == 4
+    both = invoke([*words, "-t", "0.2", "-t", "1", "--num", "2"]).stdout
+    assert both == "".join(
+        f"=== temperature {t:g}, sample {i} of 2 ===\n{text}\n"
+        for t, i, text in zip(facts["temperatures"], (1, 2, 1, 2), facts["samples"], strict=True)
+    )
+    assert json.loads(invoke([*words, "--json"]).stdout)["temperatures"] == [1.0]
+    shown = invoke([*words, "-t", "0.2", "-t", "1", "--show-config"]).stdout
+    assert "sample.temperature = [0.2, 1.0]" in shown
+    (tmp_path / "mine.toml").write_text(shown)
+    again = invoke([*words, "--config", "mine.toml"]).stdout
+    assert (
+        again
+        == invoke([*words, "--set", "sample.temperature=0.2,1"]).stdout
+        == "".join(f"=== temperature {t} ===\n{text}\n" for t, text in [("0.2", alone[0]), ("1", alone[2])])
+    )
+    for bad in (["-t", "-1"], ["-t", "0.5", "-t", "hot"], ["--set", "sample.temperature="]):
+        assert invoke([*words, *bad]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--greedy -t 0.5", "--temperature has no effect beside --greedy"),
+        ("--greedy --top-k 3", "--top-k has no effect where the likeliest symbol is taken"),
+        ("-t 0 --top-p 0.5", "--top-p has no effect where"),
+        ("--unknown skip", "--unknown has no effect without --prime"),
+        ("--json --stream", "--stream has no effect beside --json"),
+        ("--num 2 --no-stream", "--stream has no effect beside --num"),
+    ],
+)
+def test_options_of_sample_without_effect(invoke: Any, trained: Path, words: str, told: str) -> None:
+    done = invoke(["sample", trained, "-n", "5", *words.split()])
+    assert done.exit_code == 2 and done.stderr.startswith(f"error: {told}") and done.stderr.count("\n") == 1
+
+
+def test_what_greedy_leaves_without_effect_is_told(invoke: Any, trained: Path) -> None:
+    words = ["sample", trained, "-n", "5"]
+    assert "--seed has no effect" in invoke([*words, "--greedy", "--seed", "5"]).stderr
+    assert "the samples are the same" in invoke([*words, "-t", "0", "--num", "2"]).stderr
+    for useful in (["-t", "0", "-t", "1", "--top-k", "3", "--seed", "5"], ["--seed", "5"], ["--top-k", "3"]):
+        done = invoke([*words, *useful])
+        assert done.exit_code == 0 and done.stderr == ""
+
+
 def test_prime_file_and_unknown_symbols(invoke: Any, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "prime.txt").write_text("hello")
     assert invoke(["sample", trained, "-n", "5", "--prime-file", "prime.txt"]).stdout.startswith("hello")
@@ -117,7 +249,7 @@ def test_a_priming_file_is_read_as_train_reads_a_text(invoke: Any, trained: Path
     assert done.exit_code == 0, done.output
     assert done.stdout_bytes.startswith(b"one\r\n")
     (tmp_path / "prime.txt").write_bytes(b"\xef\xbb\xbfa\xff")
-    assert "0xff at offset 4" in invoke("sample chars --prime-file prime.txt").stderr
+    assert "0xff at byte 4" in invoke("sample chars --prime-file prime.txt").stderr
     assert invoke("sample bytes -n 1 --prime-file prime.txt").exit_code == 0  # every byte is a symbol
 
 
@@ -162,7 +294,7 @@ def test_plain_lines_and_watched_gradients(invoke: Any) -> None:
     assert len(lines) == 4
     for word in ("loss", "grad ", "->", "grad/param", "char/s", "left"):
         assert word in lines[0]
-    assert "slope" in done.stderr and ": sample" in done.stderr and "saved" in done.stderr
+    assert "of the gradient" in done.stderr and ": sample" in done.stderr and "saved" in done.stderr
 
 
 def test_resume_refuses_what_the_run_has_settled(invoke: Any, run: Path) -> None:
@@ -213,7 +345,7 @@ def test_a_clipped_gradient_is_told_step_by_step_and_at_the_end(invoke: Any) -> 
         ("--set optim.decay=0.5", "--decay 0.5 has no effect: adam does not read it, rmsprop does"),
         ("--eps 0", "--eps 0: expected at least 1.2e-38"),
         ("--sample-length 10", "--sample-length has no effect without --sample-every"),
-        ("--steps 3 --epochs 2", "--steps and --epochs exclude each other"),
+        ("--steps 3 --epochs 2", "--epochs has no effect beside --steps"),
         ("--patience 3 --val-frac 0", "--patience 3: expected validations to judge by, got no text held out"),
         ("--lr-decay plateau:0.5@2 --eval-every 0", "--lr-decay plateau:0.5@2: expected validations"),
     ],
@@ -335,6 +467,8 @@ def test_a_live_display_on_a_terminal(tmp_path: Path) -> None:
     assert out.decode().strip() == "run"
     for word in ("gradient norms", "step 30/30", "validation", "char/s", "\x1b["):
         assert word in text
+    for markup in ("[bold]", "[cyan]", "[/]"):  # in a frame that is drawn with a line above it
+        assert markup not in text
 
 
 def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_path: Path) -> None:
@@ -347,7 +481,66 @@ def test_weights_go_to_another_text_with_the_symbols_they_know(invoke: Any, tmp_
     assert done.exit_code == 0, done.output
     symbols = [json.loads((tmp_path / name / "run.json").read_text())["vocabulary"] for name in ("first", "second")]
     assert symbols[0] == symbols[1]
+    assert "new rows" not in done.stderr
+
+
+def test_weights_go_to_a_text_with_new_symbols(invoke: Any, tmp_path: Path) -> None:
+    """They get rows of their own behind the known ones, which is told and recorded."""
+    sizes = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --steps 2".split()
+    (tmp_path / "first.txt").write_text("the cat sat on the mat. " * 60)
+    (tmp_path / "third.txt").write_text("a quick zebra. " * 60)
+    assert invoke(["train", "first.txt", *sizes, "--out", "first"]).exit_code == 0
     done = invoke(["train", "third.txt", *sizes, "--out", "third", "--init-from", "first"])
-    assert done.exit_code == 1
-    assert "error: expected one of the" in done.stderr and "'q'" in done.stderr
-    assert not (tmp_path / "third").exists()
+    assert done.exit_code == 0, done.output
+    new = sorted(set("a quick zebra. ") - set("the cat sat on the mat. "))
+    told = f"note: {len(new)} symbols of the text that first does not know ({', '.join(map(repr, new))}): new rows"
+    assert told in done.stderr
+    old, grown = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "third"))
+    assert grown["vocabulary"]["symbols"] == [*old["vocabulary"]["symbols"], *new]
+    assert grown["added_symbols"] == new
+    assert invoke("sample third -n 3 --prime zebra").exit_code == 0
+    assert invoke("resume third --steps 3").exit_code == 0
+    planned = invoke(["train", "third.txt", *sizes, "--init-from", "first", "--plan"])
+    assert planned.exit_code == 0 and told in planned.stderr
+
+
+def test_weights_bring_the_settings_that_they_are_bound_to(invoke: Any, tmp_path: Path, one_line: Any) -> None:
+    sizes = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --steps 2".split()
+    made = "--cell rnn --cell-opt activation=relu --wrap residual --tokens words --min-count 2".split()
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, the cat sat on the hat. a dog " * 60 + "once")
+    assert invoke(["train", "text.txt", *sizes, *made, "--out", "first"]).exit_code == 0
+    again = ["train", "text.txt", *"--batch 4 --seq-len 10 --steps 2 --init-from first".split()]
+    done = invoke([*again, "--out", "second"])
+    assert done.exit_code == 0, done.output
+    assert f"note: --init-from first brings {' '.join(made[:6])} --hidden 8 --layers 1 --tokens words" in done.stderr
+    configs = [json.loads((tmp_path / name / "run.json").read_text())["config"] for name in ("first", "second")]
+    assert configs[0]["model"] == configs[1]["model"]
+    assert [config["data"]["min_count"] for config in configs] == [2, 2]
+    shown = {line.partition(" = ")[0]: line for line in invoke([*again, "--show-config"]).stdout.splitlines()}
+    for key in ("model.wrap", "model.cell_options.activation", "data.tokens", "data.min_count"):
+        assert shown[key].endswith("# run first"), shown[key]
+    said = invoke([*again, "--cell", "rnn", "--cell-opt", "activation=relu", "--hidden", "8", "--out", "third"])
+    assert said.exit_code == 0 and "brings --wrap residual --layers 1" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--cell gru", "need --cell lstm, got --cell gru (flag --cell)"),
+        ("--cell-opt forget_bias=3", "need --cell-opt forget_bias=1.0, got --cell-opt forget_bias=3.0 (flag"),
+        ("--wrap residual", "need no --wrap, got --wrap residual (flag --wrap)"),
+        ("--set model.hidden=9", "need --hidden 8, got --hidden 9 (--set)"),
+        ("--tokens bytes", "need --tokens chars, got --tokens bytes (flag --tokens)"),
+        ("--min-count 3", "need --min-count 1, got --min-count 3 (flag --min-count)"),
+        ("--recipe min-char-rnn", "--embed hidden, got --cell rnn (recipe min-char-rnn), --hidden 100"),
+        ("--init zeros", "--init has no effect beside --init-from"),
+    ],
+)
+def test_a_setting_that_weights_cannot_be_put_to(
+    invoke: Any, trained: Path, one_line: Any, words: str, told: str
+) -> None:
+    for more in ([], ["--plan"], ["--show-config"]):
+        done = invoke(["train", "--corpus", "hello", "--init-from", trained, "--out", "new", *words.split(), *more])
+        assert done.exit_code == 2
+        assert told in one_line(done.stderr)
+    assert not Path("new").exists()

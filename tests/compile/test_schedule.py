@@ -399,3 +399,27 @@ def test_a_state_that_knows_neither_input_nor_state_is_one_of_every_timestep() -
     plan = make_plan(Constant(I, H), B, np.float32, False)
     assert plan.sinks or plan.stepwise
     assert len(plan.weights) == 1
+
+
+class CutsOften(Own):
+    """Cuts the same slice four times."""
+
+    name = "cuts_often"
+
+    def params(self) -> dict[str, Param]:
+        return {f"U{k}": Param((self.H // 2, self.H), "uniform", "recurrent") for k in range(4)} | {
+            "W": input_matrix(self.I, self.H)
+        }
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        half = self.H // 2
+        a, b, c = (ops.sigmoid(s.h[:, :half] @ getattr(p, f"U{k}")) for k in range(3))
+        return {"h": a * s.h + b * c * ops.tanh(x @ p.W + s.h[:, :half] @ p.U3)}
+
+
+def test_a_slice_that_is_cut_four_times_is_one() -> None:
+    plan = make_plan(CutsOften(3, 6), 2, np.float64, False)
+    assert [s.op.__name__ for s in plan.loop if s.op is not None].count("getitem") == 1
+    assert [s.op.__name__ for s in plan.back if s.op is not None].count("scatter") == 1
+    rows = {row.name: row.outcome for row in tr.check_cell(CutsOften, raises=False, H=6).checks}
+    assert (rows["scan"], rows["gradients"], rows["masks"]) == ("passed", "passed", "passed")

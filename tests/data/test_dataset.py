@@ -115,9 +115,33 @@ def test_several_chunks_and_files_give_one_text(tmp_path: Path) -> None:
         assert dataset.characters == len(text)
     (tmp_path / "1.txt").write_bytes(half)
     (tmp_path / "2.txt").write_bytes(rest)
-    joined = load_dataset(dataclasses.replace(LOOK, text=(str(tmp_path),), tokens="bytes"))
+    joined = load_dataset(dataclasses.replace(LOOK, text=(str(tmp_path),), tokens="bytes", between=""))
     assert joined.sha256 == hashlib.sha256(text.encode()).hexdigest()
     assert joined.source == f"{tmp_path} (2 files)"
+
+
+@pytest.mark.parametrize("kind", ["chars", "bytes", "words"])
+def test_files_are_joined_by_a_boundary(tmp_path: Path, kind: str) -> None:
+    """The example of the issue: "two" and "three" were "twothree"."""
+    for number, word in [(2, "two"), (3, "three"), (10, "ten")]:
+        (tmp_path / f"{number}.txt").write_text(word)
+    (tmp_path / "readme.md").write_text("not read")
+    config = dataclasses.replace(LOOK, text=(str(tmp_path),), tokens=kind)
+    dataset = load_dataset(config)
+    assert dataset.vocabulary.decode(dataset.train) == "two\nthree\nten"
+    assert dataset.sha256 == hashlib.sha256(b"two\nthree\nten").hexdigest()
+    assert dataset.files == tuple(str(tmp_path / name) for name in ("2.txt", "3.txt", "10.txt"))
+    assert dataset.skipped == (str(tmp_path / "readme.md"),)
+    other = load_dataset(dataclasses.replace(config, between=" <é> "))
+    assert other.vocabulary.decode(other.train) == "two <é> three <é> ten"
+
+
+def test_a_boundary_may_be_bytes_for_a_byte_model_alone() -> None:
+    hello = io.BytesIO(b"ab" * 5)
+    config = dataclasses.replace(LOOK, between="\udcff")
+    assert load_dataset(dataclasses.replace(config, tokens="bytes"), stdin=hello).train.size == 10
+    with pytest.raises(InputError, match=r"--between .* expected characters"):
+        load_dataset(config, stdin=hello)
 
 
 def test_rare_symbols_are_replaced() -> None:

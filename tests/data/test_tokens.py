@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_rnn.data import Vocabulary, build_vocabulary, count_symbols, split_words
+from tinygrad_rnn.data import Vocabulary, build_vocabulary, count_symbols, extend_vocabulary, split_words
 from tinygrad_rnn.errors import DataError, InputError
 
 TEXT = st.text(st.one_of(st.sampled_from("ab_ '\t\r\n.,é€😀\x1c\u2028"), st.characters(exclude_categories=["Cs"])))
@@ -68,6 +68,16 @@ def test_numbers_have_the_smallest_type(size: int, dtype: str) -> None:
     assert ids.tolist() == [size - 1, 0]
 
 
+def test_a_vocabulary_is_extended_behind_its_symbols() -> None:
+    old = Vocabulary("chars", ("b", "a"))
+    assert extend_vocabulary(old, Counter("abdcc")) == Vocabulary("chars", ("b", "a", "c", "d"))
+    assert extend_vocabulary(old, Counter("abdcc"), min_count=2) == Vocabulary("chars", ("b", "a", "c"))
+    assert extend_vocabulary(old, Counter("ab")) == old
+    rare = Vocabulary("words", ("<unk>", "to"), 0)
+    assert extend_vocabulary(rare, Counter(["to", "be"])) == Vocabulary("words", ("<unk>", "to", "be"), 0)
+    assert extend_vocabulary(build_vocabulary("bytes", {}), {}) == build_vocabulary("bytes", {})
+
+
 def test_rare_symbols_become_the_unknown_one() -> None:
     vocabulary = build_vocabulary("chars", Counter("aabbc"), min_count=2)
     assert vocabulary == Vocabulary("chars", ("a", "b", "\ufffd"), 2)
@@ -102,13 +112,26 @@ def test_replacing_needs_an_unknown_symbol() -> None:
         Vocabulary("chars", ("a",)).encode("a", "replac")
 
 
-def test_bytes_that_are_no_text_are_replaced_and_arguments_keep_theirs() -> None:
+@given(st.binary(), st.integers(0, 9))
+def test_no_byte_is_lost_in_text(raw: bytes, cut: int) -> None:
+    vocabulary = build_vocabulary("bytes", {})
+    ids = np.frombuffer(raw, np.uint8)
+    text = vocabulary.decode(ids)
+    assert text == raw.decode("utf-8", "surrogateescape")
+    assert vocabulary.encode(text).tobytes() == raw
+    decoder = vocabulary.decoder()
+    assert "".join([*map(decoder.feed, raw), decoder.flush()]) == text
+    pieces = "".join([*map(decoder.feed, raw[:cut]), decoder.flush(), *map(decoder.feed, raw[cut:]), decoder.flush()])
+    assert vocabulary.encode(pieces).tobytes() == raw  # wherever a text is cut
+
+
+def test_bytes_that_are_not_utf_8_are_surrogates_in_text_and_in_arguments() -> None:
     vocabulary = build_vocabulary("bytes", {})
     assert vocabulary.size == 256
     assert vocabulary.unknown is None
     assert vocabulary.symbols[0] == "\0"
     assert vocabulary.symbols[0xE9] == "é"
-    assert vocabulary.decode([0x61, 0xFF, 0xC3, 0xA9]) == "a\ufffdé"
+    assert vocabulary.decode([0x61, 0xFF, 0xC3, 0xA9]) == "a\udcffé"
     assert vocabulary.encode("\udce9").tolist() == [0xE9]
     with pytest.raises(DataError, match="lone surrogate"):
         vocabulary.encode("\ud800")
@@ -118,7 +141,7 @@ def test_a_decoder_holds_a_character_back_until_it_is_whole() -> None:
     decoder = build_vocabulary("bytes", {}).decoder()
     assert [decoder.feed(byte) for byte in "a€".encode()] == ["a", "", "", "€"]
     assert decoder.feed(0xE2) == ""
-    assert decoder.flush() == "\ufffd"
+    assert decoder.flush() == "\udce2"
     assert decoder.flush() == ""
     assert decoder.feed(0x62) == "b"
 

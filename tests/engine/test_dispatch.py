@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -44,11 +45,15 @@ CALLS: dict[str, list[Callable[[Any, Any], Any]]] = {
         lambda a, v: np.dot(a, A.T),
         lambda a, v: np.dot(V, a.T),
     ],
-    "einsum": [lambda a, v: np.einsum("ij,j->i", a, v), lambda a, v: np.einsum("ij,kj", a, A, optimize=True)],
+    "einsum": [
+        lambda a, v: np.einsum("ij,j->i", a, v),
+        lambda a, v: np.einsum("ij,kj", a, A, optimize=True),
+        lambda a, v: np.einsum(a, [0, 1], v, [1], [0]),
+    ],
     "exp": [lambda a, v: np.exp(a)],
     "expand_dims": [lambda a, v: np.expand_dims(a, 1)],
     "flip": [lambda a, v: np.flip(a, 0), lambda a, v: np.flip(a, axis=1), lambda a, v: np.flip(a)],
-    "floor_divide": [lambda a, v: np.floor_divide(a, 0.4)],
+    "floor_divide": [lambda a, v: np.floor_divide(a, 0.4), lambda a, v: np.divmod(a, 0.43)[0]],
     "inner": [lambda a, v: np.inner(a, v), lambda a, v: np.inner(a, A), lambda a, v: np.inner(v, 2.0)],
     "logical_and": [lambda a, v: (A > 0.0) & (a < 1.0), lambda a, v: np.bitwise_or(a > 0.0, a < -1.0)],
     "log1p": [lambda a, v: np.log1p(np.abs(a))],
@@ -65,6 +70,9 @@ CALLS: dict[str, list[Callable[[Any, Any], Any]]] = {
         lambda a, v: np.linalg.norm(a, axis=1, keepdims=True),
         lambda a, v: np.linalg.norm(v, 2),
         lambda a, v: np.linalg.norm(a, "fro"),
+        lambda a, v: np.linalg.norm(a, 1, axis=-1),
+        lambda a, v: np.linalg.norm(v, np.inf),
+        lambda a, v: np.linalg.norm(v, -np.inf, keepdims=True),
     ],
     "outer": [lambda a, v: np.outer(v, v)],
     "pad": [lambda a, v: np.pad(a, [(1, 0), (0, 2)])],
@@ -77,9 +85,10 @@ CALLS: dict[str, list[Callable[[Any, Any], Any]]] = {
         lambda a, v: np.ravel(a),
         lambda a, v: np.reshape(a, -1, order="C"),
     ],
+    "round": [lambda a, v: np.round(a), lambda a, v: np.around(a * 1.23, decimals=1)],
     "roll": [lambda a, v: np.roll(a, 1, axis=1)],
     "sign": [lambda a, v: np.sign(a)],
-    "sort": [lambda a, v: np.sort(a), lambda a, v: np.sort(a, axis=0)],
+    "sort": [lambda a, v: np.sort(a), lambda a, v: np.sort(a, axis=0), lambda a, v: np.sort(a, kind="stable")],
     "split": [
         lambda a, v: np.split(a, [1, 1], axis=1)[2],
         lambda a, v: np.split(a, 3, axis=1)[2],
@@ -110,7 +119,7 @@ def test_the_op_answers(name: str, call: Callable[[Any, Any], Any], rng: np.rand
     got = call(Tensor(A, requires_grad=True), Tensor(V, requires_grad=True))
     assert isinstance(got, Tensor)
     np.testing.assert_allclose(got.data, call(A, V), rtol=1e-14)
-    if name not in ("argmax", "floor_divide", "logical_and", "sign"):
+    if name not in ("argmax", "floor_divide", "logical_and", "round", "sign"):
         assert got.requires_grad
         gradcheck(call, A, V, rng=rng)
 
@@ -152,24 +161,29 @@ REFUSED: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda w: np.hypot(w, w), r"^np\.hypot: .*; use ops\.sqrt\(a \* a \+ b \* b\)"),
     (lambda w: np.fft.fft(w), r"^np\.fft\.fft: "),
     (lambda w: np.linalg.inv(w), r"^np\.linalg\.inv: "),
-    (lambda w: np.linalg.norm(w, 1), r"^np\.linalg\.norm: ops\.norm is the Euclidean norm, not ord=1"),
-    (lambda w: np.add.reduce(w), r"^np\.add\.reduce: "),
+    (lambda w: np.linalg.norm(w, 3), r"^np\.linalg\.norm: ops\.norm is the Euclidean norm, not ord=3.*; write"),
+    (lambda w: np.linalg.norm(w * np.ones((2, 1)), 2), r"^np\.linalg\.norm: ord=2 with two axes .*; give one axis"),
+    (lambda w: np.linalg.trace(w * np.ones((2, 1))), r"^np\.linalg\.trace: .*; use ops\.trace\(x, 0, -2, -1\), or"),
+    (lambda w: np.add.reduce(w), r"^np\.add\.reduce: .*; use ops\.sum, or"),
     (lambda w: np.sum(w, dtype="float32"), r"^np\.sum: ops\.sum takes no dtype="),
     (lambda w: np.sum(w, initial=1.0), r"^np\.sum: ops\.sum takes no initial="),
     (lambda w: np.reshape(w, -1, order="F"), r"^np\.reshape: ops\.reshape takes no order="),
-    (lambda w: np.pad(w, [(1, 1)], constant_values=2.0), r"^np\.pad: ops\.pad takes no constant_values="),
+    (lambda w: np.pad(w, [(1, 1)], constant_values=2.0), r"^np\.pad: .* no constant_values=.*; write ops\.pad\(x - c"),
     (lambda w: np.pad(w, [(1, 1)], mode="edge"), r"^np\.pad: ops\.pad takes no mode="),
-    (lambda w: np.exp(w, out=np.empty(2)), r"^np\.exp: out=.* write a = a \+ b"),
-    (lambda w: np.ones(2).__iadd__(w), r"^np\.add: out=, as in a \+= b"),
+    (lambda w: np.exp(w, out=np.empty(2)), r"^np\.exp: out= writes .*; write y = ops\.exp\(\.\.\.\), or"),
+    (lambda w: np.clip(w, -1.0, 1.0, out=np.empty(2)), r"^np\.clip: out= writes .*; write y = ops\.clip\(\.\.\.\), or"),
+    (lambda w: np.ones(2).__iadd__(w), r"^np\.add: out=, as in a \+= b, .*; write a = a \+ b, or"),
+    (lambda w: np.ones(2).__isub__(w), r"^np\.subtract: out=, as in a -= b, .*; write a = a - b, or"),
     (lambda w: np.where(w), r"^np\.where: ops\.where takes other arguments"),
-    (lambda w: np.asarray(w), r"^np\.asarray: expected a constant.* got a leaf with requires_grad.*ops\.stack for"),
-    (lambda w: np.array([w[0], w[1]]), r"^np\.asarray: .* got the output of getitem"),
-    (lambda w: np.ones(2).dot(w), r"^np\.asarray: "),
-    (lambda w: np.sum([w[0], w[1]]), r"^np\.asarray: "),
-    (lambda w: np.testing.assert_array_equal(w, w), r"^np\.asarray: "),
-    (lambda w: np.ones(2).__setitem__(slice(None), w), r"^np\.asarray: "),
-    (lambda w: np.random.default_rng(0).normal(w), r"^np\.asarray: "),
-    (lambda w: np.ma.masked_array(V[:2], [True, False]) * w, r"^np\.asarray: "),
+    (lambda w: np.asarray(w), r"^conversion to a NumPy array: .* got a leaf with requires_grad; .*ops\.stack for"),
+    (lambda w: np.array(w), r"^conversion to a NumPy array: expected a constant"),
+    (lambda w: np.array([w[0], w[1]]), r"^conversion to a NumPy array: .* got the output of getitem"),
+    (lambda w: np.ones(2).dot(w), r"^conversion to a NumPy array: "),
+    (lambda w: np.sum([w[0], w[1]]), r"^conversion to a NumPy array: "),
+    (lambda w: np.testing.assert_array_equal(w, w), r"^conversion to a NumPy array: "),
+    (lambda w: np.ones(2).__setitem__(slice(None), w), r"^conversion to a NumPy array: "),
+    (lambda w: np.random.default_rng(0).normal(w), r"^conversion to a NumPy array: "),
+    (lambda w: np.ma.masked_array(V[:2], [True, False]) * w, r"^conversion to a NumPy array: "),
     (lambda w: np.from_dlpack(w), r"^dlpack: expected a constant.*take its \.detach\(\)"),
     (lambda w: w.numpy(), r"^numpy: expected a constant.*take \.detach\(\)\.numpy\(\)"),
     (lambda w: w.copy(), r"^copy: expected a constant.*\.detach\(\)\.copy\(\)"),
@@ -180,11 +194,11 @@ REFUSED: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda w: Tensor([w[0], [1.0]][:1]), r"^Tensor: expected numbers, got tensors .*use ops\.stack"),
     (lambda w: Tensor([1.0, 2.0]).assign(w * 2.0), r"^assign: expected a constant.*got the output of mul; use ops"),
     (lambda w: Tensor([1.0, 2.0]).__setitem__(0, w[0]), r"^assign: expected a constant"),
-    (lambda w: Tensor([1.0, 2.0]).__setitem__(slice(None), [w[0], 1.0]), r"^np\.asarray: "),
+    (lambda w: Tensor([1.0, 2.0]).__setitem__(slice(None), [w[0], 1.0]), r"^conversion to a NumPy array: "),
     (lambda w: w.__setitem__(0, w[0] + 1.0), r"^assign: expected a constant.*got the output of add"),
     (lambda w: (w * 2.0).to(backend.select("cpu")), r"^to: expected a constant.*take \.detach\(\)\.to\(\.\.\.\)"),
     (lambda w: grad(w * 1.0, w, [w[0], w[1]]), r"^Tensor: expected numbers"),
-    (lambda w: w[[w[0], w[1]]], r"^np\.asarray: "),
+    (lambda w: w[[w[0], w[1]]], r"^conversion to a NumPy array: "),
 ]  # fmt: skip
 
 
@@ -202,6 +216,32 @@ def test_what_would_lose_a_gradient_is_refused(call: Callable[[Tensor], Any], me
         assert "got a constant" in str(error)
     except (ValueError, TypeError):
         pass
+
+
+@pytest.mark.parametrize("name", list(dispatch.RECIPES))
+def test_what_a_refusal_says_to_write_means_the_same(name: str, rng: np.random.Generator) -> None:
+    recipe = dispatch.RECIPES[name]
+    function = getattr(np, name, None) or getattr(np.linalg, name, None)
+    if function is None:
+        pytest.skip(f"needs a NumPy that has {name}")
+
+    def write(x: Any, b: Any = None) -> Any:
+        return eval(recipe, {"ops": ops, "math": math, "a": x, "b": b, "x": x})
+
+    matrix = name in ("fliplr", "flipud", "matrix_transpose")
+    arrays = [A if matrix else np.abs(V) if name == "float_power" else V + 0.07]  # away from whole numbers
+    arrays += [np.array([1.5, -0.75, 0.25])] if re.search(r"\bb\b", recipe) else []
+    tensors = [Tensor(array, requires_grad=True) for array in arrays]
+    got = write(*tensors)
+    np.testing.assert_allclose(got.data, function(*arrays), rtol=1e-14, atol=1e-15)
+    if got.requires_grad and name != "heaviside":
+        gradcheck(write, *arrays, rng=rng)
+    if name.startswith("nan"):
+        gaps = np.array([0.5, math.nan, 2.0])
+        np.testing.assert_array_equal(write(Tensor(gaps)).data, function(gaps))
+    if not isinstance(function, np.ufunc) or function.nin == len(arrays):
+        with pytest.raises(GradientError, match=f"; use {re.escape(recipe)}, or take"):
+            function(*tensors)
 
 
 def test_what_has_no_gradient_is_answered_on_the_tape_too() -> None:
@@ -238,7 +278,9 @@ def test_constants_and_no_grad_leave_numpy_to_itself() -> None:
 )
 def test_numpy_does_not_write_into_a_tensor_behind_the_tape(write: Callable[[Tensor], Any]) -> None:
     for t in (Tensor(np.ones((2, 2))), Tensor(np.ones((2, 2)), requires_grad=True)):
-        with pytest.raises(InPlaceError, match=r"^np\.\S+: expected an array to write into, got a tensor"):
+        with pytest.raises(
+            InPlaceError, match=r"^np\.\S+: expected an array to write into.*, got a tensor; (use ops|write y =)"
+        ):
             write(t)
         np.testing.assert_array_equal(t.data, 1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -155,3 +156,16 @@ def test_nothing_to_reduce() -> None:
     for op in (ops.softmax, ops.log_softmax, ops.cumsum, ops.cumprod, ops.sort):
         y = op(x, 1)
         assert y.shape == (2, 0) and grad(ops.sum(y), x).shape == (2, 0)
+
+
+@pytest.mark.parametrize("ddof", [3, 4])
+@pytest.mark.parametrize("op", ["var", "std"])
+def test_fewer_numbers_than_degrees_of_freedom(op: str, ddof: int) -> None:
+    """As NumPy: the sum of squares divided by 0, which is infinite, or NaN where all numbers are equal."""
+    x = np.array([[0.5, 1.5, 2.5], [2.0, 2.0, 2.0]])
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for dtype in ("float16", "float32", "float64"):
+            expected = getattr(np, op)(x.astype(dtype), 1, ddof=ddof)
+            np.testing.assert_array_equal(getattr(ops, op)(Tensor(x.astype(dtype)), 1, ddof=ddof).data, expected)
+        assert np.isnan(getattr(ops, op)(Tensor(np.zeros((2, 0))), 1).data).all()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tinygrad_rnn
 from tinygrad_rnn import engine, ops
 from tinygrad_rnn.autodiff import gradcheck, hvp, jacobian, jvp, vjp
 from tinygrad_rnn.compile.ends import lookup
@@ -85,7 +86,9 @@ def test_unused_target() -> None:
 def test_seed() -> None:
     x = leaf(1.0, 2.0)
     np.testing.assert_array_equal(grad(x * 2.0, x, np.array([1.0, 10.0])).data, [2.0, 20.0])
-    with pytest.raises(GradientError, match=r"one element, got shape \(2,\)"):
+    with pytest.raises(
+        GradientError, match=r"one element, got shape \(2,\); sum it up, or give g=, the .* of shape \(2,\)"
+    ):
         grad(x * 2.0, x)
     with pytest.raises(ShapeError, match=r"expected a gradient of shape \(2,\) float64, got \(3,\) float64"):
         grad(x * 2.0, x, np.ones(3))
@@ -97,6 +100,13 @@ def test_what_is_no_tensor_has_no_gradient() -> None:
         grad(wrong, leaf(1.0))
     with pytest.raises(GradientError, match="expected tensors as targets, got float at position 1"):
         grad(leaf(1.0).sum(), [leaf(1.0), wrong])
+    for targets, got in ((3, "int"), (None, "NoneType"), ({"W": leaf(1.0)}, r"dict; give list\(named\.values\(\)\)$")):
+        given: Any = targets
+        with pytest.raises(GradientError, match=f"^grad: expected a tensor or a list of tensors as targets, got {got}"):
+            grad(leaf(1.0).sum(), given)
+    for g in ("abc", object()):
+        with pytest.raises(GradientError, match=r"^grad: expected a tensor, an array or a number as g=, got "):
+            grad(leaf(1.0) * 1.0, leaf(1.0), g)
     with pytest.raises(GradientError, match="expected a tensor or None, got float"):
         leaf(1.0).grad = wrong
 
@@ -702,7 +712,13 @@ def test_shape_errors_name_op_and_shapes() -> None:
         (lambda: x.item(), "^item: expected one element"),
         (lambda: ops.cumsum(x, 1), "^cumsum: expected an axis"),
         (lambda: ops.split(x, (-1, 3)), "^split: expected sizes >= 0"),
-        (lambda: Tensor([[1.0], [1.0, 2.0]]), "^Tensor: expected lists of equal lengths"),
+        (
+            lambda: Tensor([[1.0], [1.0, 2.0]]),
+            r"^Tensor: expected lists of equal lengths, got \[\[1\.0\], \[1\.0, 2\.0\]\]; fill up the shorter ones",
+        ),
+        (lambda: bool(x[0] > x), r"^bool, as in `if`: .* got a tensor of shape \(2,\); choose .* with ops\.where"),
+        (lambda: max(x, x * 2.0), r"^bool, as in `if`: .* ops\.maximum or ops\.minimum"),
+        (lambda: math.tanh(x), "^float: expected one element, got .*; the functions of Python's math are those of"),
         (lambda: leaf(1.0, 2.0).assign(np.ones(3)), r"^assign: got a tensor of shape \(2,\)"),
         (lambda: grad(leaf([1.0], [2.0]) * 1.0, x, [1.0]), r"^grad: expected a gradient of shape \(2, 1\)"),
         (
@@ -713,6 +729,34 @@ def test_shape_errors_name_op_and_shapes() -> None:
     ):
         with pytest.raises(ShapeError, match=text):
             call()
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "message"),
+    [
+        (ops, "tanhh", "module 'tinygrad_rnn.ops' has no attribute 'tanhh'; did you mean tanh, tan"),
+        (ops, "frobnicate", "module 'tinygrad_rnn.ops' has no attribute 'frobnicate'$"),
+        (tinygrad_rnn, "unrol", "module 'tinygrad_rnn' has no attribute 'unrol'; did you mean unroll"),
+        (leaf(1.0), "sinh", r"'Tensor' object has no attribute 'sinh'; write ops\.sinh\(x\)$"),
+        (leaf(1.0), "resize", "'Tensor' object has no attribute 'resize'; did you mean .*reshape"),
+        (leaf(1.0), "_frobnicate", "'Tensor' object has no attribute '_frobnicate'$"),
+    ],
+)
+def test_a_name_that_is_not_there(place: Any, name: str, message: str) -> None:
+    with pytest.raises(AttributeError, match=message):
+        getattr(place, name)
+
+
+def test_divmod_round_and_tolist() -> None:
+    a, b = np.array([2.5, -1.75]), np.array([1.0, 0.5])
+    x, y = Tensor(a, requires_grad=True), Tensor(b, requires_grad=True)
+    for got, expected in ((divmod(x, y), divmod(a, b)), (divmod(3.0, y), divmod(3.0, b)), (divmod(a, y), divmod(a, b))):
+        for part, value in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(part.data, value)
+    np.testing.assert_array_equal(grad(ops.sum(divmod(x, y)[1]), x).data, 1.0)
+    np.testing.assert_array_equal(round(x).data, np.round(a))
+    np.testing.assert_array_equal(round(x, 1).data, np.round(a, 1))
+    assert (x.tolist(), Tensor([[1, 2]]).tolist(), x[0].tolist()) == ([2.5, -1.75], [[1, 2]], 2.5)
 
 
 def test_arguments_that_mean_nothing_are_refused_in_one_line() -> None:
@@ -735,7 +779,9 @@ def test_arguments_that_mean_nothing_are_refused_in_one_line() -> None:
         (lambda: ops.einsum("ij,jk", x, x), "^einsum: expected one size for 'j' in 'ij,jk', got 3 and 2"),
         (lambda: ops.einsum("i", x), r"^einsum: expected 'i' to name the axes of shape \(2, 3\)"),
         (lambda: ops.einsum("ij->k", x), "^einsum: expected each letter of the result once, and in an operand"),
-        (lambda: ops.einsum(x, [0, 1]), "^einsum: expected subscripts like 'ij,jk->ik', got Tensor"),
+        (lambda: ops.einsum(x), "^einsum: expected subscripts like 'ij,jk->ik', got Tensor"),
+        (lambda: ops.einsum(x, [0, 52]), r"^einsum: expected lists of whole numbers below 52, .* got \[0, 52\]"),
+        (lambda: ops.einsum(x, [0, 1], x), "^einsum: expected lists of whole numbers below 52, .* got Tensor"),
         (lambda: ops.tensordot(x, x, 1), r"^tensordot: expected equal sizes at the summed axes, got \(2, 3\) and"),
         (lambda: ops.roll(x, 0.5), "^roll: expected a shift, a whole number or a tuple of them, got 0.5"),
         (lambda: ops.repeat(x, (1, 2), 1), "^repeat: expected one or 3 counts >= 0"),
@@ -759,7 +805,7 @@ NONSENSE: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in vars(ops) if callable(getattr(ops, name))])
+@pytest.mark.parametrize("name", [name for name in vars(ops) if callable(getattr(ops, name)) and name[0] != "_"])
 def test_no_argument_gets_an_error_from_the_inside(name: str) -> None:
     """Whatever is passed: an answer, or one line of our own. (A missing argument is Python's to say.)"""
     x, v = leaf([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]), leaf(1.0, 2.0, 3.0)

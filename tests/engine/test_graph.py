@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinygrad_rnn import engine, ops
+from tinygrad_rnn import Timestep, engine, ops
 from tinygrad_rnn.errors import GradientError
 from tinygrad_rnn.graph import cell_to_dot, to_dot
 from tinygrad_rnn.tensor import Tensor
@@ -67,6 +67,22 @@ class Gated:
     def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
         z = engine.tap("z", ops.sigmoid(x @ p.W_xz))
         return {"h": s.h * z, "c": s.c}
+
+
+class Counting(Gated):
+    """One that asks for the timestep, which the library counts."""
+
+    def state(self) -> dict[str, Any]:
+        return {"h": SimpleNamespace(shape=(2,)), "t": Timestep()}
+
+    def step(self, p: Any, x: Any, s: Any) -> dict[str, Any]:
+        return {"h": s.h * ops.sigmoid(x @ p.W_xz) + s.t}
+
+
+def test_a_timestep_goes_on_by_one() -> None:
+    dot = cell_to_dot(Counting())
+    assert {("t", "+"), ("+", "t (next)"), ("t (next)", "t")} <= edges(dot)
+    assert dot.count("style=dashed") == 2
 
 
 def test_a_step_is_folded() -> None:

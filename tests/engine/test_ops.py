@@ -179,6 +179,20 @@ ROWS = [
         ((2, 3, 4), (4, 2)),
         mark="pairs",
     ),
+    Row(
+        "einsum",
+        lambda a, b: ops.einsum(a, [3, 1], b, [1, 0], [0, 3]),
+        lambda a, b: np.einsum(a, [3, 1], b, [1, 0], [0, 3]),
+        ((2, 3), (3, 4)),
+        mark="lists",
+    ),
+    Row(
+        "einsum",
+        lambda a, b: ops.einsum(a, [..., 30, 2], b, (2, 4)),
+        lambda a, b: np.einsum(a, [..., 30, 2], b, (2, 4)),
+        ((2, 2, 3), (3, 4)),
+        mark="lists without a result",
+    ),
     *[
         Row(
             "einsum",

@@ -21,7 +21,9 @@ V, H = 7, 5
 
 
 def make_model(pair: Any, embed: str, hidden: int = H, symbols: int = V) -> Model:
-    config = ModelConfig(cell=pair.cell, cell_options=pair.options, hidden=hidden, layers=2, embed=embed)
+    tie = embed == "tied"
+    embed = "hidden" if tie else embed
+    config = ModelConfig(cell=pair.cell, cell_options=pair.options, hidden=hidden, layers=2, embed=embed, tie=tie)
     return build_model(config, symbols, load_cell(pair.cell))
 
 
@@ -32,6 +34,8 @@ def their_model(pair: Any, model: Model) -> Any:
         module.embed = torch.nn.Embedding(model.V, model.cells[0].I)
     module.rnn = getattr(torch.nn, pair.kind)(model.cells[0].I, model.config.hidden, num_layers=2, **pair.settings)
     module.readout = torch.nn.Linear(model.config.hidden, model.V)
+    if model.config.tie:
+        module.readout.weight = module.embed.weight
     return module.double()
 
 
@@ -53,7 +57,7 @@ def tensors(arrays: dict[str, Array]) -> dict[str, Any]:
     return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
 
-@pytest.mark.parametrize("embed", ["onehot", "3", "hidden"])
+@pytest.mark.parametrize("embed", ["onehot", "3", "hidden", "tied"])
 def test_values_and_every_gradient(pair: Any, embed: str) -> None:
     model = make_model(pair, embed)
     params = random_params(model, 1)

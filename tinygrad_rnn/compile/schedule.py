@@ -23,6 +23,7 @@ import numpy as np
 from tinygrad_rnn import ops
 from tinygrad_rnn.cell import Cell
 from tinygrad_rnn.compile.trace import (
+    GETITEM,
     MATMUL,
     SUM_TO,
     TRANSPOSE,
@@ -31,6 +32,7 @@ from tinygrad_rnn.compile.trace import (
     Symbol,
     ancestors,
     depends,
+    frozen,
     pullback,
     total,
     trace_step,
@@ -162,8 +164,11 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
     """The same step in a graph of its own: parameter-only values as leaves, sums taken apart by when they are known."""
     order = ancestors(traced.new.values())
     varying = depends(order, set(traced.leaves))
-    bare = {value for value in traced.new.values() if value not in varying}  # new states made of parameters alone
-    varying = depends(order, varying | bare)
+    bare: set[Symbol] = set()  # new states made of parameters alone, and of no other new state
+    for value in sorted(traced.new.values(), key=lambda value: value.number):
+        if value not in varying:
+            bare.add(value)
+            varying = depends(order, varying | {value})
     of_state = depends(order, {*traced.states.values(), *bare})
     uses: dict[Symbol, int] = {}
     for s in [*[a for b in order for a in b.parents], *traced.new.values()]:
@@ -221,9 +226,16 @@ def _regrouped(traced: Step) -> tuple[Step, dict[Symbol, Symbol], dict[str, Symb
     for s in reversed(order):  # a sum without a product stays as the author wrote it
         if s in sums and s not in inside and not any(isinstance(a, Symbol) and a.op is MATMUL for _, a in terms(s, 1)):
             inside -= set(s.parents)
+    results = set(traced.new.values())
+    slices: dict[Any, Symbol] = {}  # one that is cut out twice would be copied, kept and multiplied twice
     for s in order:
         if s.op is None or s not in varying or s in inside or s in bare:
             continue
+        if s.op is GETITEM and s not in results and s.number not in traced.graph.taps:
+            found = slices.setdefault((known(s.args[0]), frozen(s.static)), s)
+            if found is not s:
+                made[s] = made[found]
+                continue
         if s in sums:
             parts = terms(s, 1)
             if any(isinstance(a, Symbol) and a.op is MATMUL for _, a in parts):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tinygrad_rnn.cell import Cell
+from tinygrad_rnn.cell import Cell, specification
 from tinygrad_rnn.compile import machine
 from tinygrad_rnn.compile.kernels import Target, Typed
 from tinygrad_rnn.compile.layout import Layout, Unsupported, make_layout, renamed, size
@@ -128,6 +128,7 @@ def step_graph(
     With `folded` False every op is a value of its own. Raises what the declaration of a cell raises, nothing else: a
     step that cannot be traced is `refused`.
     """
+    specification(cell)
     facts: dict[str, Any] = {"cell": cell.name, "I": cell.I, "H": cell.H, "B": B, "dtype": dtype, "masked": masked}
     try:
         with _variables(cell):
@@ -273,6 +274,8 @@ class _Writing:
         """The same for what `s` is computed by."""
         assert s.op is not None
         name = s.op.__name__
+        if name == "mul" and isinstance(s.args[1], float) and s.args[1] == 1.0:  # a copy, in a place of its own
+            return self.argument(s.args[0])
         args = [self.argument(a) for a in s.args]
         reads = tuple(dict.fromkeys([r for _, _, names in args for r in names]))
         sign = INFIX.get(name) or COMPARED.get(name)

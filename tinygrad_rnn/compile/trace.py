@@ -85,7 +85,7 @@ class Symbol(Algebra):
         return np
 
     def __bool__(self) -> bool:
-        raise self._refused("depends on a value, through `if`, `while`, `and` or `or`")
+        raise self._refused("depends on a value, through `if`, `while`, `and` or `or`, where ops.where would do")
 
     def __float__(self) -> float:
         raise self._refused("reads a value with float()")
@@ -153,7 +153,7 @@ class Graph:
         if not engine.MODE.recording:
             raise self.refuse("turns recording off with no_grad()")
         _without_symbols(static, self)
-        key = (op, tuple([id(a) if isinstance(a, Symbol) else (type(a), a) for a in args]), _frozen(static))
+        key = (op, tuple([id(a) if isinstance(a, Symbol) else (type(a), a) for a in args]), frozen(static))
         found = self.known.get(key) if self.merging else None
         if found is None:
             shape, dtype = _outcome(op, args, static)
@@ -172,12 +172,12 @@ class Graph:
         return ""
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """A hashable stand-in for static configuration."""
     if isinstance(value, dict):
-        return tuple([(key, _frozen(part)) for key, part in sorted(value.items())])
+        return tuple([(key, frozen(part)) for key, part in sorted(value.items())])
     if isinstance(value, tuple | list):
-        return tuple([_frozen(part) for part in value])
+        return tuple([frozen(part) for part in value])
     if isinstance(value, slice):
         return ("slice", value.start, value.stop, value.step)
     if isinstance(value, np.ndarray):
@@ -235,6 +235,7 @@ total.vjp_each(lambda i, g: g)
 MATMUL: Any = None
 MATMUL = _internal(lambda a, b: ops.matmul(a, b), (1, 1), (1, 1))
 TRANSPOSE = _internal(lambda a: ops.transpose(a), (1, 2))  # type: ignore[arg-type,misc]
+GETITEM = _internal(lambda a: a[:, :1], (1, 2))  # type: ignore[arg-type,misc]
 SUM_TO = _internal(lambda a: sum_to(a, (1, 1)), (1, 2))  # type: ignore[arg-type,misc]
 
 
@@ -287,7 +288,7 @@ def _signature(step: Step) -> list[tuple[Any, ...]]:
     """What makes a graph this graph: one row a symbol, which ends with its place in the author's file."""
     rows: list[tuple[Any, ...]] = []
     for s in step.graph.symbols:
-        rows.append((s.kind, s.op, tuple(_arguments(s)), _frozen(s.static), s.where))
+        rows.append((s.kind, s.op, tuple(_arguments(s)), frozen(s.static), s.where))
     rows.append((*(value.number for value in step.new.values()), ""))
     return rows
 
@@ -306,7 +307,7 @@ def fits(step: Step, cell: Cell, B: int, dtype: Any, masked: bool, noisy: bool) 
     return all(
         (a.kind, a.op, a.dtype, a.where) == (b.kind, b.op, b.dtype, b.where)
         and for_rows(a.shape, own, B) == b.shape
-        and _frozen(for_rows(a.static, own, B)) == _frozen(b.static)
+        and frozen(for_rows(a.static, own, B)) == frozen(b.static)
         and _arguments(a) == _arguments(b)
         for a, b in zip(ours, theirs, strict=False)
     )

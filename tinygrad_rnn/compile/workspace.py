@@ -48,6 +48,16 @@ class _Ended(weakref.ref[Lease]):
     block: _Block
 
 
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def drop_waiting() -> None:
+    """Give the memory that waits to be used again back to the system, in every pool: for who measures it."""
+    for pool in list(_POOLS):
+        for waiting in pool.free.copy().values():
+            waiting.clear()
+
+
 class Pool:
     """Final. Blocks by size. Safe to use from several threads, and to interrupt.
 
@@ -63,6 +73,7 @@ class Pool:
         self.blocks: list[weakref.ref[_Block]] = []  # those that may wait, and some that are gone
         self.admitted = 0  # their bytes
         self.refused = 0  # blocks since they were last counted
+        _POOLS.add(self)
 
     def lease(self, count: int) -> np.ndarray[Any, Any]:
         """`count` bytes, not initialised, from the start of a cache line: an array whose base is a `Lease`."""

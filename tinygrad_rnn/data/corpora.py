@@ -26,6 +26,7 @@ from tinygrad_rnn.data.tokens import (
     Vocabulary,
     build_vocabulary,
     count_symbols,
+    extend_vocabulary,
     word_chunks,
 )
 from tinygrad_rnn.errors import DataError, InputError, PluginError
@@ -83,6 +84,8 @@ class Dataset:
     Each has shape (N,) and the smallest unsigned integer type for the vocabulary. `sha256` is the checksum of the
     whole text (of its bytes for byte symbols, of its UTF-8 form otherwise); `source` says in words where it came from;
     `characters` counts Unicode characters, whatever a symbol is (for bytes: those that are no UTF-8 continuation).
+    `files` are the sources in the order in which they were read, `encodings` what each was in (characters and words
+    alone), `skipped` what the folders among them hold besides.
     """
 
     vocabulary: Vocabulary
@@ -92,6 +95,14 @@ class Dataset:
     sha256: str
     source: str
     characters: int
+    files: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    encodings: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Which text this is, as run.json records it."""
+        names = ("sha256", "source", "characters", "files", "skipped", "encodings")
+        return {name: getattr(self, name) for name in names}
 
 
 @final
@@ -113,6 +124,10 @@ class TextStatistics:
     entropy: float
     """of the single symbols, in bits per symbol: the loss of a model that knows frequencies alone"""
     sha256: str
+    files: tuple[str, ...]
+    """what was read, in this order; none for a corpus"""
+    skipped: tuple[str, ...]
+    """what the folders hold besides"""
 
 
 def corpora() -> list[Corpus]:
@@ -203,6 +218,7 @@ def load_dataset(
     stdin: IO[bytes] | None = None,
     *,
     unknown: UnknownPolicy | None = None,
+    extend: bool = False,
     third_party: bool = True,
 ) -> Dataset:
     """Read the text that `config` names (its corpus if none) and cut it into train, validation and test part.
@@ -210,7 +226,8 @@ def load_dataset(
     The text is read twice, in chunks: once to count its symbols, once to number them; standard input is kept in
     a temporary file in between. A given `vocabulary` is used as it is, and then `config.tokens` and
     `config.min_count` are not looked at; what it lacks is treated as `unknown` says (by default it is replaced
-    where there is an unknown symbol, and an error otherwise). The parts follow each other: the validation part
+    where there is an unknown symbol, and an error otherwise). With `extend`, what it lacks is first added behind its
+    symbols, as far as `config.min_count` allows (`extend_vocabulary`). The parts follow each other: the validation part
     is ``ceil(val_frac * N)`` of the N symbols, the test part likewise. To look at a text and not train on
     it, set ``batch=1, seq_len=1, val_frac=0``.
 
@@ -223,18 +240,20 @@ def load_dataset(
     _check_fractions(config)
     kind = config.tokens if vocabulary is None else vocabulary.kind
     with ExitStack() as stack:
-        sources = stack.enter_context(open_sources(config.text, stdin))
+        encoding = "utf-8" if kind == "bytes" else config.encoding  # nothing is decoded
+        opened = stack.enter_context(open_sources(config.text, stdin, encoding))
+        sources, between = opened.sources, _between_bytes(config.between, kind)
         if config.text:
             name = _source_name(config.text, len(sources))
-            text: Callable[[], Iterator[str]] = partial(decoded_chunks, sources, config.errors)
-            raw: Callable[[], Iterator[bytes]] = partial(raw_chunks, sources)
+            text: Callable[[], Iterator[str]] = partial(decoded_chunks, sources, config.errors, between=config.between)
+            raw: Callable[[], Iterator[bytes]] = partial(raw_chunks, sources, between=between)
         else:
             name, text = _open_corpus(config.corpus, third_party)
             raw = partial(_as_bytes, text)
         if kind == "bytes":
             loaded = _load_bytes(raw)
         else:
-            loaded = _load_text(kind, text, vocabulary, config.min_count, unknown)
+            loaded = _load_text(kind, text, vocabulary, config.min_count, unknown, extend)
     total = loaded.ids.size
     if total < 2:
         raise DataError(f"expected at least 2 symbols in {name}, got {total}; give more text")
@@ -253,6 +272,9 @@ def load_dataset(
         sha256=loaded.sha256,
         source=name,
         characters=loaded.characters,
+        files=tuple(source.name for source in sources),
+        skipped=opened.skipped,
+        encodings=() if kind == "bytes" else tuple(source.encoding for source in sources),
     )
 
 
@@ -275,6 +297,8 @@ def text_statistics(dataset: Dataset, top: int = 10) -> TextStatistics:
         frequent=tuple((dataset.vocabulary.symbols[i], int(counts[i])) for i in order if counts[i]),
         entropy=abs(float(-(shares * np.log2(shares)).sum())),  # abs: no minus in front of zero
         sha256=dataset.sha256,
+        files=dataset.files,
+        skipped=dataset.skipped,
     )
 
 
@@ -294,10 +318,13 @@ def _load_text(
     vocabulary: Vocabulary | None,
     min_count: int,
     unknown: UnknownPolicy | None,
+    extend: bool,
 ) -> _Loaded:
     counts = count_symbols(kind, read())
     if vocabulary is None:
         vocabulary = build_vocabulary(kind, counts, min_count)
+    elif extend:
+        vocabulary = extend_vocabulary(vocabulary, counts, min_count)
     policy = unknown or ("error" if vocabulary.unknown is None else "replace")
     known = counts.keys() & set(vocabulary.symbols)
     total = sum(counts.values() if policy == "replace" else (counts[symbol] for symbol in known))
@@ -335,7 +362,13 @@ def _load_bytes(read: Callable[[], Iterator[bytes]]) -> _Loaded:
 
 def _passed_to(update: Callable[[bytes], object], chunks: Iterator[str]) -> Iterator[str]:
     for chunk in chunks:
-        update(chunk.encode())
+        try:
+            update(chunk.encode())
+        except UnicodeEncodeError as error:  # utf-7 and a few others can spell half a character
+            wrong = chunk[error.start]
+            raise DataError(
+                f"expected characters, got the lone surrogate {wrong!r}; name another --encoding"
+            ) from error
         yield chunk
 
 
@@ -353,6 +386,17 @@ def _check_filled(ids: Ids, filled: int) -> None:
 
 def _changed() -> DataError:
     return DataError("expected the same text at both readings, got another length; wait until nobody writes to it")
+
+
+def _between_bytes(between: str, kind: str) -> bytes:
+    """The boundary as bytes; characters and words cannot be bytes that are not UTF-8, which surrogates stand for."""
+    try:
+        return between.encode("utf-8", "surrogateescape" if kind == "bytes" else "strict")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"--between {between!r}: expected characters, got {between[error.start]!r}, which is none; "
+            "choose another text"
+        ) from error
 
 
 def _as_bytes(read: Callable[[], Iterator[str]]) -> Iterator[bytes]:

@@ -99,8 +99,10 @@ class Vocabulary:
         return numbers.astype(self.dtype)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
-        """The text of the numbers `ids`, shape (N,). Bytes that are no UTF-8 become U+FFFD.
+        """The text of the numbers `ids`, shape (N,): the inverse of `encode`.
 
+        A byte that is not UTF-8 becomes the lone surrogate U+DC80 to U+DCFF that Python's ``surrogateescape`` puts in
+        its place, so that ``text.encode("utf-8", "surrogateescape")`` gives every byte back.
         Raises InputError for numbers outside 0..V-1.
         """
         numbers = np.asarray(ids)
@@ -113,7 +115,7 @@ class Vocabulary:
         if low < 0 or high >= self.size:
             raise InputError(f"expected numbers from 0 to {self.size - 1}, got {low} to {high}; use their vocabulary")
         if self.kind == "bytes":
-            return numbers.astype(np.uint8).tobytes().decode("utf-8", "replace")
+            return numbers.astype(np.uint8).tobytes().decode("utf-8", "surrogateescape")
         return "".join(map(self.symbols.__getitem__, numbers.tolist()))
 
     def decoder(self) -> Decoder:
@@ -175,7 +177,7 @@ class Decoder:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._symbols = vocabulary.symbols
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if vocabulary.kind == "bytes" else None
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape") if vocabulary.kind == "bytes" else None
 
     def feed(self, number: int) -> str:
         """The text that is complete with symbol `number`, perhaps none.
@@ -187,7 +189,7 @@ class Decoder:
         return self._symbols[number] if self._utf8 is None else self._utf8.decode(bytes((number,)))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was begun and never completed."""
+        """What is left at the end: the bytes of a character that was never completed, as `decode` spells them."""
         if self._utf8 is None:
             return ""
         text = self._utf8.decode(b"", final=True)
@@ -213,6 +215,16 @@ def build_vocabulary(kind: Kind, counts: Mapping[str, int], min_count: int = 1) 
     stand_in = UNKNOWN_CHARACTER if kind == "chars" else UNKNOWN_WORD
     symbols = tuple(sorted(kept | {stand_in}))
     return Vocabulary(kind, symbols, symbols.index(stand_in))
+
+
+def extend_vocabulary(vocabulary: Vocabulary, counts: Mapping[str, int], min_count: int = 1) -> Vocabulary:
+    """`vocabulary` and, behind its symbols, those of a text that it lacks and that occur at least `min_count` times.
+
+    No symbol that it has changes its number. A byte vocabulary lacks none.
+    """
+    known = set(vocabulary.symbols)
+    new = sorted(symbol for symbol, count in counts.items() if count >= min_count and symbol not in known)
+    return Vocabulary(vocabulary.kind, (*vocabulary.symbols, *new), vocabulary.unknown)
 
 
 def count_symbols(kind: Literal["chars", "words"], chunks: Iterable[str]) -> dict[str, int]:

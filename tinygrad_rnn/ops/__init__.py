@@ -1,5 +1,7 @@
 """Every op, on arrays and on tensors alike. Array values are positional, configuration is by keyword or last."""
 
+import typing as _typing
+
 from tinygrad_rnn.ops.elementwise import abs as abs
 from tinygrad_rnn.ops.elementwise import add as add
 from tinygrad_rnn.ops.elementwise import astype as astype
@@ -112,3 +114,12 @@ from tinygrad_rnn.ops.shape import tile as tile
 from tinygrad_rnn.ops.shape import transpose as transpose
 from tinygrad_rnn.ops.shape import tril as tril
 from tinygrad_rnn.ops.shape import triu as triu
+
+if not _typing.TYPE_CHECKING:  # a checker that saw it would take every misspelt name
+
+    def __getattr__(name):
+        from tinygrad_rnn.errors import nearest
+
+        known = [one for one, value in globals().items() if callable(value) and not one.startswith("_")]
+        close = "" if name.startswith("_") else nearest(name, known, whole=False)
+        raise AttributeError(f"module 'tinygrad_rnn.ops' has no attribute {name!r}{close}")

@@ -26,6 +26,27 @@ def told(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def generator(value: Any, name: str) -> np.random.Generator:
+    """`value`. Raises InputError, for the function `name`, unless it is a generator of random numbers."""
+    if isinstance(value, np.random.Generator):
+        return value
+    seed = value if isinstance(value, int) else 0
+    raise InputError(
+        f"{name}: expected a numpy.random.Generator, got {type(value).__name__}; give np.random.default_rng({seed})"
+    )
+
+
+def checked_dtype(dtype: Any, name: str) -> Any:
+    """`dtype` as NumPy's. Raises DtypeError, for `name`, unless it is one of real numbers or booleans."""
+    try:
+        dtype = np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise DtypeError(f"{name}: expected a dtype, as 'float32', got {told(dtype)}") from error
+    if dtype.kind not in "fiub":
+        raise DtypeError(f"{name}: expected a dtype of real numbers or booleans, got {dtype}")
+    return dtype
+
+
 def integer(value: Any, name: str, what: str) -> int:
     """`value` as a Python integer. Raises InputError, for `what` of the op `name`, unless it is a whole number."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):

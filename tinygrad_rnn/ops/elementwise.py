@@ -10,7 +10,7 @@ import numpy as np
 from tinygrad_rnn import engine
 from tinygrad_rnn.engine import Operand, Variable, primitive
 from tinygrad_rnn.errors import DtypeError, InputError
-from tinygrad_rnn.ops.arguments import integer, shape_of, told
+from tinygrad_rnn.ops.arguments import checked_dtype, integer, shape_of
 
 # Comparisons and logic: boolean, without a gradient, and read by the rules of others.
 
@@ -438,12 +438,7 @@ where.vjp(
 def astype(x: Any, dtype: Any) -> Any:
     """`x` in another dtype; the gradient comes back in the dtype of `x`, and none from a dtype that is not floating."""
     shape_of(x, "astype")
-    try:
-        dtype = np.dtype(dtype)
-    except (TypeError, ValueError) as error:
-        raise DtypeError(f"astype: expected a dtype, as 'float32', got {told(dtype)}") from error
-    if dtype.kind not in "fiub":
-        raise DtypeError(f"astype: expected a dtype of real numbers or booleans, got {dtype}")
+    dtype = checked_dtype(dtype, "astype")
     return (_astype if dtype.kind == "f" else _discrete)(x, dtype=dtype, source=x.dtype)
 
 

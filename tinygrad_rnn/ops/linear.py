@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from tinygrad_rnn.ops.arguments import checked_axes, shape_of, told
 from tinygrad_rnn.ops.elementwise import mul
 from tinygrad_rnn.ops.reduce import sum
 from tinygrad_rnn.ops.shape import diagonal, expand_dims, ravel, reshape, squeeze, swapaxes, transpose
+
+LETTERS = string.ascii_uppercase + string.ascii_lowercase  # of the numbers in einsum's lists, in the order of sorted()
 
 
 @primitive(broadcasts=True)
@@ -175,9 +178,12 @@ def kron(a: Any, b: Any) -> Any:
 def einsum(subscripts: Any, *operands: Any) -> Any:
     """Einstein's summation, as in ``einsum("tbh,hk->tbk", x, W)``: letters not behind the arrow are summed over.
 
-    Written in matrix products, two operands at a time from the left, so that gradients of any order and compiled code
-    follow. Raises InputError for subscripts that mean nothing, ShapeError for operands that do not fit them.
+    NumPy's other form, ``einsum(x, [0, 1, 2], W, [2, 3], [0, 1, 3])``, means the same. Written in matrix products, two
+    operands at a time from the left, so that gradients of any order and compiled code follow.
+    Raises InputError for subscripts that mean nothing, ShapeError for operands that do not fit them.
     """
+    if operands and isinstance(operands[0], list | tuple):
+        subscripts, operands = _lettered((subscripts, *operands))
     if not isinstance(subscripts, str):
         raise InputError(f"einsum: expected subscripts like 'ij,jk->ik', got {type(subscripts).__name__}")
     shapes = [shape_of(x, "einsum") for x in operands]
@@ -196,6 +202,21 @@ def einsum(subscripts: Any, *operands: Any) -> Any:
         y, held = _multiplied(y, held, x, letters, later)
     y, held = _summed(y, held, {*result})
     return _in_order(y, held, result)
+
+
+def _lettered(given: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
+    """The subscripts and the operands of ``x, [0, 1], W, [1, 2], [0, 2]``; letters in the order of the numbers."""
+    lists = [*given[1::2], *(given[-1:] if len(given) % 2 else [])]
+    words = []
+    for numbers in lists:
+        if not isinstance(numbers, list | tuple) or not all(n is ... or n in range(len(LETTERS)) for n in numbers):
+            raise InputError(
+                f"einsum: expected lists of whole numbers below {len(LETTERS)}, one after each operand, got "
+                f"{told(numbers)}"
+            )
+        words.append("".join("..." if n is ... else LETTERS[n] for n in numbers))
+    result = f"->{words.pop()}" if len(given) % 2 else ""
+    return ",".join(words) + result, tuple(given[: 2 * len(words) : 2])
 
 
 def _subscripts(text: str, shapes: Sequence[tuple[int, ...]]) -> tuple[list[list[str]], list[str]]:

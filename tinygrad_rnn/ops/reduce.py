@@ -54,11 +54,16 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def averaged(x: Any, count: float, axis: Axis = None, keepdims: bool = False) -> Any:
-    """The sum over `axis` divided by `count`, NaN for a count of 0 or less; of float16 by way of float32."""
-    share = 1.0 / count if count > 0 else math.nan
+    """The sum over `axis` divided by `count`, see `_share`; of float16 by way of float32."""
+    share = _share(x, count)
     if x.dtype == np.float16:
         return astype(sum(astype(x, np.float32), axis, keepdims) * share, np.float16)
     return sum(x, axis, keepdims) * share
+
+
+def _share(x: Any, count: float) -> float:
+    """1 / count: infinite for a count of 0 or less, as in NumPy, but NaN of no elements."""
+    return 1.0 / count if count > 0 else math.inf if x.size else math.nan
 
 
 def _count(x: Any, axes: tuple[int, ...]) -> int:
@@ -79,8 +84,8 @@ def std(x: Any, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -
     axes = _axes(x, axis, "std")
     if x.dtype == np.float16:
         return astype(std(astype(x, np.float32), axes, keepdims, ddof=ddof), np.float16)
-    count = _count(x, axes) - ddof
-    return norm(x - mean(x, axes, keepdims=True), axes, keepdims) * (count**-0.5 if count > 0 else math.nan)
+    away = x - mean(x, axes, keepdims=True)
+    return norm(away, axes, keepdims) * _share(x, _count(x, axes) - ddof) ** 0.5
 
 
 def prod(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:

@@ -14,11 +14,11 @@ import numpy as np
 from tinygrad_rnn import engine
 from tinygrad_rnn.cell import Cell, check_declaration
 from tinygrad_rnn.compile.trace import global_generators
-from tinygrad_rnn.errors import PluginError
+from tinygrad_rnn.errors import InputError, PluginError
 from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.testing import agreement, contract, gradients, purity, stability
 from tinygrad_rnn.testing.report import CellCheck, CellReport, Outcome
-from tinygrad_rnn.testing.trial import Failed, Noted, Reference, Skipped, Trial, reason
+from tinygrad_rnn.testing.trial import LONG, Failed, Noted, Reference, Skipped, Trial, reason
 
 Check = Callable[[Trial], str]  # its docstring says what must hold
 
@@ -51,18 +51,24 @@ def check_cell(
     I: int = 3,
     H: int = 4,
     seed: int = 0,
+    steps: int = LONG,
     reference: Reference | None = None,
     raises: bool = True,
 ) -> CellReport:
     """Run every check on `cell`, a class or the name of a registered one, at I inputs and H units with `options`.
 
+    The longest trials have `steps` timesteps: what acts more seldom counts as unused.
     `reference(cell, p, x, s)` is the step once more in bare NumPy, for a cell that brings none of its own. A cell that
     needs I = H is checked with that. The global random state is as before afterwards.
     Raises AssertionError with the whole report when a check failed, unless ``raises=False``; InputError for a name that
     is not known, and for options or sizes that the cell refuses.
     """
     cls = load_cell(cell).cls if isinstance(cell, str) else cell
-    trial = Trial(cls, dict(options or {}), I, H, seed, reference)
+    if not isinstance(cls, type):
+        raise InputError(f"check_cell: expected the class of a cell or its name, got {cls!r}")
+    if steps < 4:
+        raise InputError(f"--steps {steps}: expected at least 4 timesteps for the longest trials")
+    trial = Trial(cls, dict(options or {}), I, H, seed, reference, steps)
     started = time.perf_counter()
     rows: list[CellCheck] = []
     blocked = ""
@@ -111,7 +117,11 @@ def _whole(trial: Trial) -> list[str]:
     if not isinstance(getattr(trial.cls, "name", None), str):
         return []
     head, cell = trial.named
-    return [*head, f"tr.check_cell({cell}, options={trial.options!r}, I={trial.I}, H={trial.H}, seed={trial.seed})"]
+    steps = "" if trial.steps == LONG else f", steps={trial.steps}"
+    return [
+        *head,
+        f"tr.check_cell({cell}, options={trial.options!r}, I={trial.I}, H={trial.H}, seed={trial.seed}{steps})",
+    ]
 
 
 @contextlib.contextmanager

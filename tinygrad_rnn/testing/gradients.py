@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -16,7 +17,7 @@ from tinygrad_rnn.options import field_types
 from tinygrad_rnn.sequence import unroll
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.testing.cases import CellCase, cell_values, tensors
-from tinygrad_rnn.testing.trial import LONG, Failed, Noted, Trial, bracketed, reason
+from tinygrad_rnn.testing.trial import Failed, Noted, Trial, bracketed, reason
 from tinygrad_rnn.wrap import Wrapper
 
 
@@ -27,32 +28,44 @@ def gradients(trial: Trial) -> str:
     leaves = ["x", *_carried(case), *_trained(case)]
     slopes = cell_values(trial.case(), order=1)
     silent = []
+    late: dict[str, int] = {}  # what acts only after more timesteps, and how many it takes
     for name in leaves:
-        if name not in case.state and not np.any(slopes.get(f"d {name}", 0.0)) and _unused(trial, name):
+        if name not in case.state and not np.any(slopes.get(f"d {name}", 0.0)):
+            if not _unused(trial, name):
+                late |= _acting(trial, name)
+                continue
             what = "the input x" if name == "x" else f"parameter {name}"
             if timesteps(specification(case.cell)[0]) and _reads(case.cell, name):
                 silent.append(f"{what} is used at none of the timesteps that were tried: its gradient is zero")
                 continue
-            lines = [*trial.lines(), f"print(cell_values(case, order=1)['d {name}'])  # zeros"]
-            raise Failed(f"{what} is never used: no number depends on it, and its gradient is zero", lines)
+            lines = [*trial.lines(T=trial.steps), f"print(cell_values(case, order=1)['d {name}'])  # zeros"]
+            raise Failed(
+                f"{what} is never used: no number depends on it within {trial.steps} timesteps, and its gradient "
+                "is zero; if it acts more seldom take more --steps",
+                lines,
+            )
     wrong: dict[str | None, GradientError] = {}
     # The first order one by one, so that no small one hides behind the large; the second at once, mixed ones included.
     parts: list[tuple[str | None, int]] = [*((leaf, 1) for leaf in leaves), (None, 2)]
     for part, order in parts:
-        error = _wrong(trial, part, trial.seed, order)
+        T = late.get(part or "", 3)
+        error = _wrong(trial, part, trial.seed, order, T)
         # At a kink, as that of relu, a difference is no derivative: a second point decides.
-        if error is not None and _wrong(trial, part, trial.seed + 1000, order) is None:
+        if error is not None and _wrong(trial, part, trial.seed + 1000, order, T) is None:
             kinks += [part or "all at once"] if part or not kinks else []
         elif error is not None:
             wrong[part] = error
     if wrong:
         first = cell_values(trial.case(T=3, B=2), order=1)
         which = next((key for key in wrong if key and not np.any(first.get(f"d {key}", 0.0))), next(iter(wrong)))
+        if which in late:
+            raise Failed(f"for {which}, within {late[which]} timesteps: {wrong[which]}")
         raise _located(trial, which, wrong[which])
     idle = silent or _idle(trial, case)
     if idle:
         raise Noted(f"right, but {'; '.join(idle)}")
     count = f"{len(leaves)} of them, first and second order"
+    count += "".join(f"; {name} within {T} timesteps" for name, T in late.items())
     return count + (f"; only at a second point, since the first is at a kink: {', '.join(kinks)}" if kinks else "")
 
 
@@ -80,21 +93,35 @@ def _leaf(case: CellCase, name: str) -> Array:
 
 
 def _unused(trial: Trial, name: str) -> bool:
-    """Whether neither the gradient for `name` nor any number shows that it exists, at two points; with a clock at more
-    timesteps, too.
+    """Whether neither the gradient for `name` nor any number shows that it exists, at two points and in a long run: a
+    step may act at every eighth timestep only, and count these itself.
     """
     clocks = timesteps(specification(trial.cell())[0])
-    points = [(4, trial.seed), (4, trial.seed + 1000), *((LONG, trial.seed) for _ in clocks)]
-    for T, seed in points:
-        facts = {"T": T, "seed": seed}
-        case, other = trial.case(**facts), trial.case(**facts)
-        _leaf(other, name)[...] += np.random.default_rng(seed).normal(size=_leaf(other, name).shape)
+    makers: list[Callable[[], CellCase]] = [
+        lambda: trial.case(),
+        lambda: trial.case(seed=trial.seed + 1000),
+        lambda: trial.started(T=trial.steps),
+    ]
+    if clocks:
+        makers.append(lambda: trial.case(T=trial.steps))
+    for make in makers:
+        case, other = make(), make()
+        _leaf(other, name)[...] += np.random.default_rng(trial.seed).normal(size=_leaf(other, name).shape)
         got, moved = cell_values(case, order=1), cell_values(other)
         if np.any(got.get(f"d {name}", 0.0)):
             return False
         if any(not same(got[key], value) for key, value in moved.items() if key != name or name not in clocks):
             return False
     return True
+
+
+def _acting(trial: Trial, name: str) -> dict[str, int]:
+    """{name: T} for the number of timesteps from the start that a gradient for `name` takes; {} if it has none."""
+    sizes = [T for T in (8, 16, 32, 64, 128) if T < trial.steps]
+    for T in [*sizes, trial.steps]:
+        if np.any(cell_values(trial.started(T=T, B=2), order=1).get(f"d {name}", 0.0)):
+            return {name: T}
+    return {}
 
 
 def _idle(trial: Trial, case: CellCase) -> list[str]:
@@ -107,13 +134,20 @@ def _idle(trial: Trial, case: CellCase) -> list[str]:
         output = output_of(case.cell)
         found += [f"state {name} is never read, by no step" for name in unread if name != output]
     points = [cell_values(trial.case(seed=trial.seed + 1000 * i), order=1) for i in range(4)]
-    points += [cell_values(trial.case(T=LONG), order=1) for _ in timesteps(specification(case.cell)[0])]
+    if any(np.any(_silent(points, name)) for name in _trained(case)):
+        points.append(cell_values(trial.started(T=trial.steps), order=1))
+        points += [cell_values(trial.case(T=trial.steps), order=1) for _ in timesteps(specification(case.cell)[0])]
     for name in _trained(case):
-        zero = np.all([point[f"d {name}"] == 0.0 for point in points], axis=0)
+        zero = _silent(points, name)
         if np.any(zero):
             index = bracketed([int(i) for i in np.argwhere(zero)[0]])
             found.append(f"{name}[{index}] is never used, one of {np.count_nonzero(zero)} elements")
     return found + [f"option {name} changes nothing" for name in vars(case.cell.options) if _no_option(trial, name)]
+
+
+def _silent(points: Sequence[Mapping[str, Array]], name: str) -> Any:
+    """Where the gradient for the parameter `name` is zero at every point."""
+    return np.all([point[f"d {name}"] == 0.0 for point in points], axis=0)
 
 
 def _declared(cell: Cell) -> tuple[Any, ...]:
@@ -149,9 +183,12 @@ def _no_option(trial: Trial, name: str) -> bool:
     return tried > 0
 
 
-def _wrong(trial: Trial, name: str | None, seed: int, order: int) -> GradientError | None:
-    """What gradcheck has to say on the gradient for `name`, or on all at once (None), which sees mixed derivatives."""
-    case = trial.case(T=3, B=2, seed=seed)
+def _wrong(trial: Trial, name: str | None, seed: int, order: int, T: int = 3) -> GradientError | None:
+    """What gradcheck has to say on the gradient for `name`, or on all at once (None), which sees mixed derivatives.
+
+    Over more than 3 timesteps it starts from the declared state.
+    """
+    case = trial.case(T=T, B=2, seed=seed) if T == 3 else trial.started(T=T, B=2, seed=seed)
     names = ["x", *_carried(case), *_trained(case)] if name is None else [name]
 
     def f(*values: Any) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from tinygrad_rnn.backend import Array
 from tinygrad_rnn.cell import Cell
 from tinygrad_rnn.errors import DeviceError, DtypeError, GradientError, InputError, PluginError, one_line
 from tinygrad_rnn.registry import load_cell
+from tinygrad_rnn.sequence import start_state
 from tinygrad_rnn.testing.cases import CellCase, cell_case
 from tinygrad_rnn.wrap import unwrap_cell
 
@@ -25,7 +26,7 @@ EXACT = 1e-12  # of the largest element: the same operations on the same numbers
 CLOSE = 1e-9  # the same formula in other operations, several steps of it
 ROUNDED = 1e-3  # float32, several steps of it
 LARGE = 1e4
-LONG = 200  # timesteps
+LONG = 200  # timesteps, unless they are given
 
 
 class Failed(Exception):
@@ -55,6 +56,7 @@ class Trial:
     H: int
     seed: int
     reference: Reference | None
+    steps: int = LONG  # timesteps of the longest cases
     float32: bool = True  # until it is found not to work
     pure: bool = False  # until it is found to be
     remark: str = ""  # on the sizes
@@ -75,6 +77,12 @@ class Trial:
 
     def case(self, **facts: Any) -> CellCase:
         return cell_case(self.cls, self.options, **self._facts(facts))
+
+    def started(self, **facts: Any) -> CellCase:
+        """The case from the state that the cell declares, as a sequence begins: there its counters count from 0."""
+        case = self.case(**facts)
+        case.state.update(start_state(case.cell, case.xs.shape[1], case.xs))
+        return case
 
     def _facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {"I": self.I, "H": self.H, "seed": self.seed, **facts}
