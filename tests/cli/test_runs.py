@@ -325,8 +325,6 @@ def test_resume_with_other_settings_is_recorded_and_shown(invoke: Any, run: Path
     again = invoke(["resume", run, "--steps", "15", "-v"])
     assert "lr 0.25" in again.stderr and "optim.lr:" not in again.stderr
     assert "nothing is left to do: 15 steps are done" in invoke(["resume", run]).stderr
-    both = invoke(["resume", run, "--steps", "16", "--epochs", "3"])
-    assert both.exit_code == 2 and "exclude each other" in both.stderr
 
 
 def test_a_clipped_gradient_is_told_step_by_step_and_at_the_end(invoke: Any) -> None:
