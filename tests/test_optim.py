@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinygrad_rnn import guard
 from tinygrad_rnn.config import RECIPES, OptimConfig
 from tinygrad_rnn.errors import DtypeError, InputError, PluginError, ShapeError
 from tinygrad_rnn.optim import (
@@ -417,17 +418,26 @@ def test_clip_leaves_what_is_not_finite_to_be_seen(bad: float) -> None:
     np.testing.assert_array_equal(grads["a"], [1.0, bad])
 
 
-def test_the_norm_is_finite_where_every_value_is() -> None:
-    assert global_norm({"g": np.array([3e200, 4e200])}) == pytest.approx(5e200, rel=1e-14)
-    assert global_norm({"g": np.array([3e-200]), "h": np.array([[4e-200]])}) == pytest.approx(5e-200, rel=1e-14)
-    assert global_norm(Block.copy_of({"g": np.full(4, 1e308)})) == math.inf  # the norm itself is beyond float64
+@pytest.mark.parametrize("asarray", [np.asarray, guard.asarray], ids=["numpy", "guard"])
+def test_the_norm_is_finite_where_every_value_is(asarray: Any) -> None:
+    def norm(*arrays: Any) -> float:
+        return global_norm({str(i): asarray(np.array(array)) for i, array in enumerate(arrays)})
+
+    assert norm([3e200, 4e200]) == pytest.approx(5e200, rel=1e-14)
+    assert norm([3e-200], [[4e-200]]) == pytest.approx(5e-200, rel=1e-14)
+    assert norm([0.0, 0.0]) == 0.0
+    assert norm([1.0], [-math.inf]) == math.inf and math.isnan(norm([math.nan, math.inf]))
+    assert norm(np.full(4, 1e308)) == math.inf  # the norm itself is beyond float64
 
 
-def test_a_slot_that_is_not_finite_is_found() -> None:
-    slots = {"m": {"W": np.ones(3), "b": np.ones(2)}, "v": {"W": np.full(3, 1e300), "b": np.array([0, np.inf])}}
-    assert overflowing(slots) == ("v", "b")
-    slots["v"]["b"][1] = 0
-    assert overflowing(slots) is None
+@pytest.mark.parametrize("asarray", [np.asarray, guard.asarray], ids=["numpy", "guard"])
+def test_a_slot_that_is_not_finite_is_found(asarray: Any) -> None:
+    def slots(last: float) -> Any:
+        v = {"W": asarray(np.full(3, 1e300)), "b": asarray(np.array([0.0, last]))}
+        return {"m": {"W": asarray(np.ones(3)), "b": asarray(np.ones(2))}, "v": v}
+
+    assert overflowing(slots(math.inf)) == overflowing(slots(math.nan)) == ("v", "b")
+    assert overflowing(slots(0.0)) is None
 
 
 def test_clip_value() -> None:

@@ -367,8 +367,6 @@ def test_what_has_no_effect_is_refused_before_the_folder_is_made(
         ({"optim__lr_decay": "plateau:0.5@3"}, "and 3 validations"),
         ({"optim__warmup": 30}, "--warmup 30: the rate never reaches --lr"),
         ({"train__patience": 3}, "--patience 3 has no effect"),
-        ({"train__sample_every": 31}, "--sample-every 31 has no effect"),
-        ({"train__watch": "grads:31"}, "--watch grads:31 has no effect"),
     ],
 )
 def test_what_a_short_run_never_comes_to_is_said(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

@@ -733,12 +733,6 @@ def _remarks(config: RunConfig, total: int, steps_per_epoch: int) -> Iterator[st
         yield f"--lr-decay {config.optim.lr_decay} has no effect: {passes}, and {ends}"
     if warmup >= total > 0:
         yield f"--warmup {warmup}: the rate never reaches --lr, for {ends}"
-    for flag, every in (
-        ("watch grads:", parse_watch(config.train.watch)),
-        ("sample-every ", config.train.sample_every),
-    ):
-        if every > total > 0:
-            yield f"--{flag}{every} has no effect: {ends}"
     if config.train.eval_every:
         validations = total // config.train.eval_every
         if decay.kind == "plateau" and validations <= decay.every:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -55,10 +54,8 @@ def resume(run: Path, allow_changed_cell: bool, text: tuple[Path, ...], allow_ot
 
     def said(key: str) -> bool:
         """Whether a setting is to change: a file or the environment that repeats it means nothing by it."""
-        return found.origins[key].startswith(("flag", "--set")) or _value(found.run, key) != _value(base, key)
+        return bool(found.written(key)) or tr.setting_of(found.run, key) != tr.setting_of(base, key)
 
-    if given("train.epochs") and given("train.steps"):
-        raise click.UsageError("--steps and --epochs exclude each other; give one of them")
     if given("train.epochs") and not given("train.steps"):
         steps, epochs = None, found.run.train.epochs
     else:
@@ -70,7 +67,7 @@ def resume(run: Path, allow_changed_cell: bool, text: tuple[Path, ...], allow_ot
             epochs=epochs,
             device=found.run.train.device if given("train.device") else None,
             callbacks=found.run.train.callbacks if given("train.callbacks") else None,
-            settings={key: _value(found.run, key) for key in tr.RESUMABLE if said(key)},
+            settings={key: tr.setting_of(found.run, key) for key in tr.RESUMABLE if said(key)},
             text=[str(path.absolute()) for path in text],
             allow_other_text=allow_other_text,
             allow_changed_cell=allow_changed_cell,
@@ -90,8 +87,3 @@ def resume(run: Path, allow_changed_cell: bool, text: tuple[Path, ...], allow_ot
     finished = follow(trainer)
     emit(str(finished.path))
     advise_next(finished)
-
-
-def _value(config: tr.RunConfig, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
