@@ -724,9 +724,7 @@ def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -
         raise click.UsageError(f"--init-from {init_from}: its weights need {needed}, got {got}; leave these out")
     stored = tr.describe_run(tr.open_run(init_from)).get("cell", {}).get("source_sha256")
     if stored not in (None, entry.identity.source_sha256):
-        warn(
-            f"--init-from {init_from}: the code of cell {entry.cls.name} has changed since; check that it means the same"
-        )
+        warn(f"--init-from {init_from}: the code of cell {entry.cls.name} has changed; check that it means the same")
     mine = f"run {init_from}"
     options = bound["model.cell_options"]
     options = {name: value for name, value in options.items() if found.origins[f"model.cell_options.{name}"] == mine}
