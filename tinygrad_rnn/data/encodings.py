@@ -11,22 +11,33 @@ from tinygrad_rnn.errors import DataError, InputError, nearest
 
 AUTO = "auto"
 COMMONEST = "cp1252"
+SOME = "utf-8, latin-1, cp1252 or utf-16, or auto for a guess"
 MARKS = {"utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 
 
 def check_encoding(name: str) -> str:
     """`name` as `codecs` finds it: any text encoding of Python. Raises InputError, with the nearest name."""
+    found = _text_codec(name)
+    if found is None:
+        pairs = (pair for pair in aliases.items() if _text_codec(pair[1]) is not None)
+        names = {name.replace("_", "-") for pair in pairs for name in pair}
+        near = nearest(name, {AUTO, *names}, whole=False) or f"; give one that Python knows, as {SOME}"
+        raise InputError(f"--encoding: no encoding {name!r}{near}")
+    # the mark at the start is taken off whatever the encoding, and this codec's errors count from behind it
+    return "utf-8" if found.name == "utf-8-sig" else name
+
+
+def _text_codec(name: str) -> codecs.CodecInfo | None:
+    """The codec of this name, or None where no text can be in it, as in 'rot13', 'idna' and 'undefined'."""
     try:
         found = codecs.lookup(name)
         if not getattr(found, "_is_text_encoding", True):
-            raise LookupError
+            return None
         "a".encode(name)
         codecs.getincrementaldecoder(name)
-    except (LookupError, ValueError, UnicodeError) as error:  # 'idna' and 'undefined' are none that a text can be in
-        names = [AUTO, *(alias.replace("_", "-") for alias in aliases), *aliases.values()]
-        raise InputError(f"--encoding: no encoding {name!r}{nearest(name, names)}") from error
-    # the mark at the start is taken off whatever the encoding, and this codec's errors count from behind it
-    return "utf-8" if found.name == "utf-8-sig" else name
+    except (LookupError, ValueError, UnicodeError):
+        return None
+    return found
 
 
 def has_plain_nul(encoding: str) -> bool:
