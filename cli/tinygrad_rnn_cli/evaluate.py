@@ -46,7 +46,7 @@ PARTS = ("train", "val", "test")
     "--unknown",
     type=click.Choice(["error", "skip", "replace"]),
     default=None,
-    help="symbols the model does not know  [default: replace where it can, else error]",
+    help="symbols of TEXT that the model does not know  [default: replace where it can, else error]",
 )
 @which_checkpoint
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
@@ -79,6 +79,7 @@ def evaluate(
     else:
         for key in ("data.between", "data.encoding", "data.errors"):
             refuse_idle(found.written(key), "without TEXT: the run says how to read its own")
+        refuse_idle(written("unknown"), "without TEXT: symbols of its own text are treated as train treats them")
     if not by_char:
         refuse_idle(written("top"), "without --by-char")
     with aside():

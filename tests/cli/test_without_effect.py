@@ -27,6 +27,7 @@ TRAIN = ["train", *TINY, "--steps", "3"]
         ("data stats --errors ignore", "--errors has no effect on a corpus"),
         ("resume RUN --steps 20 --epochs 2", "--epochs has no effect beside --steps"),
         ("eval RUN --top 3", "--top has no effect without --by-char"),
+        ("eval RUN --unknown error", "--unknown has no effect without TEXT"),
         ("eval RUN TEXT --part val", "--part has no effect beside TEXT"),
         ("diagnose gradnorm --cell rnn --wrt params --csv x.csv", "--csv has no effect with --wrt params"),
         ("diagnose gradnorm --cell rnn --wrt params --loss last", "--loss has no effect with --wrt params"),
