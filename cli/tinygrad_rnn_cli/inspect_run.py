@@ -70,6 +70,7 @@ def examine(path: Path) -> dict[str, Any]:
         "optimizer": described.get("optimizer"),
         "plugins": described.get("plugins", []),
         "imported": described.get("imported"),
+        "init_from": described.get("init_from"),
         "data": described.get("data"),
         "vocabulary": {"kind": described.get("vocabulary", {}).get("kind"), "size": _symbols(described)},
         "device": described.get("device"),
@@ -98,6 +99,8 @@ def _progress(run: Run) -> dict[str, Any]:
         "best_val_loss": best.get("loss"),
         "best_step": best.get("step"),
         "clipped_share": last.get("clipped_share"),
+        "rollbacks": [record for record in records if record.get("kind") == "rollback"],
+        "diverged": next((record for record in records[-1:] if record.get("kind") == "diverged"), None),
     }
 
 
@@ -133,6 +136,8 @@ def _print(facts: dict[str, Any]) -> None:
         line("plugin", plugin)
     if facts["imported"]:
         line("imported from", f"{facts['imported'].get('file')}, sha256 {str(facts['imported'].get('sha256'))[:16]}")
+    if facts["init_from"]:
+        line("weights from", f"{facts['init_from']} (--init-from)")
     line(
         "text",
         "none"
@@ -144,11 +149,15 @@ def _print(facts: dict[str, Any]) -> None:
     line("parameters", number(facts["parameters"]) if facts["parameters"] is not None else "unknown")
     line(
         "trained",
-        f"{number(progress['steps'])} steps, {progress['epoch']:.2f} epochs"
+        f"{number(progress['steps'])} step{'s' * (progress['steps'] != 1)}, {progress['epoch']:.2f} epochs"
         + (f", last loss {progress['loss']:.4f}" if progress["loss"] is not None else ""),
     )
     if progress["clipped_share"]:
         line("", f"the gradient was clipped in {progress['clipped_share']:.0%} of the steps")
+    for back in progress["rollbacks"]:
+        line("", f"diverged at step {number(back['from'])}: back to step {number(back['step'])}, rate {back['lr']:g}")
+    if progress["diverged"]:
+        line("", f"diverged at step {number(progress['diverged']['step'])}: {progress['diverged']['why']}")
     if progress["best_val_loss"] is not None:
         line(
             "validation",

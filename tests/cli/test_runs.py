@@ -289,6 +289,20 @@ def test_inspect(invoke: Any, trained: Path) -> None:
         assert word in page
 
 
+def test_inspect_names_the_run_that_weights_came_from_and_what_diverged(invoke: Any, trained: Path) -> None:
+    assert invoke(["train", *TINY, "--steps", "1", "--init-from", trained, "--out", "next"]).exit_code == 0
+    page = invoke("inspect next").stdout
+    assert f"weights from   {trained} (--init-from)" in page and "trained        1 step, " in page
+    assert json.loads(invoke("inspect next --json").stdout)["init_from"] == str(trained)
+
+    words = "--steps 4 --lr 1e30 --out bad".split()
+    assert invoke(["train", *TINY, *words, "--on-divergence", "rollback"]).exit_code == 4
+    facts = json.loads(invoke("inspect bad --json").stdout)["progress"]
+    assert facts["diverged"]["step"] == 2 and len(facts["rollbacks"]) == 5
+    page = invoke("inspect bad").stdout
+    assert "diverged at step 2: back to step 0, rate 5e+29" in page and "diverged at step 2: loss " in page
+
+
 def test_plot(invoke: Any, run: Path) -> None:
     assert "training" in invoke(["plot", run]).stdout
     assert "timestep" in invoke(["plot", run, "--what", "grads"]).stdout
