@@ -362,9 +362,9 @@ def test_what_has_no_effect_is_refused_before_the_folder_is_made(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"optim__lr_decay": "exp:0.5@9"}, "--lr-decay exp:0.5@9 has no effect: 9 passes are "),
-        ({"optim__lr_decay": "step:0.5@9"}, "--lr-decay step:0.5@9 has no effect: 9 passes are "),
-        ({"optim__lr_decay": "plateau:0.5@3"}, "and 3 validations"),
+        ({"optim__lr_decay": "exp:0.5@9"}, "--lr-decay exp:0.5@9 has no effect: it begins after "),
+        ({"optim__lr_decay": "step:0.5@9"}, "--lr-decay step:0.5@9 has no effect: it begins after "),
+        ({"optim__lr_decay": "plateau:0.5@3"}, "and 3 of the validations that count, one every "),
         ({"optim__warmup": 30}, "--warmup 30: the rate never reaches --lr"),
         ({"train__patience": 3}, "--patience 3 has no effect"),
     ],

@@ -729,16 +729,17 @@ def _remarks(config: RunConfig, total: int, steps_per_epoch: int) -> Iterator[st
     decay, warmup = optim.parse_decay(config.optim.lr_decay), config.optim.warmup
     ends = f"the run has {total} updates"
     if decay.kind in ("exp", "step") and decay.first * steps_per_epoch >= total:
-        passes = f"{decay.first} passes are {decay.first * steps_per_epoch}"
-        yield f"--lr-decay {config.optim.lr_decay} has no effect: {passes}, and {ends}"
+        begins = f"it begins after {decay.first * steps_per_epoch}"
+        yield f"--lr-decay {config.optim.lr_decay} has no effect: {begins}, and {ends}"
     if warmup >= total > 0:
         yield f"--warmup {warmup}: the rate never reaches --lr, for {ends}"
     if config.train.eval_every:
         validations = total // config.train.eval_every
+        judges = f"{ends} and {validations} of the validations that count, one every {config.train.eval_every}"
         if decay.kind == "plateau" and validations <= decay.every:
-            yield f"--lr-decay {config.optim.lr_decay} has no effect: {ends} and {validations} validations"
+            yield f"--lr-decay {config.optim.lr_decay} has no effect: {judges}"
         if config.train.patience and validations <= config.train.patience:
-            yield f"--patience {config.train.patience} has no effect: {ends} and {validations} validations"
+            yield f"--patience {config.train.patience} has no effect: {judges}"
 
 
 # ------------------------------------------------------------------------------------ start and resume
@@ -885,7 +886,7 @@ def resume_training(
     run, config, vocabulary = opened.run, opened.config, opened.vocabulary
     if IMPORTED in describe(run):
         raise InputError(
-            f"run {run.path} was imported: it holds weights, and no optimiser or text to continue with; train a new "
+            f"run {run.path} was imported: it holds weights, and no training to continue; train a new "
             f"run from them: train TEXT --init-from {run.path}"
         )
     changes: dict[str, Any] = {}
