@@ -272,7 +272,7 @@ def test_an_unknown_encoding_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"--encoding: no encoding 'cp1253x'; did you mean .*cp1253"):
         list(read_chunks(["-"], stdin=io.BytesIO(b"a"), encoding="cp1253x"))
     for name in ("rot13", "base64", "", "a b", "undefined"):
-        with pytest.raises(InputError, match="no encoding .*; give one that Python knows, as utf-8, latin-1, .*auto"):
+        with pytest.raises(InputError, match=r"no encoding .*; give one that Python knows, as utf-8, latin-1, .*auto"):
             list(read_chunks(["-"], stdin=io.BytesIO(b"a"), encoding=name))
 
 
