@@ -159,7 +159,7 @@ class SampleConfig:
     temperature: float = setting(1.0, "divides the logits: below 1 safer, above 1 wilder, 0 like --greedy", minimum=0)
     greedy: bool = setting(False, "always take the most likely symbol")
     top_k: int = setting(0, "draw among the K most likely symbols only; 0: all", minimum=0)
-    top_p: float = setting(1.0, "draw among the fewest symbols that have this share together", minimum=0)
+    top_p: float = setting(1.0, "draw among the fewest symbols that have this share together; above 0, 1: all")
     stop: str = setting(
         "", r"stop after generating this text; \n, \t, \\, \xHH and \uHHHH are understood", escapes=True
     )

@@ -239,7 +239,7 @@ def spell(value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return text if text.isprintable() else repr(text)[1:-1]
 
 
@@ -797,6 +797,13 @@ def _known_keys() -> set[str]:
     return keys
 
 
+def _hidden_keys() -> set[str]:
+    """The settings that the running command accepts, and does nothing with."""
+    return {
+        param.key for param in click.get_current_context().command.params if isinstance(param, Flag) and param.hidden
+    }
+
+
 def _all_keys() -> list[str]:
     return [f"{section}.{f.name}" for section, cls in _sections().items() for f in dataclasses.fields(cls)]
 
@@ -810,7 +817,7 @@ def _read_sets(items: Sequence[str], only: set[str] | None) -> dict[str, Any]:
             raise click.UsageError(f"--set: expected SECTION.FIELD=VALUE, got {item!r}")
         home = ".".join(key.split(".")[:2])
         if only is not None and home in _all_keys() and home not in only:
-            own = ", ".join(sorted(only)) or "nothing"
+            own = ", ".join(sorted(only - _hidden_keys())) or "nothing"
             raise click.UsageError(f"--set {key}: the run has settled it; this command sets {own}")
         layer[key] = (
             value.strip() if home not in _all_keys() else _unescaped(_declared(home)[1], value.strip(), f"--set {key}")

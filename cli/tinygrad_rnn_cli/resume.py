@@ -42,8 +42,8 @@ def resume(run: Path, allow_changed_cell: bool, text: tuple[Path, ...], allow_ot
     for key in ("train.seed", "train.dtype"):
         if found.origins[key] != origin and not found.origins[key].startswith("environment"):
             raise click.UsageError(
-                f"{found.origins[key]}: the run has settled it; resume takes --steps, --epochs, --callback, --device, "
-                + ", ".join(option_names()[key] for key in tr.RESUMABLE)
+                f"{found.written(key) or found.origins[key]}: the run has settled it; resume takes --steps, --epochs, "
+                "--callback, --device, " + ", ".join(option_names()[key] for key in tr.RESUMABLE)
             )
 
     if found.written("train.steps"):

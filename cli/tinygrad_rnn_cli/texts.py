@@ -52,6 +52,8 @@ def tell_files(dataset: Dataset, config: DataConfig) -> None:
     if len(dataset.files) > 1:
         joined = f"joined by {config.between!r}" if config.between else "with nothing in between"
         note(f"read {len(dataset.files)} files, {joined}: {_names(dataset.files)}")
+    elif "data.between" in given().flags:
+        note("note: --between has no effect: the text is one file")
     if config.encoding == "auto":
         for encoding in sorted(set(dataset.encodings)):
             files = [name for name, found in zip(dataset.files, dataset.encodings, strict=True) if found == encoding]

@@ -85,6 +85,8 @@ def train(
         found = check_effect(found)
         dataset, piped = load_text(found, init_from)
         warn_of_unknown(dataset)
+        if init_from is None:  # else its vocabulary is that of the other run
+            _tell_leak(dataset, found)
         if init_from is not None and dataset.vocabulary == tr.run_vocabulary(tr.open_run(init_from)):
             for key in ("model.init", "model.init_bias"):  # new symbols would have new rows
                 refuse_idle(found.written(key), "beside --init-from, which sets every weight")
@@ -128,6 +130,17 @@ def warn_of_unknown(dataset: Dataset) -> None:
     for part, count in zip(("validation", "test"), dataset.left_out[1:], strict=True):
         if count:
             warn(f"{number(count)} symbols of the {part} part occur nowhere in the training part: they are left out")
+
+
+def _tell_leak(dataset: Dataset, found: Settings) -> None:
+    """Say how many symbols a vocabulary of the whole text has from the held-out parts alone, as the recipes' have."""
+    if found.run.data.vocab_from == "text" and dataset.vocabulary.kind != "bytes":
+        held_out = {*dataset.val.tolist(), *dataset.test.tolist()}
+        if alone := len(held_out - set(dataset.train.tolist())):
+            note(
+                f"note: {alone} of the {dataset.vocabulary.size} symbols occur in the held-out parts alone, and the "
+                f"model knows them from there: --vocab-from text ({found.origins['data.vocab_from']})"
+            )
 
 
 def _refuse_idle(found: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -129,9 +130,25 @@ def test_resume_with_another_text_has_to_be_allowed(invoke: Any, tmp_path: Path)
     assert done.exit_code == 0, done.output
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     old = json.loads(before)["data"]
+    assert re.search(r"^data\.text: /\S+ -> /\S+other\.txt, from step 25 on$", done.stderr, re.M), done.stderr
     assert facts["data"]["earlier"] == [old] and facts["data"]["sha256"] != old["sha256"]
     assert invoke("resume run --steps 42").exit_code == 0
     assert invoke("eval run").exit_code == 0
+
+
+def test_between_beside_one_file_is_said_to_do_nothing(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("one two three. " * 40)
+    assert "note: --between has no effect: the text is one file" in invoke("data stats one.txt --between x").stderr
+    assert "--between" not in invoke("data stats one.txt one.txt --between x").stderr.replace("joined by", "")
+
+
+def test_symbols_that_a_recipe_takes_from_held_out_text_are_counted(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "leak.txt").write_text("one two three. " * 100 + "XYZ")
+    words = "train leak.txt --recipe char-rnn --batch 2 --seq-len 20 --plan".split()
+    told = "note: 3 of the 12 symbols occur in the held-out parts alone"
+    done = invoke(words)
+    assert told in done.stderr and "--vocab-from text (recipe char-rnn)" in done.stderr, done.output
+    assert told not in invoke([*words, "--vocab-from", "train"]).stderr
 
 
 def test_text_from_standard_input_is_kept(program: Any) -> None:
@@ -329,6 +346,9 @@ def test_resume_refuses_what_the_run_has_settled(invoke: Any, run: Path) -> None
     for words in (["--optim", "sgd"], ["--seed", "4"], ["--set", "optim.beta1=0.5"], ["--hidden", "3"]):
         done = invoke(["resume", run, *words])
         assert done.exit_code == 2, done.output
+    told = [invoke(["resume", run, "--set", f"{key}=4"]).stderr for key in ("model.hidden", "train.seed")]
+    assert "--set model.hidden: the run has settled it" in told[0] and "optim.lr, " in told[0]
+    assert "train.seed" not in told[0] and told[1].startswith("error: --set train.seed: the run has settled it")
     short = invoke(["resume", run, "--steps", "5"])
     assert short.exit_code == 2 and "done already" in short.stderr
     assert invoke(["resume", run, "--steps", "14"]).exit_code == 0
@@ -400,7 +420,7 @@ def test_what_a_file_says_of_another_optimiser_is_left_out_aloud(invoke: Any, tm
 
 def test_a_run_too_short_for_its_schedule_is_warned_of(invoke: Any) -> None:
     done = invoke(["train", *TINY, "--steps", "2", "--lr-decay", "exp:0.5@9", "--warmup", "5", "--out", "run"])
-    assert "--lr-decay exp:0.5@9 has no effect: 9 passes are" in done.stderr
+    assert "--lr-decay exp:0.5@9 has no effect: it begins after " in done.stderr
     assert "--warmup 5: the rate never reaches --lr, for the run has 2 updates" in done.stderr
 
 
