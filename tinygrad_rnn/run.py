@@ -264,6 +264,19 @@ def save_run_checkpoint(
     return path
 
 
+def forget_validations(run: Run) -> None:
+    """Take the losses out of the names of all checkpoints, and the best of them with it: another text has other losses.
+
+    Raises FileError if the disk refuses.
+    """
+    try:
+        (run.path / CHECKPOINTS / BEST).unlink(missing_ok=True)
+        for path in checkpoints(run):
+            path.replace(path.with_name(_checkpoint_name(checkpoint_step(path), None)))
+    except OSError as error:
+        raise FileError(f"cannot rename the checkpoints of {run.path}: {error.strerror or error}") from error
+
+
 def checkpoints(run: Run) -> list[Path]:
     """The checkpoints of a run, oldest step first; files named otherwise are left out. None is opened."""
     folder = run.path / CHECKPOINTS

@@ -67,6 +67,7 @@ from tinygrad_rnn.run import (
     describe,
     described,
     drop_checkpoints,
+    forget_validations,
     latest_checkpoint,
     load_run_checkpoint,
     prune,
@@ -204,6 +205,7 @@ class Trainer:
         self.total = config.train.steps or config.train.epochs * self.steps_per_epoch
         self.stopped = ""
         self.changes: list[dict[str, Any]] = []  # of settings, by this resume
+        self.old_text_until = -1  # the last step on another text than this
         self._code = {CODE["cells"]: parts.cell_code, CODE["optimizers"]: parts.optimizer_code}
         self._listeners = parts.listeners
         # below it the square of no gradient can overflow, so that no slot has to be looked at
@@ -451,6 +453,11 @@ class Trainer:
         self.progress.cursor = 0
         self.state, self.history = self.model.start(self.config.data.batch, self.params), []
 
+    def _begin_text(self) -> None:
+        """Begin another text, on which no loss of the old one is a loss to beat."""
+        self.begin_pass()
+        self.progress.best_loss, self.progress.since_best, self.progress.since_drop = None, 0, 0
+
     def carried(self) -> Carried:
         """The state of the first stream, and what it reads next."""
         now = self.progress
@@ -557,6 +564,8 @@ class Trainer:
             self.progress = Progress(**{field.name: meta[field.name] for field in dataclasses.fields(Progress)})
             self.optim_state["step"] = int(meta["optim_step"])
             self.rng.bit_generator.state = meta["rng"]
+            if self.progress.step <= self.old_text_until:
+                self._begin_text()
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{file}: expected a checkpoint of this run, got one without {error}; it is of another "
@@ -913,6 +922,15 @@ def resume_training(
     parts = _prepare(config, vocabulary.size, opened.entry, third_party)
     params = parts.model.init(np.random.default_rng([config.train.seed, 0]), config.train.dtype, parts.device.xp)
     trainer = Trainer(run, config, dataset, parts, params)
+    data = dict(stored)
+    other = dataset.sha256 != stored.get("sha256")
+    if other:
+        step = -1 if file is None else checkpoint_step(file)
+        data = {**dataset.facts(), "earlier": [*data.pop("earlier", ()), {**data, "until": step}]}
+    elif text:
+        data |= dataset.facts()
+    if data.get("earlier"):
+        trainer.old_text_until = int(data["earlier"][-1].get("until", -1))
     if file is not None:
         trainer.take_up(arrays, meta, file)
         if 0 < config.train.patience <= trainer.progress.since_best:  # it was patience that stopped the run
@@ -922,13 +940,9 @@ def resume_training(
             f"run {run.path}: expected a total length of at least {trainer.progress.step} steps, which are done "
             f"already, got {trainer.total}; --steps and --epochs mean the whole run"
         )
-    data = dict(stored)
-    if dataset.sha256 != stored.get("sha256"):
-        trainer.begin_pass()
-        data = {**dataset.facts(), "earlier": [*data.pop("earlier", ()), data]}
-    elif text:
-        data |= dataset.facts()
     truncate_metrics(run, trainer.progress.step)
+    if other:
+        forget_validations(run)
     if "optim.lr" in settings:
         now = trainer.progress
         rate = before.optim.lr * now.lr_scale * optim.parse_decay(before.optim.lr_decay).factor ** now.drops

@@ -77,7 +77,7 @@ def examine(path: Path) -> dict[str, Any]:
         "parameters": count,
         "changes": described.get("changes", []),
         "shapes": shapes,
-        "progress": _progress(run),
+        "progress": _progress(run, described),
         "checkpoints": _checkpoints(run),
     }
 
@@ -86,10 +86,13 @@ def _symbols(described: dict[str, Any]) -> int:
     return tr.Vocabulary.from_json(described["vocabulary"]).size if "vocabulary" in described else 0
 
 
-def _progress(run: Run) -> dict[str, Any]:
+def _progress(run: Run, described: Mapping[str, Any]) -> dict[str, Any]:
     records = tr.read_metrics(run)
+    earlier = (described.get("data") or {}).get("earlier") or [{}]
+    until = earlier[-1].get("until", -1)  # losses on another text are no losses on this one
     steps = [record for record in records if record.get("kind") == "step"]
     checks = [record for record in records if record.get("kind") == "val" and record.get("loss") is not None]
+    checks = [record for record in checks if record["step"] > until]
     last = steps[-1] if steps else {}
     best = min(checks, key=lambda record: float(record["loss"]), default={})
     return {

@@ -22,7 +22,9 @@ from tinygrad_rnn_cli.options import Command, common, option_names, refuse_idle,
     help="where its text is now, a file or folder; repeat for several",
 )
 @click.option(
-    "--allow-other-text", is_flag=True, help="go on with a text of another content, from the start of a pass over it"
+    "--allow-other-text",
+    is_flag=True,
+    help="go on with a text of another content, from the start of a pass over it; the best loss on the old is forgotten",
 )
 @settings("train.steps", "train.epochs", *tr.RESUMABLE, "train.callbacks")
 @common("config", "device", "plugin")

@@ -131,9 +131,35 @@ def test_resume_with_another_text_has_to_be_allowed(invoke: Any, tmp_path: Path)
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     old = json.loads(before)["data"]
     assert re.search(r"^data\.text: /\S+ -> /\S+other\.txt, from step 25 on$", done.stderr, re.M), done.stderr
-    assert facts["data"]["earlier"] == [old] and facts["data"]["sha256"] != old["sha256"]
+    assert facts["data"]["earlier"] == [{**old, "until": 25}] and facts["data"]["sha256"] != old["sha256"]
     assert invoke("resume run --steps 42").exit_code == 0
     assert invoke("eval run").exit_code == 0
+
+
+def test_losses_on_another_text_are_none_to_beat(invoke: Any, tmp_path: Path) -> None:
+    """An easy text first: its loss stayed the best for ever, its checkpoint was sampled, and patience ended the run."""
+    (tmp_path / "easy.txt").write_text("abcdefgh" * 100)
+    (tmp_path / "hard.txt").write_text("".join(chr(97 + 7 * n * n % 61 % 8) for n in range(1200)))
+    sizes = "--hidden 8 --layers 1 --batch 4 --seq-len 10 --lr 0.05 --save-every 7".split()
+    made = invoke(["train", "easy.txt", *sizes, *"--steps 40 --eval-every 10 --patience 2 --out run".split()])
+    assert made.exit_code == 0, made.output
+    easy = json.loads(invoke("inspect run --json").stdout)["progress"]["best_val_loss"]
+    shutil.copytree("run", "killed")
+    more = "--text hard.txt --allow-other-text --steps 90"
+    assert invoke(f"resume run {more}").exit_code == 0
+    facts = json.loads(invoke("inspect run --json").stdout)
+    progress = facts["progress"]
+    assert progress["best_val_loss"] > easy and progress["best_step"] > 40 and progress["steps"] > 60
+    (best,) = [row["file"] for row in facts["checkpoints"] if row["best"]]
+    assert best == f"step-{progress['best_step']:08}-val-{progress['best_val_loss']:.4f}.safetensors"
+    assert json.loads(invoke("eval run --json").stdout)["nats"] == pytest.approx(progress["best_val_loss"], rel=1e-6)
+    # a process killed before its first checkpoint on the new text begins that text again
+    described = json.loads(Path("run/run.json").read_text())
+    Path("killed/run.json").write_text(json.dumps(described))
+    for path in Path("killed/checkpoints").iterdir():
+        path.unlink() if path.name == "best.json" else path.rename(re.sub("-val-[0-9.]+(?=[.]s)", "", str(path)))
+    assert invoke("resume killed").exit_code == 0
+    assert json.loads(invoke("inspect killed --json").stdout)["progress"]["loss"] == progress["loss"]
 
 
 def test_between_beside_one_file_is_said_to_do_nothing(invoke: Any, tmp_path: Path) -> None:
