@@ -513,6 +513,8 @@ def test_the_rate_of_a_warm_up_a_cosine_and_a_plateau() -> None:
         "plateau",
         "plateau:0.5",
         "plateau:0.5@0",
+        "plateau:1@2",
+        "plateau:2@2",
         "plateau:0@2",
         "exp",
         "exp:0.97",

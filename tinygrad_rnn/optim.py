@@ -575,8 +575,8 @@ class Decay:
 def parse_decay(text: str) -> Decay:
     """The learning-rate decay ``none``, ``cosine``, ``exp:F@E``, ``step:F@E``, ``step:F@A+E`` or ``plateau:F@P``.
 
-    See `learning_rate`. Raises InputError for any other text, a factor that is not above 0, or an A, E or P that is
-    not a whole number from 1.
+    See `learning_rate`. Raises InputError for any other text, a factor that is not above 0 (or for plateau not below
+    1), or an A, E or P that is not a whole number from 1.
     """
     kind, _, rest = text.strip().partition(":")
     if text.strip() in ("none", "cosine"):
@@ -588,11 +588,12 @@ def parse_decay(text: str) -> Decay:
     except ValueError:
         factor, first, every = math.nan, 0, 0
     known = kind == "step" or (kind in ("exp", "plateau") and not plus)
-    if not known or not (0 < factor < math.inf) or min(first, every) < 1:
+    most = 1.0 if kind == "plateau" else math.inf  # a plateau is met with a lower rate
+    if not known or not (0 < factor < most) or min(first, every) < 1:
         raise InputError(
             f"learning-rate decay: expected none, cosine, exp:FACTOR@EPOCH, step:FACTOR@EPOCHS, "
-            f"step:FACTOR@FIRST+EPOCHS or plateau:FACTOR@VALIDATIONS with FACTOR above 0 and a whole number from 1 "
-            f"behind @, got {text!r}"
+            f"step:FACTOR@FIRST+EPOCHS or plateau:FACTOR@VALIDATIONS with FACTOR above 0 (of plateau, below 1) and "
+            f"a whole number from 1 behind @, got {text!r}"
         )
     return Decay("exp" if kind == "exp" else "step" if kind == "step" else "plateau", factor, every, first)
 
