@@ -34,6 +34,7 @@ else:
     _ParamType = click.ParamType  # not generic yet in click 8.2
 
 PREFIX = "TINYGRAD_RNN_"
+OTHER_VARIABLES = {"CONFIG", "PLUGIN", "NO_PLUGINS", "COLOR", "CACHE", "THREADS"}  # that are no settings
 GIVEN = "tinygrad_rnn_cli.given"  # where a click context keeps what was written
 TITLES = {
     "model": "Model",
@@ -610,6 +611,7 @@ def resolve(
     """
     here, files = given(), _plugin_files()
     known = _known_keys()
+    _warn_of_misspelt_variables()
     translated = aliases.translate(here.old_names)
     for line in translated.notes:
         note(f"note: {line}")
@@ -795,6 +797,18 @@ def _known_keys() -> set[str]:
     if any(isinstance(param, click.Argument) and param.name == "text" for param in params):
         keys.add("data.text")
     return keys
+
+
+def _warn_of_misspelt_variables() -> None:
+    """Say which variables of the environment are nearly a setting; one that is far from all may be somebody else's."""
+    names = {flag[2:].upper().replace("-", "_") for flag in option_names().values()} | OTHER_VARIABLES
+    names |= {group.variable.removeprefix(PREFIX) for group in tr.PLUGIN_GROUPS}
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(PREFIX)
+        if variable.startswith(PREFIX) and name not in names:
+            near = tr.nearest(f"_{name}", {f"_{known}" for known in names}, whole=False)  # as --help abridges them
+            if near:
+                warn(f"the environment's {variable} sets nothing{near}")
 
 
 def _hidden_keys() -> set[str]:

@@ -32,6 +32,13 @@ def test_precedence_layer_by_layer(invoke: Any, tmp_path: Path) -> None:
     assert found["data.tokens"] == ('"chars"', "default")
 
 
+def test_a_variable_that_is_nearly_a_setting_is_told(invoke: Any) -> None:
+    done = invoke("train --show-config", TINYGRAD_RNN_HIDEN="3", TINYGRAD_RNN_CELLS="lstm", TINYGRAD_RNN_XYZZY="1")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("warning: the environment's TINYGRAD_RNN_HIDEN sets nothing; did you mean _HIDDEN")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_run_stands_below_every_layer_and_above_the_default(invoke: Any, trained: Path) -> None:
     found = shown(invoke(["sample", trained, "--show-config", "--seed", "3"]).stdout)
     assert found["train.seed"] == ("3", "flag --seed")
