@@ -24,7 +24,7 @@ from tinygrad_rnn_cli.options import Command, common, option_names, refuse_idle,
 @click.option(
     "--allow-other-text",
     is_flag=True,
-    help="go on with a text of another content, from the start of a pass over it; the best loss on the old is forgotten",
+    help="go on with a text of another content, from the start of a pass over it; the best loss so far is forgotten",
 )
 @settings("train.steps", "train.epochs", *tr.RESUMABLE, "train.callbacks")
 @common("config", "device", "plugin")
