@@ -218,7 +218,7 @@ for model, params in models:
         optim.clip_norm(grads, 1.0)
         optim.update(rule, values, grads, state, 1e-3)
         optim.global_norm(values)
-    watch_gradients(forward, loss, y, cell="lstm")
+    watch_gradients(model, forward, loss, y)
     with engine.no_grad():
         model.forward(params, x)
 now = spent()
