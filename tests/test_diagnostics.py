@@ -476,7 +476,7 @@ def test_advice_is_what_the_model_does_not_have_yet() -> None:
     assert "a larger forget_bias" in told("lstm", forget_bias=0)
     for cell, way in (
         ("mgu", "a smaller gate_bias"),
-        ("gru", "chrono=T"),
+        ("gru", "chrono=T for T steps"),
         ("esn", "a smaller leak, or a larger radius"),
     ):
         assert f"{way}" in told(cell) and "lstm" not in told(cell)

@@ -109,6 +109,14 @@ def test_the_models_of_the_demo_take_as_many_steps(invoke: Any, monkeypatch: pyt
     assert [line.split(" ")[0] for line in done.stdout.splitlines() if "steps later" in line] == ["7", "7"]
 
 
+def test_threads_that_cost_are_not_ok() -> None:
+    marks: list[tuple[bool | None, str]] = []
+    slow, large = {**SLOW, "reason": "slow"}, {**LARGE, "reason": "large"}
+    found = findings(threads=2, cores=2, other=None, products=[slow, large], name="openblas", version="1")["blas"]
+    doctor._print_blas(lambda good, name, text: marks.append((good, text)), found)
+    assert marks[-2:] == [(None, "slow"), (True, "large")]
+
+
 def findings(**blas: Any) -> dict[str, Any]:
     """Facts of a machine of 8 cores whose OpenBLAS took the Haswell kernels, one thread, with `blas` changed."""
     plain = {
