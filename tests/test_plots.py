@@ -86,7 +86,7 @@ def test_no_two_of_many_models_look_alike() -> None:
 def test_a_share_is_told_as_it_is_meant() -> None:
     """No exponent where none is needed, the memory that a verdict goes by, and an underflow as one."""
     (grown,) = labels(gradnorm_figure([report("rnn", 1.28)], training=False))
-    assert grown == "rnn: h\nexploding, 109 left 19 steps back"
+    assert grown == "rnn: h\nexploding, 109 times, 19 steps back"
     faint = tuple(0.1 * 1e-3 ** (T - 1 - t) if t > 4 else 0.0 for t in range(T))
     series = GradNormSeries("last", 0, "h", faint, *describe(faint, tiny=1.2e-38), at=T - 1, by="c")
     one = GradNormReport("lstm", 1, 8, T, (series,))

@@ -363,7 +363,7 @@ def _reason(
     if horizon is not None:
         told += f"; more than {numbers['horizon_eps']:g} of it is left for {_steps(horizon)}"
     peak = int(np.argmax(shares))
-    if shares[peak] > EXPLODING and verdict != "exploding":
+    if shares[peak] > max(EXPLODING, 1.01 * left) and verdict != "exploding":
         told += f"; on its way it grows to {shares[peak]:.3g} times, {_steps(peak)} back"
     if numbers["underflow_steps"]:
         first = _steps(int(numbers["underflow_steps"] or 0))

@@ -185,7 +185,10 @@ def _curve(
     }
     drawn = int(np.count_nonzero(np.isfinite(line)))
     verdict = series.verdict + (f" as {series.by}" if series.by != series.state else "")
-    left = "" if series.share is None or len(norm) < 2 else f", {share_text(series)} left {series.lag} steps back"
+    left = ""
+    if series.share is not None and len(norm) > 1:
+        what = "times," if series.share > 1 else "left"
+        left = f", {share_text(series)} {what} {series.lag} steps back"
     zero = "underflows to 0" if series.numbers.get("underflow_steps") else "exactly 0"
     # the thin curves have the colours of the thick ones, and one entry for all of them
     there = any(line.get_label() == _THIN for line in axes.get_lines())
