@@ -7,7 +7,6 @@ import inspect
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,18 +88,19 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})), fi
 
 
 @pytest.mark.slow
-def test_help_takes_150_ms() -> None:
-    """CPU time, the best of seven: the machines of the tests are shared."""
+def test_help_takes_little_beside_click_itself() -> None:
+    """CPU time, in turns, because machines are shared: on a quiet one 130 ms, of which click takes 50."""
     import resource
 
-    times = []
-    for _ in range(7):
+    def spent(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "tinygrad_rnn_cli", "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        time.sleep(0.01)
-    assert min(times) < 0.15
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    times = [(spent("-c", "import click"), spent("-m", "tinygrad_rnn_cli", "--help")) for _ in range(7)]
+    click, page = (min(each) for each in zip(*times, strict=True))
+    assert page < 3.5 * click
 
 
 def test_top_page_names_every_command(invoke: Any) -> None:
