@@ -400,6 +400,16 @@ def test_an_output_beside_a_memory_is_judged_by_the_memory(cell: str) -> None:
     assert f"healthy, as is {best.state}: the output beside the memory" in output.reason
 
 
+def test_the_output_of_a_wrapped_cell_is_one_too() -> None:
+    """Under residual the h of an LSTM is beside its memory as ever, and the h of a GRU is the memory."""
+    for cell, judged in (("lstm", {"out": "c", "h": "c", "c": "c"}), ("gru", {"out": "h", "h": "h"})):
+        model = build_model(ModelConfig(cell=cell, hidden=8, layers=2, wrap=("residual",)), V, load_cell(cell))
+        params = model.init(np.random.default_rng(0), np.float64)
+        symbols = np.random.default_rng(1).integers(0, V, (31, 3))
+        report = gradnorm(model, params, symbols[:-1], symbols[1:], losses=("last",))
+        assert {series.state: series.by for series in report.select(layer=1)} == judged
+
+
 def test_an_output_beside_a_memory_that_vanishes_vanishes_with_it() -> None:
     model, params, x, y = model_and_data("lstm", 60)
     params["layers.0.b_f"] = Tensor(np.full(8, -3.0), requires_grad=True)

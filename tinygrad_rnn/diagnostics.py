@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from tinygrad_rnn import backend, plugins
-from tinygrad_rnn.cell import output_of, specification
+from tinygrad_rnn.cell import Cell, output_of, specification
 from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.compile.program import StateSequence
 from tinygrad_rnn.engine import no_grad
@@ -32,6 +32,7 @@ from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.restore import LoadedModel
 from tinygrad_rnn.sequence import LayerState
 from tinygrad_rnn.tensor import Tensor, grad
+from tinygrad_rnn.wrap import Wrapper
 
 Verdict = Literal["vanishing", "weak", "healthy", "exploding"]
 Array = np.ndarray[Any, Any]
@@ -653,8 +654,8 @@ def _report(
     model: Model, T: int, series: Sequence[GradNormSeries], params: Mapping[str, float] | None = None
 ) -> GradNormReport:
     """The report: outputs are judged by the memory beside them, and the model has its advice."""
-    output = output_of(model.cells[0])
-    judged = tuple(_judged(one, series, output) for one in series)
+    outputs = _outputs(model.cells[0])
+    judged = tuple(_judged(one, series, outputs) for one in series)
     return GradNormReport(
         model.cells[0].name,
         len(model.cells),
@@ -666,24 +667,35 @@ def _report(
     )
 
 
-def _judged(one: GradNormSeries, series: Sequence[GradNormSeries], output: str) -> GradNormSeries:
+def _outputs(cell: Cell) -> list[str]:
+    """The output of the cell and, inwards, of every cell that it wraps: the out of residual, then the h of an LSTM."""
+    outputs = [output_of(cell)]
+    while isinstance(cell, Wrapper):
+        cell = cell.inner
+        outputs.append(output_of(cell))
+    return list(dict.fromkeys(outputs))
+
+
+def _judged(one: GradNormSeries, series: Sequence[GradNormSeries], outputs: Sequence[str]) -> GradNormSeries:
     """`one`, judged by the memory beside it where that keeps more: what an output loses is no loss to the layer.
 
     Likewise a state that no step reads, whatever it is for.
     """
+    is_output = one.state in outputs
+    outer = outputs[: outputs.index(one.state)] if is_output else ()
     beside = [
         other
         for other in series
-        if (other.loss, other.layer) == (one.loss, one.layer) and other.state not in (one.state, "x")
+        if (other.loss, other.layer) == (one.loss, one.layer) and other.state not in (one.state, "x", *outer)
     ]
     unread = _unread(np.asarray(one.norm[: one.at + 1])[::-1])
-    if one.verdict == "exploding" or not beside or not (one.state == output or unread):
+    if one.verdict == "exploding" or not beside or not (is_output or unread):
         return one
     best = max(beside, key=lambda other: -1.0 if other.share is None else other.share)
     if best.verdict == "exploding" or best.share is None or best.share <= (one.share or 0.0):
         return one
     own = "no step reads it" if unread else f"{one.share:.3g} of its gradient is left {_steps(one.lag)} back"
-    what = "the output beside the memory" if one.state == output else "beside"
+    what = "the output beside the memory" if is_output else "beside"
     return dataclasses.replace(
         one, verdict=best.verdict, by=best.state, reason=f"{best.verdict}, as is {best.state}: {what}; {own}"
     )
