@@ -75,6 +75,17 @@ def test_many_curves_stay_apart_and_their_legend_inside() -> None:
     assert figure.legends[0].get_window_extent().y0 > figure.texts[-1].get_window_extent().y1  # above the trap
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "labels"), [(0.2, 0.6, "0.2 0.3 0.4 0.5 0.6"), (0.2, 4.0, "0.2 0.5 1 2"), (1e-9, 1.0, "")]
+)
+def test_norms_are_labelled_as_people_write_them(low: float, high: float, labels: str) -> None:
+    rows = [{"kind": "step", "step": k, "grad_norm": norm, "clipped_norm": norm} for k, norm in ((1, low), (2, high))]
+    figure = norm_figure({"run": rows})
+    figure.canvas.draw()
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels(which="both")]
+    assert set(labels.split()) <= set(shown) and (not labels) == any("^" in text for text in shown)
+
+
 def test_no_two_of_many_models_look_alike() -> None:
     """More models than colours, with states of four names, which make all line styles."""
     states = ("h", "c", "hc", "r", "s", "h", "h", "h", "s", "h")

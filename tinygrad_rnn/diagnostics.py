@@ -735,6 +735,8 @@ def beside_rnn(report: GradNormReport, rnn: GradNormReport) -> GradNormReport:
         found = rnn.select(loss=one.loss, layer=one.layer, state="x" if one.state == "x" else "h")
         if not found:
             return None
+        if found[0].lag == one.lag and found[0].numbers.get("share_below") is not None:
+            return 0.0  # an underflow: its norm there is rounding
         return describe(found[0].norm[: found[0].at + 1], lag=one.lag).share
 
     return dataclasses.replace(

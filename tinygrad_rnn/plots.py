@@ -255,6 +255,8 @@ def norm_figure(runs: Mapping[str, Records], title: str = "") -> Figure:
     triangle at the upper edge.
     Raises InputError when there is no norm at all.
     """
+    from matplotlib.ticker import FuncFormatter
+
     figure, axes = _by_step("norm of the gradient of all parameters", title or "Gradient norm")
     axes.set_yscale("log")
     for k, (name, records) in enumerate(runs.items()):
@@ -280,6 +282,11 @@ def norm_figure(runs: Mapping[str, Records], title: str = "") -> Figure:
             axes.plot(steps[wild], place, "^", label=f"{own}not finite at {int(wild.sum())} steps", **look)
     if not axes.get_lines():
         raise InputError("plot: expected metrics with a gradient norm, got none; train at least one step")
+    low, high = axes.get_ylim()
+    if 1e-4 < low and high < 1e5:  # 0.6 instead of 6 x 10 to the power of -1
+        shown = "123456789" if high < 10 * low else "25" if high < 1000 * low else ""  # leading digits between decades
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in shown else ""))
     axes.legend(loc="best", fontsize=8.5, frameon=False)
     return figure
 
