@@ -359,10 +359,20 @@ def test_an_underflow_is_told_from_a_path_that_is_cut() -> None:
         for dtype in (np.float32, np.float64)
     )
     assert narrow.norm[0] == 0 < wide.norm[0]
-    assert narrow.numbers["underflow_steps"] == sum(norm == 0 for norm in narrow.norm)
+    tiny = float(np.finfo(np.float32).tiny)
+    assert narrow.numbers["underflow_steps"] == sum(norm < tiny for norm in narrow.norm)
     assert re.match(r"vanishing: less than \de-3\d of the gradient", narrow.reason)
     assert "underflow): use --dtype float64" in narrow.reason and "nothing reaches" not in narrow.reason
     assert wide.numbers["underflow_steps"] == 0 and "underflow" not in wide.reason
+    # a norm that float32 still has, with few digits or none: 0.4**99 is 4e-40
+    linear["recurrent_init"] = "orthogonal:0.4"
+    stuck = only(gradnorm(*model_and_data("rnn", 100, dtype=np.float32, **linear), losses=("last",)))
+    assert 0 < stuck.norm[0] < tiny and stuck.numbers["share_below"] == pytest.approx(tiny / stuck.norm[-1])
+    assert re.match(r"vanishing: less than \de-3\d of the gradient is left 99 steps back; it halves", stuck.reason)
+    report = gradnorm(*model_and_data("rnn", 100, dtype=np.float32, **linear), losses=("last",))
+    assert beside_rnn(report, report).series[0].rnn_share == 0.0
+    near = describe(stuck.norm, lag=20, tiny=tiny)
+    assert near.numbers["share_below"] is None and "underflow" in near.reason
     deep = describe([0.1 ** (499 - t) for t in range(500)])
     assert "float64" in deep.reason and "fewer --steps" in deep.reason
 
@@ -370,7 +380,9 @@ def test_an_underflow_is_told_from_a_path_that_is_cut() -> None:
 def test_a_state_that_no_step_reads_is_told_as_one() -> None:
     found = describe([0.0, 0.0, 0.0, 0.2])
     assert (found.horizon, found.verdict) == (0, "vanishing")
-    assert "no step reads this state" in found.reason and "keeps its size" not in found.reason
+    assert (
+        "no step reads this state, or only a weight of 0 does" in found.reason and "keeps its size" not in found.reason
+    )
     assert "no gradient at all" in describe([0.0, 0.0]).reason
 
 
@@ -388,6 +400,16 @@ def test_an_output_beside_a_memory_is_judged_by_the_memory(cell: str) -> None:
     assert (output.by, output.verdict) == (best.state, best.verdict) == (best.state, "healthy")
     assert output.share < best.share
     assert f"healthy, as is {best.state}: the output beside the memory" in output.reason
+
+
+def test_the_output_of_a_wrapped_cell_is_one_too() -> None:
+    """Under residual the h of an LSTM is beside its memory as ever, and the h of a GRU is the memory."""
+    for cell, judged in (("lstm", {"out": "c", "h": "c", "c": "c"}), ("gru", {"out": "h", "h": "h"})):
+        model = build_model(ModelConfig(cell=cell, hidden=8, layers=2, wrap=("residual",)), V, load_cell(cell))
+        params = model.init(np.random.default_rng(0), np.float64)
+        symbols = np.random.default_rng(1).integers(0, V, (31, 3))
+        report = gradnorm(model, params, symbols[:-1], symbols[1:], losses=("last",))
+        assert {series.state: series.by for series in report.select(layer=1)} == judged
 
 
 def test_an_output_beside_a_memory_that_vanishes_vanishes_with_it() -> None:
@@ -423,6 +445,26 @@ def test_several_batches_give_the_range_of_the_share() -> None:
     assert "share_low" not in only(gradnorm(model, params, x, y, losses=("last",)), state="c").numbers
     told = describe([0.09, 1.0], band=(0.05, 0.2)).reason
     assert "(0.05 to 0.2, so it may be healthy: use more batches)" in told
+    assert "(" not in describe([0.5, 1.0], band=(0.4999, 0.5001)).reason  # no range to speak of
+    assert "all of the gradient is left" in describe([1.0, 1.0]).reason
+
+
+def test_a_sum_over_routes_through_the_layers_above_is_no_explosion() -> None:
+    """Each route keeps its gradient: the sum over one route a step grows like their number. What grows by itself does
+    explode, and a range beyond 10 promises nothing else than the verdict."""
+    for above, routes in ((0, 1), (1, 50), (2, 51 * 50 / 2)):
+        norm = [routes if t == 0 else 1.0 for t in range(50)]
+        assert describe(norm, above=above).verdict == "healthy"
+        assert describe([10.1 * routes, *norm[1:]], above=above).verdict == "exploding"
+    found = describe([20.0] * 49 + [1.0], above=1, band=(9.0, 40.0))
+    assert "may be" not in found.reason and "on its way" not in found.reason
+    assert "50 routes lead here through the layers above" in found.reason
+    for g, verdict in ((1.0, "healthy"), (1.2, "exploding")):
+        linear = {"activation": "identity", "recurrent_init": f"orthogonal:{g}"}
+        model, params, x, y = model_and_data("rnn", 50, layers=3, **linear)
+        report = gradnorm(model, params, x, y, losses=("last",))
+        assert {series.verdict for series in report.series} == {verdict}
+        assert ("exploding" in report.advice) == (verdict == "exploding")
 
 
 def test_a_report_beside_a_plain_rnn() -> None:
@@ -445,6 +487,13 @@ def test_advice_is_what_the_model_does_not_have_yet() -> None:
     assert "an orthogonal recurrent matrix" in told("rnn")
     assert "orthogonal" not in told("rnn", recurrent_init="orthogonal:0.6")
     assert "a larger forget_bias" in told("lstm", forget_bias=0)
+    for cell, way in (
+        ("mgu", "a smaller gate_bias"),
+        ("gru", "chrono=T for T steps"),
+        ("esn", "a smaller leak, or a larger radius"),
+    ):
+        assert f"{way}" in told(cell) and "lstm" not in told(cell)
+    assert "a larger r_min" in told("lru", T=200)
     assert told("rnn", activation="identity", recurrent_init="orthogonal") == ""
     assert "--clip-norm" in told("rnn", activation="identity", recurrent_init="orthogonal:1.5")
 

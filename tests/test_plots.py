@@ -75,6 +75,36 @@ def test_many_curves_stay_apart_and_their_legend_inside() -> None:
     assert figure.legends[0].get_window_extent().y0 > figure.texts[-1].get_window_extent().y1  # above the trap
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "labels"), [(0.2, 0.6, "0.2 0.3 0.4 0.5 0.6"), (0.2, 4.0, "0.2 0.5 1 2"), (1e-9, 1.0, "")]
+)
+def test_norms_are_labelled_as_people_write_them(low: float, high: float, labels: str) -> None:
+    rows = [{"kind": "step", "step": k, "grad_norm": norm, "clipped_norm": norm} for k, norm in ((1, low), (2, high))]
+    figure = norm_figure({"run": rows})
+    figure.canvas.draw()
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels(which="both")]
+    assert set(labels.split()) <= set(shown) and (not labels) == any("^" in text for text in shown)
+
+
+def test_no_two_of_many_models_look_alike() -> None:
+    """More models than colours, with states of four names, which make all line styles."""
+    states = ("h", "c", "hc", "r", "s", "h", "h", "h", "s", "h")
+    figure = gradnorm_figure([report(f"m{i}", 0.9, states=own) for i, own in enumerate(states)])
+    thick = [line for line in figure.axes[0].lines if str(line.get_label()).startswith("m")]
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in thick}) == len(thick) == 11
+
+
+def test_a_share_is_told_as_it_is_meant() -> None:
+    """No exponent where none is needed, the memory that a verdict goes by, and an underflow as one."""
+    (grown,) = labels(gradnorm_figure([report("rnn", 1.28)], training=False))
+    assert grown == "rnn: h\nexploding, 109 times, 19 steps back"
+    faint = tuple(0.1 * 1e-3 ** (T - 1 - t) if t > 4 else 0.0 for t in range(T))
+    series = GradNormSeries("last", 0, "h", faint, *describe(faint, tiny=1.2e-38), at=T - 1, by="c")
+    one = GradNormReport("lstm", 1, 8, T, (series,))
+    assert labels(gradnorm_figure([one], training=False)) == [
+        "lstm: h\nvanishing as c, <1e-37 left 19 steps back", "lstm: h, underflows to 0 at 5 of 20 steps"]  # fmt: skip
+
+
 def test_a_long_title_is_whole_and_steps_are_whole_numbers() -> None:
     name = "a/very/long/path" * 8 + "/run"
     figure = gradnorm_figure([report("lstm", 0.9)], title=name)

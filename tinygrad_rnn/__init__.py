@@ -82,9 +82,11 @@ if TYPE_CHECKING:
     from tinygrad_rnn.diagnostics import grade as grade
     from tinygrad_rnn.diagnostics import gradnorm as gradnorm
     from tinygrad_rnn.diagnostics import gradnorm_over as gradnorm_over
+    from tinygrad_rnn.diagnostics import number_text as number_text
     from tinygrad_rnn.diagnostics import register_diagnostic as register_diagnostic
     from tinygrad_rnn.diagnostics import rnn_like as rnn_like
     from tinygrad_rnn.diagnostics import run_diagnostic as run_diagnostic
+    from tinygrad_rnn.diagnostics import share_text as share_text
     from tinygrad_rnn.engine import anomaly as anomaly
     from tinygrad_rnn.engine import listen as listen
     from tinygrad_rnn.engine import no_grad as no_grad
@@ -247,8 +249,8 @@ _PUBLIC = {
         "register_dataset text_statistics"
     ),
     "diagnostics": (
-        "GradNormReport GradNormSeries HORIZON_EPS beside_rnn grade gradnorm gradnorm_over register_diagnostic "
-        "rnn_like run_diagnostic"
+        "GradNormReport GradNormSeries HORIZON_EPS beside_rnn grade gradnorm gradnorm_over number_text "
+        "register_diagnostic rnn_like run_diagnostic share_text"
     ),
     "engine": "anomaly listen no_grad primitive tap",
     "errors": (

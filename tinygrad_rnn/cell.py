@@ -129,7 +129,10 @@ class Cell(ABC):
 
     @dataclass(frozen=True)
     class Options:
-        """Fields with defaults and ``field(metadata={"help": ...})``: they become ``--cell-opt key=value``."""
+        """Fields with defaults and ``field(metadata={"help": ...})``: they become ``--cell-opt key=value``.
+
+        With "keeps", as in "a larger alpha", the diagnosis advises so where the gradient vanishes.
+        """
 
     @final
     def __init__(self, I: int, H: int, options: Mapping[str, Any] | None = None) -> None:

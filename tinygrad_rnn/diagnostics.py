@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from tinygrad_rnn import backend, plugins
-from tinygrad_rnn.cell import output_of, specification
+from tinygrad_rnn.cell import Cell, output_of, specification
 from tinygrad_rnn.compile.ends import cross_entropy
 from tinygrad_rnn.compile.program import StateSequence
 from tinygrad_rnn.engine import no_grad
@@ -32,6 +32,7 @@ from tinygrad_rnn.registry import load_cell
 from tinygrad_rnn.restore import LoadedModel
 from tinygrad_rnn.sequence import LayerState
 from tinygrad_rnn.tensor import Tensor, grad
+from tinygrad_rnn.wrap import Wrapper
 
 Verdict = Literal["vanishing", "weak", "healthy", "exploding"]
 Array = np.ndarray[Any, Any]
@@ -184,6 +185,19 @@ class Judgement(NamedTuple):
     numbers: Mapping[str, float | int | None]
 
 
+def number_text(value: float) -> str:
+    """A share or ratio in two digits, as in 0.0023, 3.2e-14, 6.7 or 107: no exponent between 1e-4 and 1e5."""
+    return f"{value:.0f}" if 99.5 <= value < 1e5 else f"{value:.2g}"
+
+
+def share_text(series: GradNormSeries) -> str:
+    """The share of a series in two digits; "<1e-37" where the norm is too small for its type, "-" where it has none."""
+    below = series.numbers.get("share_below")
+    if series.share is not None and below is not None:
+        return f"<{below:.0e}"
+    return "-" if series.share is None else number_text(series.share)
+
+
 def grade(share: float) -> Verdict:
     """The grade of the share of the gradient that is left: below 1e-3 vanishing, below 0.1 weak, above 10 exploding,
     otherwise healthy. NaN is exploding."""
@@ -194,12 +208,18 @@ def grade(share: float) -> Verdict:
     return "healthy" if share <= EXPLODING else "exploding"
 
 
+def _grade(share: float, routes: int) -> Verdict:
+    """The grade of a share that may be a sum over so many `routes`: more than their number explodes."""
+    return "healthy" if EXPLODING < share <= routes else grade(share)
+
+
 def describe(
     norm: Sequence[float],
     horizon_eps: float = HORIZON_EPS,
     *,
     lag: int | None = None,
     every_step: bool = False,
+    above: int = 0,
     tiny: float = float(np.finfo(np.float64).tiny),
     band: tuple[float, float] | None = None,
 ) -> Judgement:
@@ -216,7 +236,9 @@ def describe(
     falls below.
 
     With `every_step` (the training loss: one loss per step) a sum of T-t gradients reaches step t, so the norm may grow
-    while each of them fades: only a share above their number is exploding, and "healthy" says little.
+    while each of them fades: only a share above their number is exploding, and "healthy" says little. Likewise with
+    `above` layers between this one and the loss, each of which may be crossed at any step: binomial(lag + above, above)
+    routes lead here.
     `band` is the range (low, high) within which the share lies, where it was measured over several batches.
 
     Raises InputError for no norm at all, a negative one, a negative `lag`, or a `horizon_eps` outside (0, 1).
@@ -237,10 +259,10 @@ def describe(
         horizon = 0
     share = float(shares[max(lag, start)]) if back.any() else 0.0
     wild = int(np.count_nonzero(~np.isfinite(back)))
-    verdict: Verdict = "exploding" if wild else grade(share)
-    if every_step and share <= lag + 1 and verdict == "exploding" and not wild:
-        verdict = "healthy"
-    zeros = np.flatnonzero(back[start:] == 0) + start
+    routes = math.comb(lag + above + every_step, above + every_step)
+    verdict: Verdict = "exploding" if wild else _grade(share, routes)
+    share_norm = float(back[max(lag, start)])
+    faint = _faint(back, start, tiny)
     numbers: dict[str, float | int | None] = {
         "horizon_eps": horizon_eps,
         "first": float(back[-1]),
@@ -248,12 +270,15 @@ def describe(
         "fitted_steps": int(np.count_nonzero(usable)),
         "fit_spread": spread,
         "zero_steps": int(np.count_nonzero(back == 0)),
-        "underflow_steps": len(zeros) if zeros.size and _underflows(back[start : int(zeros[0])], tiny) else 0,
+        "underflow_steps": len(faint),
+        "share_below": float(tiny / back[start]) if faint.size and share_norm < tiny else None,
         "nonfinite_steps": wild,
     }
     if band is not None:
         numbers |= {"share_low": band[0], "share_high": band[1]}
-    reason = f"{verdict}: {_reason(back, shares, lag, slope, horizon, verdict, numbers, tiny)}"
+    reason = f"{verdict}: {_reason(back, shares, lag, slope, horizon, verdict, routes, numbers, tiny)}"
+    if above and verdict == "healthy" and share > EXPLODING:
+        reason += f"; no explosion, but a sum: {routes} routes lead here through the layers above"
     if every_step and verdict == "healthy":
         reason += f". But {_EVERY_STEP}"
     return Judgement(slope, horizon, share if math.isfinite(share) else None, lag, verdict, reason, numbers)
@@ -270,15 +295,23 @@ def _checked(norm: Sequence[float], horizon_eps: float) -> Array:
     return values
 
 
-def _underflows(alive: Array, tiny: float) -> bool:
-    """Whether the norms before the first zero fall so low that the next one is no number of their type."""
+def _faint(back: Array, start: int, tiny: float) -> Array:
+    """The steps from `start` on whose norm has faded below `tiny`: rounding decides about it, or it has become 0.
+
+    None where all of them are exactly 0 without having faded before: then a path is cut.
+    """
+    low = start + np.flatnonzero(back[start:] < tiny)
+    if not low.size or (back[low] > 0).any():
+        return low
+    alive = back[start : int(low[0])]
     if not alive.size or not np.isfinite(alive[-2:]).all():
-        return False
-    return float(alive[-1]) * min(1.0, float(alive[-1] / alive[max(len(alive) - 2, 0)])) < tiny
+        return low[:0]
+    following = float(alive[-1]) * min(1.0, float(alive[-1] / alive[max(len(alive) - 2, 0)]))
+    return low if following < tiny else low[:0]
 
 
 def _unread(back: Array) -> bool:
-    """Whether the gradient is at the state's own step alone, or nowhere."""
+    """Whether the gradient is at the state's own step alone, or nowhere: in general, that no step reads it."""
     return len(back) > 1 and not back[1:].any()
 
 
@@ -289,6 +322,7 @@ def _reason(
     slope: float,
     horizon: int | None,
     verdict: Verdict,
+    routes: int,
     numbers: Mapping[str, float | int | None],
     tiny: float,
 ) -> str:
@@ -305,17 +339,19 @@ def _reason(
     if T == 1:
         return "a single step, so there is no way back to judge; use more steps"
     if _unread(back):
-        return "no step reads this state: it has a gradient at its own step alone"
+        return "no step reads this state, or only a weight of 0 does: it has a gradient at its own step alone"
     start = int(np.argmax(back != 0))
     left = float(shares[max(lag, start)])
     much = f"{left:.3g} times the gradient arrives" if left > 1 else f"{left:.3g} of the gradient is left"
-    if left == 0.0 and numbers["underflow_steps"]:
-        much = f"less than {tiny / back[start]:.0e} of the gradient is left"
+    if f"{left:.3g}" == "1":
+        much = "all of the gradient is left"
+    if numbers["share_below"] is not None:
+        much = f"less than {numbers['share_below']:.0e} of the gradient is left"
     told = f"{much} {_steps(lag)} back"
     low, high = numbers.get("share_low"), numbers.get("share_high")
-    if low is not None and high is not None:
-        told += f" ({low:.2g} to {high:.2g}"
-        beyond = next((grade(end) for end in (low, high) if grade(end) != verdict), None)
+    if low is not None and high is not None and numbers["share_below"] is None and high > 1.005 * low:
+        told += f" ({low:.3g} to {high:.3g}"
+        beyond = next((_grade(end, routes) for end in (low, high) if _grade(end, routes) != verdict), None)
         told += f", so it may be {beyond}: use more batches)" if beyond else ")"
     if _fits(left, lag, slope, float(numbers["fit_spread"] or 0.0)):
         told += f"; {_pace(slope)}"
@@ -328,14 +364,12 @@ def _reason(
     if horizon is not None:
         told += f"; more than {numbers['horizon_eps']:g} of it is left for {_steps(horizon)}"
     peak = int(np.argmax(shares))
-    if shares[peak] > EXPLODING and verdict != "exploding":
+    if shares[peak] > max(EXPLODING, 1.01 * left) and verdict != "exploding":
         told += f"; on its way it grows to {shares[peak]:.3g} times, {_steps(peak)} back"
     if numbers["underflow_steps"]:
         first = _steps(int(numbers["underflow_steps"] or 0))
-        if tiny < 1e-300:
-            told += f"; its norm is below what float64 can say at the first {first} (underflow): take fewer --steps"
-        else:
-            told += f"; its norm is below what float32 can say at the first {first} (underflow): use --dtype float64"
+        kind, way = ("float64", "take fewer --steps") if tiny < 1e-300 else ("float32", "use --dtype float64")
+        told += f"; its norm is too small for {kind} at the first {first} (underflow): {way}"
     elif back[-1] == 0:
         told += f"; exactly nothing reaches the first {_steps(T - 1 - int(np.flatnonzero(back)[-1]))}: the path is cut"
     return told
@@ -458,9 +492,10 @@ def gradnorm_over(
     if not measured:
         raise InputError("gradnorm: expected at least one batch, got none; the text is shorter than one batch")
     means = {name: float(_root_mean_square([total[name] for total in totals])) for name in totals[0]}
-    tiny = _tiny(forward)
+    tiny, top = _tiny(forward), len(model.cells) - 1
     series = [
-        _series(key, [norms[key] for norms in measured], steps[key[0]], horizon_eps, tiny, lag) for key in measured[0]
+        _series(key, [norms[key] for norms in measured], top, steps[key[0]], horizon_eps, tiny, lag)
+        for key in measured[0]
     ]
     return _report(model, T, series, means)
 
@@ -478,7 +513,8 @@ def watch_gradients(
     norms: dict[_Key, Array] = {}
     for name, value in (("last", _loss(forward, y, "last", -1)), ("train", loss)):
         norms.update(_norms(forward, value, name, ("states",), {})[0])
-    return _report(model, T, [_series(key, [norm], T - 1, horizon_eps, _tiny(forward)) for key, norm in norms.items()])
+    tiny, top = _tiny(forward), len(model.cells) - 1
+    return _report(model, T, [_series(key, [norm], top, T - 1, horizon_eps, tiny) for key, norm in norms.items()])
 
 
 def loss_step(loss: str, T: int) -> int:
@@ -578,8 +614,9 @@ def _tiny(forward: Forward) -> float:
 
 
 def _series(
-    key: _Key, norms: Sequence[Array], at: int, horizon_eps: float, tiny: float, lag: int | None = None
+    key: _Key, norms: Sequence[Array], top: int, at: int, horizon_eps: float, tiny: float, lag: int | None = None
 ) -> GradNormSeries:
+    """The series `key` of a model whose top layer is `top`, from its norms in each batch."""
     loss, layer, state = key
     norm = _root_mean_square(norms)
     # behind the step of the loss every gradient is exactly 0, and no part of the way back
@@ -588,6 +625,7 @@ def _series(
         horizon_eps,
         lag=lag,
         every_step=loss == "train",
+        above=top - layer,
         tiny=tiny,
         band=_band([one[: at + 1] for one in norms], lag),
     )
@@ -616,8 +654,8 @@ def _report(
     model: Model, T: int, series: Sequence[GradNormSeries], params: Mapping[str, float] | None = None
 ) -> GradNormReport:
     """The report: outputs are judged by the memory beside them, and the model has its advice."""
-    output = output_of(model.cells[0])
-    judged = tuple(_judged(one, series, output) for one in series)
+    outputs = _outputs(model.cells[0])
+    judged = tuple(_judged(one, series, outputs) for one in series)
     return GradNormReport(
         model.cells[0].name,
         len(model.cells),
@@ -629,24 +667,35 @@ def _report(
     )
 
 
-def _judged(one: GradNormSeries, series: Sequence[GradNormSeries], output: str) -> GradNormSeries:
+def _outputs(cell: Cell) -> list[str]:
+    """The output of the cell and, inwards, of every cell that it wraps: the out of residual, then the h of an LSTM."""
+    outputs = [output_of(cell)]
+    while isinstance(cell, Wrapper):
+        cell = cell.inner
+        outputs.append(output_of(cell))
+    return list(dict.fromkeys(outputs))
+
+
+def _judged(one: GradNormSeries, series: Sequence[GradNormSeries], outputs: Sequence[str]) -> GradNormSeries:
     """`one`, judged by the memory beside it where that keeps more: what an output loses is no loss to the layer.
 
     Likewise a state that no step reads, whatever it is for.
     """
+    is_output = one.state in outputs
+    outer = outputs[: outputs.index(one.state)] if is_output else ()
     beside = [
         other
         for other in series
-        if (other.loss, other.layer) == (one.loss, one.layer) and other.state not in (one.state, "x")
+        if (other.loss, other.layer) == (one.loss, one.layer) and other.state not in (one.state, "x", *outer)
     ]
     unread = _unread(np.asarray(one.norm[: one.at + 1])[::-1])
-    if one.verdict == "exploding" or not beside or not (one.state == output or unread):
+    if one.verdict == "exploding" or not beside or not (is_output or unread):
         return one
     best = max(beside, key=lambda other: -1.0 if other.share is None else other.share)
     if best.verdict == "exploding" or best.share is None or best.share <= (one.share or 0.0):
         return one
     own = "no step reads it" if unread else f"{one.share:.3g} of its gradient is left {_steps(one.lag)} back"
-    what = "the output beside the memory" if one.state == output else "beside"
+    what = "the output beside the memory" if is_output else "beside"
     return dataclasses.replace(
         one, verdict=best.verdict, by=best.state, reason=f"{best.verdict}, as is {best.state}: {what}; {own}"
     )
@@ -663,11 +712,10 @@ def _advice(model: Model, verdicts: set[Verdict]) -> str:
         ways = []
         if any(len(spec.shape) == 2 and not str(spec.init).startswith("orthogonal") for spec in recurrent):
             ways.append("an orthogonal recurrent matrix")
-        ways.append(
-            "a larger forget_bias"
-            if hasattr(cell.options, "forget_bias")
-            else "gates that start by keeping the state (as lstm with forget_bias=3)"
-        )
+        own = [field.metadata["keeps"] for field in dataclasses.fields(cell.options) if "keeps" in field.metadata]
+        if hasattr(cell.options, "forget_bias"):
+            own.append("a larger forget_bias")
+        ways += own or ["gates that start by keeping the state (as lstm with forget_bias=3)"]
         told.append(f"to keep more of the gradient: {', or '.join(ways)}")
     if "exploding" in verdicts:
         told.append("against exploding: --clip-norm, a smaller recurrent matrix, or a lower learning rate")
@@ -687,6 +735,8 @@ def beside_rnn(report: GradNormReport, rnn: GradNormReport) -> GradNormReport:
         found = rnn.select(loss=one.loss, layer=one.layer, state="x" if one.state == "x" else "h")
         if not found:
             return None
+        if found[0].lag == one.lag and found[0].numbers.get("share_below") is not None:
+            return 0.0  # an underflow: its norm there is rounding
         return describe(found[0].norm[: found[0].at + 1], lag=one.lag).share
 
     return dataclasses.replace(

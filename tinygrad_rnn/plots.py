@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinygrad_rnn.diagnostics import GradNormReport, GradNormSeries
+from tinygrad_rnn.diagnostics import GradNormReport, GradNormSeries, share_text
 from tinygrad_rnn.errors import FileError, InputError, nearest
 
 if TYPE_CHECKING:
@@ -80,13 +80,11 @@ def gradnorm_figure(
     axes = figure.add_subplot()
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     single = len(reports) == 1
-    keys = list(dict.fromkeys((s.layer, s.state) for _, _, s in chosen))
     states = list(dict.fromkeys(s.state for _, _, s in chosen))
+    looks = _looks([(i, series.layer, series.state) for i, _, series in chosen], single)
     marked: set[int] = set()
     for i, report, series in chosen:
-        colour = COLOURS[(keys.index((series.layer, series.state)) if single else i) % len(COLOURS)]
-        turn = keys.index((series.layer, series.state)) // len(COLOURS) if single else states.index(series.state)
-        style: Any = STYLES[turn % len(STYLES)]
+        colour, style = looks[i, series.layer, series.state]
         where = f"layer {series.layer}, " if (single and report.layers > 1) or layer is not None else ""
         name = f"{report.cell or 'model'}: {where}{series.state}"
         _curve(axes, series, relative, colour, style, name, thin=series.loss != loss)
@@ -121,6 +119,22 @@ def gradnorm_figure(
     if any(series.loss != loss for _, _, series in chosen):
         figure.supxlabel(_TRAP, fontsize=8, color="0.3")
     return figure
+
+
+def _looks(keys: Sequence[tuple[int, int, str]], single: bool) -> dict[tuple[int, int, str], tuple[str, Any]]:
+    """Colour and line style of each curve (report, layer, state), no two alike while there are enough of them.
+
+    A `single` report has a colour for each curve; of several each has one, and its states differ in style.
+    """
+    looks: dict[tuple[int, int, str], tuple[str, Any]] = {}
+    states = list(dict.fromkeys(state for _, _, state in keys))
+    for key in dict.fromkeys(keys):
+        k = len(looks) if single else key[0]
+        turn = (k // len(COLOURS) if single else states.index(key[2])) % len(STYLES)
+        colour = COLOURS[k % len(COLOURS)]
+        free = [style for style in STYLES[turn:] + STYLES[:turn] if (colour, style) not in looks.values()]
+        looks[key] = (colour, free[0] if free else STYLES[turn])
+    return looks
 
 
 def _from_the_top(lines: Sequence[Any]) -> list[Any]:
@@ -170,12 +184,17 @@ def _curve(
         "alpha": 0.75 if thin else 1.0,
     }
     drawn = int(np.count_nonzero(np.isfinite(line)))
-    left = "" if series.share is None or len(norm) < 2 else f", {series.share:.2g} left {series.lag} steps back"
+    verdict = series.verdict + (f" as {series.by}" if series.by != series.state else "")
+    left = ""
+    if series.share is not None and len(norm) > 1:
+        what = "times," if series.share > 1 else "left"
+        left = f", {share_text(series)} {what} {series.lag} steps back"
+    zero = "underflows to 0" if series.numbers.get("underflow_steps") else "exactly 0"
     # the thin curves have the colours of the thick ones, and one entry for all of them
     there = any(line.get_label() == _THIN for line in axes.get_lines())
-    label = ("_" if there else _THIN) if thin else f"{name}\n{series.verdict}{left}"
+    label = ("_" if there else _THIN) if thin else f"{name}\n{verdict}{left}"
     axes.plot(t, line, label=label, marker="o" if drawn == 1 else None, markersize=4, **look)
-    for mark, what, at, edge in (("v", "exactly 0", norm == 0, 0.015), ("^", "not finite", ~np.isfinite(norm), 0.985)):
+    for mark, what, at, edge in (("v", zero, norm == 0, 0.015), ("^", "not finite", ~np.isfinite(norm), 0.985)):
         if at.any():
             axes.plot(
                 t[at],
@@ -236,6 +255,8 @@ def norm_figure(runs: Mapping[str, Records], title: str = "") -> Figure:
     triangle at the upper edge.
     Raises InputError when there is no norm at all.
     """
+    from matplotlib.ticker import FuncFormatter
+
     figure, axes = _by_step("norm of the gradient of all parameters", title or "Gradient norm")
     axes.set_yscale("log")
     for k, (name, records) in enumerate(runs.items()):
@@ -261,6 +282,11 @@ def norm_figure(runs: Mapping[str, Records], title: str = "") -> Figure:
             axes.plot(steps[wild], place, "^", label=f"{own}not finite at {int(wild.sum())} steps", **look)
     if not axes.get_lines():
         raise InputError("plot: expected metrics with a gradient norm, got none; train at least one step")
+    low, high = axes.get_ylim()
+    if 1e-4 < low and high < 1e5:  # 0.6 instead of 6 x 10 to the power of -1
+        shown = "123456789" if high < 10 * low else "25" if high < 1000 * low else ""  # leading digits between decades
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in shown else ""))
     axes.legend(loc="best", fontsize=8.5, frameon=False)
     return figure
 

@@ -201,6 +201,10 @@ def load(group: PluginGroup, name: str, *, third_party: bool = True) -> PluginEn
     found = [row for row in rows if row.name == name]
     if not found:
         known = {row.name for row in rows if only is None or row.name in only}
+        if name.endswith(".py"):
+            raise InputError(
+                f"no {group.word} {name!r}: expected a name, got a file; give --plugin {name}, and its name"
+            )
         raise InputError(f"no {group.word} {name!r}{nearest(name, known)}")
     if len(found) > 1:
         owners = " and ".join(row.owner for row in found)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tinygrad_rnn.errors import InputError
 
-GLYPHS = ("●", "▲", "■", "◆", "○", "△", "□", "◇")
-ASCII_GLYPHS = ("o", "x", "+", "*", "#", "@", "%", "=")
+GLYPHS = ("●", "▲", "■", "◆", "○", "△", "□", "◇", "★", "☆", "▼", "▽")
+ASCII_GLYPHS = ("o", "x", "+", "*", "#", "@", "%", "=", "$", "&", "?", "!")
 
 Paint = Callable[[int, str], str]
 """Colours one glyph: (index of the series, glyph) to text; whoever draws decides about colours."""

@@ -173,8 +173,7 @@ def _judged(report: GradNormReport) -> GradNormSeries:
 def _row(report: GradNormReport) -> list[str]:
     series = _judged(report)
     horizon = "-" if series.horizon is None else str(series.horizon)
-    share = "-" if series.share is None else f"{series.share:.2g}"
-    return [report.cell, series.state, share, horizon, series.verdict]
+    return [report.cell, series.state, tr.share_text(series), horizon, series.verdict]
 
 
 def _comparison(reports: Sequence[GradNormReport]) -> str:
@@ -182,7 +181,9 @@ def _comparison(reports: Sequence[GradNormReport]) -> str:
     rnn, lstm = (_judged(report).share for report in reports[1::2])
     if not rnn or not lstm:
         return "The trained rnn keeps nothing of it that can be measured."
-    return f"The trained lstm keeps {lstm / rnn:,.2g} times the share of the trained rnn."
+    ratio = float(f"{lstm / rnn:.2g}")
+    times = number(int(ratio)) if 10 <= ratio < 1e9 else f"{ratio:g}"
+    return f"The trained lstm keeps {times} times the share of the trained rnn."
 
 
 def write(trainer: Trainer, dataset: Dataset) -> str:

@@ -278,28 +278,30 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     return advice
 
 
+def _gain(row: dict[str, Any], now: int | None, other: str = "") -> float:
+    """How many times as fast the product is with `other` threads, or with its best number, as with `now`; 1.0 where
+    that was not measured."""
+    times = row["microseconds"]
+    return float(times[str(now)] / times[other or str(row["threads"])]) if str(now) in times else 1.0
+
+
 def _thread_advice(found: dict[str, Any], executor: dict[str, Any]) -> list[str]:
     """One line for the product that gains most by another number of threads than BLAS has."""
-    now = str(found["threads"])
-    rows = [row for row in found["products"] if now in row["microseconds"]]
-
-    def gain(row: dict[str, Any], threads: str) -> float:
-        return float(row["microseconds"][now] / row["microseconds"][threads])
-
-    row = max(rows, key=lambda row: gain(row, str(row["threads"])), default=None)
-    if row is None or gain(row, str(row["threads"])) <= FEWER:
+    now = found["threads"]
+    row = max(found["products"], key=lambda row: _gain(row, now), default=None)
+    if row is None or _gain(row, now) <= FEWER:
         return []
     times, best = row["microseconds"], str(row["threads"])
     worse = [
-        f"{_product(other)} {1 / gain(other, best):.1f} times as long"
-        for other in rows
-        if gain(other, best) < 1 / FEWER
+        f"{_product(other)} {1 / gain:.1f} times as long"
+        for other in found["products"]
+        if (gain := _gain(other, now, best)) < 1 / FEWER
     ]
     uses = "cells that are not compiled" if executor["name"] == "llvm" else "models of this size"
     busy = f" (measured at a load of {found['load'] or 0:.1f} on {found['cores']} cores: try again when it is idle)"
     return [
         f"export OPENBLAS_NUM_THREADS={best}: the product {_product(row)} takes {times[best]:.0f} µs instead of "
-        f"{times[now]:.0f} with {now} threads, {gain(row, best):.1f} times as fast for {uses}"
+        f"{times[str(now)]:.0f} with {now} threads, {_gain(row, now):.1f} times as fast for {uses}"
         + (f"; but {', '.join(worse)}" if worse else "")
         + (busy if (found["load"] or 0) > BUSY * found["cores"] else "")
     ]
@@ -373,5 +375,6 @@ def _print_blas(line: Callable[[bool | None, str, str], None], found: dict[str, 
     compared = f"; {other['gflops']:.0f} with the {other['kernel']} kernel{own}" if other else ""
     size = blas.SPEED_SIZE
     line(True, "speed", f"{found['gflops']:.0f} GFLOP/s (float32 product of {size} x {size}){compared}")
+    slow = {row["reason"] for row in found["products"] if _gain(row, found["threads"]) > FEWER}
     for reason in dict.fromkeys(row["reason"] for row in found["products"]):
-        line(True, "threads", reason.removeprefix("BLAS: "))
+        line(None if reason in slow else True, "threads", reason.removeprefix("BLAS: "))

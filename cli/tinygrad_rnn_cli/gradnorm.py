@@ -442,8 +442,8 @@ def show(reports: Sequence[GradNormReport]) -> None:
                         s.state,
                         f"{s.slope:+.4f}" if _fitted(s) else "-",
                         "-" if s.horizon is None else str(s.horizon),
-                        _share(s.share),
-                        _share(s.rnn_share),
+                        tr.share_text(s),
+                        "-" if s.rnn_share is None else tr.number_text(s.rnn_share),
                         s.verdict + (f" (as {s.by})" if s.by != s.state else ""),
                     ]
                 )
@@ -458,8 +458,7 @@ def show(reports: Sequence[GradNormReport]) -> None:
             wrapped(
                 f"slope: nats per step back in time; horizon: for how many steps back more than "
                 f"{_horizon_eps(reports):g} of the norm at the loss is left, '-' if to the end; share: what is left "
-                f"{first.series[0].lag} {_plural(first.series[0].lag, 'step')} back; of rnn: what a plain new rnn of "
-                "that size keeps"
+                f"{_lags(first)}; of rnn: what a plain new rnn of that size keeps"
             )
         )
         emit()
@@ -481,8 +480,12 @@ def show(reports: Sequence[GradNormReport]) -> None:
             )
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"
+def _lags(report: GradNormReport) -> str:
+    """How far back the shares are taken; a loss before the last step has fewer steps behind it."""
+    lags = {s.loss: s.lag for s in report.series}
+    usual = max(lags.values())
+    others = "".join(f", {lag} for {loss}" for loss, lag in lags.items() if lag != usual)
+    return f"{usual} {_plural(usual, 'step')} back{others}"
 
 
 def _horizon_eps(reports: Sequence[GradNormReport]) -> float:

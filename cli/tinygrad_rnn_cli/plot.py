@@ -172,10 +172,14 @@ def norm_curves(records: list[dict[str, Any]]) -> Curves:
 
 
 def _reports(records: Records, runs: Sequence[Path]) -> list[GradNormReport]:
-    return [_report(kept, run, len(runs) > 1) for kept, run in zip(records.values(), runs, strict=True)]
+    """The last watched report of each run; of several each under its name."""
+    reports = [_report(kept, run) for kept, run in zip(records.values(), runs, strict=True)]
+    if len(runs) == 1:
+        return reports
+    return [dataclasses.replace(report, cell=name) for report, name in zip(reports, records, strict=True)]
 
 
-def _report(records: list[dict[str, Any]], run: Path, several: bool) -> GradNormReport:
+def _report(records: list[dict[str, Any]], run: Path) -> GradNormReport:
     watched = [record for record in records if record.get("kind") == "watch"]
     if not watched:
         raise tr.InputError(
@@ -186,4 +190,4 @@ def _report(records: list[dict[str, Any]], run: Path, several: bool) -> GradNorm
     note(f"run {run}: gradient norms of step {last['step']}, the last of {len(watched)} that were written")
     names = {"cell", "layers", "hidden", "steps", "series", "params"}
     report = tr.GradNormReport.from_json({key: value for key, value in last.items() if key in names})
-    return dataclasses.replace(report, cell=run.resolve().name if several else report.cell or run.name)
+    return dataclasses.replace(report, cell=report.cell or run.name)

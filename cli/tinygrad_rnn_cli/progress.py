@@ -291,7 +291,7 @@ def _gradients(report: GradNormReport) -> Any:
         colored=uses_color(sys.stderr),
     )
     words = "  ".join(
-        f"{s.state}{s.layer}: {s.verdict}" + ("" if s.share is None else f" ({s.share:.2g})")
+        f"{s.state}{s.layer}: {s.verdict}" + ("" if s.share is None else f" ({tr.share_text(s)})")
         for s in report.judged(judged(report))
     )
     return Panel(Text.from_ansi(text + "\n" + words), title="gradient norms", title_align="left", expand=False)

@@ -61,7 +61,10 @@ t' = t + 1"""
 
     @dataclass(frozen=True)
     class Options:
-        periods: str = field(default="1,2,4,8", metadata={"help": "period of each module, from fast to slow"})
+        periods: str = field(
+            default="1,2,4,8",
+            metadata={"help": "period of each module, from fast to slow", "keeps": "longer periods"},
+        )
         recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of every W_h*"})
 
     def check(self) -> None:

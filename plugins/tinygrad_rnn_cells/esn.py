@@ -29,8 +29,13 @@ h' = (1 - leak) * h + leak * n"""
 
     @dataclass(frozen=True)
     class Options:
-        leak: float = field(default=0.5, metadata={"help": "share of the state that is new at each step; 1: no leak"})
-        radius: float = field(default=0.9, metadata={"help": "spectral radius of W; echoes die out below 1"})
+        leak: float = field(
+            default=0.5,
+            metadata={"help": "share of the state that is new at each step; 1: no leak", "keeps": "a smaller leak"},
+        )
+        radius: float = field(
+            default=0.9, metadata={"help": "spectral radius of W; echoes die out below 1", "keeps": "a larger radius"}
+        )
         density: float = field(default=0.1, metadata={"help": "share of the units that a unit hears"})
         input_scale: float = field(default=1.0, metadata={"help": "W_in and b are uniform in +- this"})
 

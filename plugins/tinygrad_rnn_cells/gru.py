@@ -33,7 +33,9 @@ h' = z * h + (1 - z) * n"""
         form: Literal["reset_before", "reset_after"] = field(
             default="reset_before", metadata={"help": "reset the state, or its product with W_hn (PyTorch)"}
         )
-        chrono: float = field(default=0.0, metadata={"help": HELP.format(keeps="b_z", rest="")})
+        chrono: float = field(
+            default=0.0, metadata={"help": HELP.format(keeps="b_z", rest=""), "keeps": "chrono=T for T steps"}
+        )
         recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of every W_h*"})
 
     def state(self) -> dict[str, State]:

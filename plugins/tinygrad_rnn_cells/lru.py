@@ -59,7 +59,10 @@ class LRU(Cell):
 
     @dataclass(frozen=True)
     class Options:
-        r_min: float = field(default=0.0, metadata={"help": "smallest |lambda| at the start; long memories: 0.9"})
+        r_min: float = field(
+            default=0.0,
+            metadata={"help": "smallest |lambda| at the start; long memories: 0.9", "keeps": "a larger r_min"},
+        )
         r_max: float = field(default=1.0, metadata={"help": "largest |lambda| at the start; long memories: 0.999"})
         max_phase: float = field(default=6.28, metadata={"help": "largest phase of lambda at the start, in radians"})
 

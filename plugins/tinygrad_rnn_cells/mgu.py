@@ -27,7 +27,10 @@ h' = (1 - f) * h + f * n"""
 
     @dataclass(frozen=True)
     class Options:
-        gate_bias: float = field(default=0.0, metadata={"help": "start value of b_f; BELOW 0 means remember"})
+        gate_bias: float = field(
+            default=0.0,
+            metadata={"help": "start value of b_f; BELOW 0 means remember", "keeps": "a smaller gate_bias"},
+        )
         recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of W_hf and W_hn"})
 
     def state(self) -> dict[str, State]:

@@ -30,7 +30,10 @@ h' = sigmoid(a)"""
     @dataclass(frozen=True)
     class Options:
         slow: int = field(default=40, metadata={"help": "number of slow units"})
-        alpha: float = field(default=0.95, metadata={"help": "share of s that stays at each step, between 0 and 1"})
+        alpha: float = field(
+            default=0.95,
+            metadata={"help": "share of s that stays at each step, between 0 and 1", "keeps": "a larger alpha"},
+        )
         recurrent_init: str = field(default="uniform", metadata={"help": "initialiser of W_hh and W_sh"})
 
     def check(self) -> None:

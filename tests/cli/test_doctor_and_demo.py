@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import tinygrad_rnn as tr
+from tinygrad_rnn.diagnostics import describe
 from tinygrad_rnn_cli import demo, doctor, progress
 
 
@@ -107,6 +108,25 @@ def test_the_models_of_the_demo_take_as_many_steps(invoke: Any, monkeypatch: pyt
     assert done.exit_code == 0, done.output
     assert "Train an rnn: 20 steps" in done.stdout and "Train an lstm: 7 steps" in done.stdout
     assert [line.split(" ")[0] for line in done.stdout.splitlines() if "steps later" in line] == ["7", "7"]
+
+
+def test_threads_that_cost_are_not_ok() -> None:
+    marks: list[tuple[bool | None, str]] = []
+    slow, large = {**SLOW, "reason": "slow"}, {**LARGE, "reason": "large"}
+    found = findings(threads=2, cores=2, other=None, products=[slow, large], name="openblas", version="1")["blas"]
+    doctor._print_blas(lambda good, name, text: marks.append((good, text)), found)
+    assert marks[-2:] == [(None, "slow"), (True, "large")]
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.0064, "53 000 times"), (1.2e-7, "1 times"), (1.2e-8, "0.1 times")])
+def test_the_demo_tells_how_many_times_the_lstm_keeps(share: float, words: str) -> None:
+    def report(end: float) -> tr.GradNormReport:
+        judgement = describe([end, 1.0])
+        series = tr.GradNormSeries("last", 0, "h", (end, 1.0), *judgement, at=1, by="h")
+        return tr.GradNormReport("rnn", 1, 8, 2, (series,))
+
+    told = demo._comparison([report(1.0), report(1.2e-7), report(1.0), report(share)])
+    assert " ".join(told.split()) == f"The trained lstm keeps {words} the share of the trained rnn."
 
 
 def findings(**blas: Any) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def test_the_lag_is_where_a_share_is_judged(invoke: Any) -> None:
     assert [s["verdict"] for s in shares.values()] == ["healthy", "weak", "vanishing"]
     assert shares[3]["share"] == pytest.approx(0.125) and shares[3]["lag"] == 3
     assert "is left 3 steps back" in invoke(f"{words} --lag 3").stdout
+    two = invoke(f"{LINEAR} --loss last,step:5,train").stdout
+    assert "share: what is left 19 steps back, 5 for step:5; of rnn" in two
     far = invoke(f"{words} --lag 20")
     assert far.exit_code == 2 and "--lag 20: expected at most 19 steps back" in far.stderr
 

@@ -209,6 +209,7 @@ def test_train_with_everything_of_a_kit(kit: Any, tmp_path: Path, one_line: Any)
         ("diagnose shares", "missing RUN; name the folder that train made"),
         ("diagnose gradnrom", "no diagnostic 'gradnrom'; did you mean gradnorm?"),
         ("resume run --steps 12 --no-plugins", "no optimiser 'plain'; known: adagrad, adam, adamw, rmsprop, sgd"),
+        ("cells graph my.py", "no cell 'my.py': expected a name, got a file; give --plugin my.py, and its name"),
         ("train --optim plan --steps 1", "no optimiser 'plan'; did you mean plain?"),
         ("train --callback untl:3", "no callback 'untl'; did you mean until?"),
         ("train --optim plain --optim-opt strech=1", "optimiser plain has no option 'strech'; did you mean stretch?"),

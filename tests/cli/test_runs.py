@@ -354,6 +354,10 @@ def test_plot(invoke: Any, run: Path) -> None:
     assert made.stdout.split() == [str(run / "loss.svg"), str(run / "grads.svg")]
     assert (run / "grads.svg").stat().st_size > 1000
     assert invoke(["plot", run, "--out", "x.png"]).stdout == "x.png\n"
+    other = Path("elsewhere", run.name)  # runs of one name and one cell stay apart
+    shutil.copytree(run, other)
+    both = invoke(["plot", run, other, "--what", "grads"])
+    assert f"{other} c" in both.stdout and f"{run} c" in both.stdout
     assert invoke(["plot", run, "--what", "los"]).exit_code == 2
     assert invoke(["plot", run, "--what", "loss,grads", "--out", "x.png"]).exit_code == 2
 
