@@ -420,6 +420,7 @@ def test_a_clipped_gradient_is_told_step_by_step_and_at_the_end(invoke: Any) -> 
     [
         ("--optim adam --momentum 0.9", "--momentum 0.9 has no effect: adam does not read it, rmsprop and sgd do"),
         ("--optim sgd --beta1 0.5", "--beta1 0.5 has no effect: sgd does not read it"),
+        ("--optim sgd --eps 1e-8", "--eps 1e-08 has no effect: sgd does not read it"),  # though it is the default
         ("--set optim.decay=0.5", "--decay 0.5 has no effect: adam does not read it, rmsprop does"),
         ("--eps 0", "--eps 0: expected at least 1.2e-38"),
         ("--sample-length 10", "--sample-length has no effect without --sample-every"),
