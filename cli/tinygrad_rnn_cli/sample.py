@@ -150,7 +150,12 @@ def _refuse_idle(found: Settings, primed: bool, as_json: bool) -> None:
 
 
 def _tell_idle(found: Settings, options: SampleConfig, loaded: LoadedModel) -> None:
-    """Say what a greedy sample leaves without effect; a script may pass these to every call."""
+    """Say what comes to nothing: a temperature given twice, and what a greedy sample leaves without effect.
+
+    A script may pass these to every call.
+    """
+    for temperature in sorted({t for t in found.temperatures if found.temperatures.count(t) > 1}):
+        note(f"note: -t {temperature:g} is given more than once: the samples are the same, because the seed is")
     if not (options.greedy or not any(found.temperatures)):
         return
     if found.written("train.seed") and (options.prime or "\n" in loaded.vocabulary.symbols):
