@@ -610,7 +610,9 @@ def test_eval_and_the_validation_of_train_say_the_same(invoke: Any, tmp_path: Pa
     (validated,) = (record["loss"] for record in records if record["kind"] == "val")
     facts = json.loads(invoke("eval run --json").stdout)
     assert facts["nats"] == validated
-    assert facts["symbols"] == 4159
+    assert (facts["symbols"], facts["streams"], facts["warm_up"]) == (4159, 4, 256)
+    told = "4 159 symbols scored in 4 streams, each but the first behind 256 symbols of warm-up"
+    assert told in invoke("eval run").stdout
 
 
 def test_eval_of_a_short_text_gives_no_interval(invoke: Any, trained: Path) -> None:
@@ -618,6 +620,7 @@ def test_eval_of_a_short_text_gives_no_interval(invoke: Any, trained: Path) -> N
     assert "without an interval: it takes 100 symbols" in done.stdout
     facts = json.loads(invoke(["eval", trained, "-", "--json"], input="hello world\n" * 8).stdout)
     assert (facts["symbols"], facts["low"], facts["high"]) == (95, None, None)
+    assert (facts["streams"], facts["warm_up"]) == (1, 0)
 
 
 def test_sample_goes_on_from_the_state_that_training_carried(invoke: Any) -> None:
