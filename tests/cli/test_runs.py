@@ -283,6 +283,7 @@ def test_what_greedy_leaves_without_effect_is_told(invoke: Any, trained: Path) -
     words = ["sample", trained, "-n", "5"]
     assert "--seed has no effect" in invoke([*words, "--greedy", "--seed", "5"]).stderr
     assert "the samples are the same" in invoke([*words, "-t", "0", "--num", "2"]).stderr
+    assert "--top-k 9 has no effect: the model knows 9 symbols" in invoke([*words, "--top-k", "9"]).stderr
     for useful in (["-t", "0", "-t", "1", "--top-k", "3", "--seed", "5"], ["--seed", "5"], ["--top-k", "3"]):
         done = invoke([*words, *useful])
         assert done.exit_code == 0 and done.stderr == ""
