@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import tinygrad_rnn as tr
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -44,6 +46,19 @@ def test_blocks_are_of_known_kinds_and_only_commands() -> None:
     for kind, body in blocks():
         if kind == "console":
             assert all(line.startswith("$ tinygrad-rnn ") for line in body.splitlines())
+
+
+def test_cells_are_as_many_and_as_short_as_it_says() -> None:
+    found = re.search(
+        r"\(([^()]*), fourteen more and your own, in files of (\d+) to (\d+) lines\)", README.read_text("utf-8")
+    )
+    assert found is not None
+    names, shortest, longest = found[1].replace("\n", " ").rpartition("(")[2].split(", "), int(found[2]), int(found[3])
+    cells = [tr.find_cell(row.name).cls for row in tr.available_cells(third_party=False)]
+    assert len(cells) == len(names) + 14
+    files = {Path(sys.modules[cell.__module__].__file__ or "") for cell in cells}
+    lengths = [len(file.read_text("utf-8").splitlines()) for file in files]
+    assert (min(lengths), max(lengths)) == (shortest, longest)
 
 
 @pytest.mark.slow

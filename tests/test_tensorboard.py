@@ -97,6 +97,16 @@ def test_overwriting_leaves_no_curve_of_the_run_before(tmp_path: Path) -> None:
     assert written(tmp_path / "run" / "tensorboard") == []
 
 
+def test_a_sample_of_bytes_that_are_no_text_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX", reason="it writes the files; it is not installed")
+    (tmp_path / "noise.bin").write_bytes(bytes(range(128, 256)) * 2)
+    noise = {"data__text": (str(tmp_path / "noise.bin"),), "data__corpus": "", "data__tokens": "bytes"}
+    list(begin(tmp_path / "run", "tensorboard", **noise).events())
+    values = [value for event in written(tmp_path / "run" / "tensorboard") for value in event.summary.value]
+    samples = [value.tensor.string_val[0] for value in values if value.tag.startswith("sample")]
+    assert len(samples) == 2 and all(b"\\x" in sample for sample in samples)
+
+
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(InputError, match=r"expected the package tensorboardX, got none; install tinygrad_rnn\[tensorb"):

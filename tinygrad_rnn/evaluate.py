@@ -38,6 +38,9 @@ class Score:
     low: float | None
     high: float | None
     symbols: int
+    streams: int
+    """into how many the text was cut; each but the first reads `warm_up` symbols before the first that it scores"""
+    warm_up: int
     by_symbol: tuple[tuple[int, float, int], ...]
     """(symbol number, mean surprise in nats, how often it occurs), the costliest in sum first"""
 
@@ -70,7 +73,8 @@ def score(model: Model, params: Params, ids: np.ndarray[Any, Any]) -> Score:
     total = np.bincount(targets, weights=losses, minlength=model.V)
     order: Sequence[int] = [int(i) for i in np.argsort(-total, kind="stable") if count[i]]
     by_symbol = tuple((i, float(total[i] / count[i]), int(count[i])) for i in order)
-    return Score(float(losses.mean()), low, high, int(losses.size), by_symbol)
+    B = _streams(losses.size)
+    return Score(float(losses.mean()), low, high, int(losses.size), B, WARM_UP if B > 1 else 0, by_symbol)
 
 
 def symbol_losses(model: Model, params: Params, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -83,12 +87,17 @@ def symbol_losses(model: Model, params: Params, ids: np.ndarray[Any, Any]) -> np
     """
     _check_length(ids)
     predicted = len(ids) - 1
-    B = max(1, min(STREAMS, predicted // (WORTH * WARM_UP)))
+    B = _streams(predicted)
     length = predicted if B == 1 else WARM_UP + -(-(predicted - WARM_UP) // B)
     starts = np.arange(B) * (predicted - length) // max(B - 1, 1)
     losses = read_losses(model, params, ids, starts, length)
     warm = [0, *(starts[:-1] + length - starts[1:])]  # what the stream before has scored
     return np.concatenate([losses[skipped:, b] for b, skipped in enumerate(warm)])
+
+
+def _streams(predicted: int) -> int:
+    """In how many streams a text of so many predicted symbols is read."""
+    return max(1, min(STREAMS, predicted // (WORTH * WARM_UP)))
 
 
 def start_losses(model: Model, params: Params, ids: np.ndarray[Any, Any], carried: Carried) -> tuple[float, float]:

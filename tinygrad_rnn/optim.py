@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import Collection, ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, final
@@ -331,8 +331,10 @@ def build_optimizer(config: OptimConfig, *, third_party: bool = True) -> tuple[O
     return entry.value(config), entry.identity
 
 
-def unread_settings(config: OptimConfig, *, third_party: bool = True) -> dict[str, str]:
+def unread_settings(config: OptimConfig, given: Collection[str] = (), *, third_party: bool = True) -> dict[str, str]:
     """The shared settings that `config` changes and its optimiser does not read, each with what reads it, in words.
+
+    Those in `given` were set on purpose: they count even where they have their default.
 
     Raises InputError for an unknown optimiser, PluginError when it cannot be used.
     """
@@ -340,7 +342,7 @@ def unread_settings(config: OptimConfig, *, third_party: bool = True) -> dict[st
     default = OptimConfig()
     found = {}
     for name in SHARED:
-        if name not in own and getattr(config, name) != getattr(default, name):
+        if name not in own and (name in given or getattr(config, name) != getattr(default, name)):
             rules = {rule: plugins.load(OPTIMIZERS, rule, third_party=False).value for rule in OPTIMIZERS.built_in}
             readers = [rule for rule, cls in rules.items() if name in _shared(cls.Options)]
             others = " and ".join(filter(None, (", ".join(readers[:-1]), *readers[-1:])))

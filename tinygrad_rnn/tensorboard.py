@@ -64,7 +64,9 @@ def tensorboard(argument: str) -> Callable[[Event, Any], None]:
                     {f"slope/{s.loss}/layer_{s.layer}/{s.state}": s.slope for s in event.report.series},
                 )
             case Sampled():
-                writer.add_text("sample", f"```\n{event.text}\n```", event.step)
+                # the protocol takes UTF-8 alone: any other byte as \xHH
+                text = event.text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                writer.add_text("sample", f"```\n{text}\n```", event.step)
             case Saved():
                 writer.flush()
             case Finished():

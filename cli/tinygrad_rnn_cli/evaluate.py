@@ -110,6 +110,8 @@ def evaluate(
             "text": source,
             "symbols": score.symbols,
             "left_out": left_out,
+            "streams": score.streams,
+            "warm_up": score.warm_up,
             "nats": score.nats,
             "bits": score.bits,
             "perplexity": score.perplexity,
@@ -122,8 +124,9 @@ def evaluate(
             facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in listed]
         emit_json(facts)
         return
+    streams = f" in {score.streams} streams, each but the first behind {score.warm_up} symbols of warm-up"
     for name, value in [
-        ("text", f"{source}, {number(score.symbols)} symbols scored"),
+        ("text", f"{source}, {number(score.symbols)} symbols scored{streams * (score.streams > 1)}"),
         ("nats", f"{score.nats:.4f} per symbol, {_interval(score, 1.0)}"),
         ("bits", f"{score.bits:.4f} per symbol, {_interval(score, math.log(2))}"),
         ("perplexity", f"{score.perplexity:.4g} (of {loaded.vocabulary.size} symbols)"),

@@ -695,7 +695,8 @@ def check_effect(found: Settings) -> Settings:
             if not getattr(getattr(found.run, section), name):
                 raise click.UsageError(f"{flag} has no effect without {flags[needs]}; give both, or leave it out")
     undone = {}
-    for name, why in tr.unread_settings(found.run.optim, third_party=found.third_party).items():
+    typed = [key.removeprefix("optim.") for key in flags if found.written(key)]
+    for name, why in tr.unread_settings(found.run.optim, typed, third_party=found.third_party).items():
         key = f"optim.{name}"
         value, origin = getattr(found.run.optim, name), found.origins[key]
         if origin.startswith(("flag", "--set")):

@@ -248,6 +248,8 @@ def test_several_temperatures_in_one_call(invoke: Any, trained: Path, tmp_path: 
         for t, i, text in zip(facts["temperatures"], (1, 2, 1, 2), facts["samples"], strict=True)
     )
     assert json.loads(invoke([*words, "--json"]).stdout)["temperatures"] == [1.0]
+    assert "note: -t 0.5 is given more than once" in invoke([*words, "-t", "0.5", "-t", "1", "-t", ".5"]).stderr
+    assert together.stderr == ""
     shown = invoke([*words, "-t", "0.2", "-t", "1", "--show-config"]).stdout
     assert "sample.temperature = [0.2, 1.0]" in shown
     (tmp_path / "mine.toml").write_text(shown)
@@ -281,6 +283,7 @@ def test_what_greedy_leaves_without_effect_is_told(invoke: Any, trained: Path) -
     words = ["sample", trained, "-n", "5"]
     assert "--seed has no effect" in invoke([*words, "--greedy", "--seed", "5"]).stderr
     assert "the samples are the same" in invoke([*words, "-t", "0", "--num", "2"]).stderr
+    assert "--top-k 9 has no effect: the model knows 9 symbols" in invoke([*words, "--top-k", "9"]).stderr
     for useful in (["-t", "0", "-t", "1", "--top-k", "3", "--seed", "5"], ["--seed", "5"], ["--top-k", "3"]):
         done = invoke([*words, *useful])
         assert done.exit_code == 0 and done.stderr == ""
@@ -420,6 +423,7 @@ def test_a_clipped_gradient_is_told_step_by_step_and_at_the_end(invoke: Any) -> 
     [
         ("--optim adam --momentum 0.9", "--momentum 0.9 has no effect: adam does not read it, rmsprop and sgd do"),
         ("--optim sgd --beta1 0.5", "--beta1 0.5 has no effect: sgd does not read it"),
+        ("--optim sgd --eps 1e-8", "--eps 1e-08 has no effect: sgd does not read it"),  # though it is the default
         ("--set optim.decay=0.5", "--decay 0.5 has no effect: adam does not read it, rmsprop does"),
         ("--eps 0", "--eps 0: expected at least 1.2e-38"),
         ("--sample-length 10", "--sample-length has no effect without --sample-every"),
@@ -607,7 +611,9 @@ def test_eval_and_the_validation_of_train_say_the_same(invoke: Any, tmp_path: Pa
     (validated,) = (record["loss"] for record in records if record["kind"] == "val")
     facts = json.loads(invoke("eval run --json").stdout)
     assert facts["nats"] == validated
-    assert facts["symbols"] == 4159
+    assert (facts["symbols"], facts["streams"], facts["warm_up"]) == (4159, 4, 256)
+    told = "4 159 symbols scored in 4 streams, each but the first behind 256 symbols of warm-up"
+    assert told in invoke("eval run").stdout
 
 
 def test_eval_of_a_short_text_gives_no_interval(invoke: Any, trained: Path) -> None:
@@ -615,6 +621,7 @@ def test_eval_of_a_short_text_gives_no_interval(invoke: Any, trained: Path) -> N
     assert "without an interval: it takes 100 symbols" in done.stdout
     facts = json.loads(invoke(["eval", trained, "-", "--json"], input="hello world\n" * 8).stdout)
     assert (facts["symbols"], facts["low"], facts["high"]) == (95, None, None)
+    assert (facts["streams"], facts["warm_up"]) == (1, 0)
 
 
 def test_sample_goes_on_from_the_state_that_training_carried(invoke: Any) -> None:
