@@ -1,4 +1,4 @@
-"""``demo``: the whole story in about a minute."""
+"""``demo``: the whole story in some 15 seconds."""
 
 from __future__ import annotations
 
