@@ -202,9 +202,10 @@ class Trainer:
         self.depth = _bptt_batches(config)
         self.watch_every = parse_watch(config.train.watch)
         self.steps_per_epoch = len(self.streams)
-        self.total = config.train.steps or config.train.epochs * self.steps_per_epoch
+        self.total = _length(config, self.steps_per_epoch)
         self.stopped = ""
         self.changes: list[dict[str, Any]] = []  # of settings, by this resume
+        self.rescheduled: tuple[float, float] | None = None  # the next rate before and after a new length changed it
         self.old_text_until = -1  # the last step on another text than this
         self._code = {CODE["cells"]: parts.cell_code, CODE["optimizers"]: parts.optimizer_code}
         self._listeners = parts.listeners
@@ -397,11 +398,11 @@ class Trainer:
         epoch = now.step / self.steps_per_epoch
         return StepDone(now.step, epoch, loss, norm, clipped, share, weights, lr, 0.0, 0.0), report
 
-    def _rate(self) -> float:
-        """The learning rate of the next update."""
-        now = self.progress
+    def _rate(self, total: int | None = None) -> float:
+        """The learning rate of the next update, in a run of so many updates."""
+        now, total = self.progress, self.total if total is None else total
         epoch = now.step / self.steps_per_epoch
-        rate = optim.learning_rate(self.config.optim, epoch, step=now.step, total=self.total, drops=now.drops)
+        rate = optim.learning_rate(self.config.optim, epoch, step=now.step, total=total, drops=now.drops)
         return rate * now.lr_scale
 
     def _check_slots(
@@ -717,6 +718,11 @@ def describe_division(dataset: Dataset, streams: Streams) -> str:
     return f"{len(dataset.train)} symbols to train on: {streams.describe()}; {held_out}"
 
 
+def _length(config: RunConfig, steps_per_epoch: int) -> int:
+    """How many updates a run has in all."""
+    return config.train.steps or config.train.epochs * steps_per_epoch
+
+
 def _check_judge(config: RunConfig, dataset: Dataset) -> None:
     """Raise InputError where a setting waits for validations that there are none of."""
     plateau = optim.parse_decay(config.optim.lr_decay).kind == "plateau"
@@ -949,6 +955,8 @@ def resume_training(
         before = dataclasses.replace(before, optim=dataclasses.replace(before.optim, lr=rate))
         now.lr_scale, now.drops = 1.0, 0
     trainer.changes = _changes(before, config, trainer.progress.step)
+    rates = trainer._rate(_length(before, trainer.steps_per_epoch)), trainer._rate()
+    trainer.rescheduled = rates if rates[0] != rates[1] else None
     listed = [*describe(run).get("changes", []), *trainer.changes]
     update_description(run, {"config": as_dict(config), "data": data, **({"changes": listed} if listed else {})})
     return trainer

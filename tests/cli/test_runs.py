@@ -384,6 +384,18 @@ def test_resume_refuses_what_the_run_has_settled(invoke: Any, run: Path) -> None
     assert invoke(["resume", run, "--steps", "14"]).exit_code == 0
 
 
+def test_resume_says_that_a_new_length_changes_the_schedule(invoke: Any) -> None:
+    """At its end the rate of a cosine is 0; half way through it is lr / 2."""
+    done = invoke(["train", *TINY, *"--lr 0.01 --lr-decay cosine --steps 4 --out run".split()])
+    assert done.exit_code == 0, done.stderr
+    told = invoke("resume run --steps 8").stderr
+    assert "note: the new length changes --lr-decay cosine: the rate of the next step is 0.005 and not 0" in told
+    assert "the new length" not in invoke("resume run --steps 8").stderr
+    plain = ["train", *TINY, *"--steps 2 --out plain".split()]
+    assert invoke(plain).exit_code == 0
+    assert "the new length" not in invoke("resume plain --steps 4").stderr
+
+
 def test_resume_with_other_settings_is_recorded_and_shown(invoke: Any, run: Path) -> None:
     words = "--steps 14 --lr 0.25 --clip-norm 0.125 --on-divergence rollback --patience 2 -v".split()
     done = invoke(["resume", run, *words])
