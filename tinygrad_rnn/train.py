@@ -1037,6 +1037,8 @@ class Plan:
     step_bytes: int
     seconds_per_step: float
     division: str
+    remarks: tuple[str, ...] = ()
+    """settings that have no effect in a run of this length, as `Started` has them"""
 
     @property
     def seconds(self) -> float:
@@ -1083,6 +1085,7 @@ def plan(
         max(peak, kept),
         seconds,
         describe_division(dataset, trainer.streams),
+        tuple(_remarks(config, trainer.total, trainer.steps_per_epoch)),
     )
 
 

@@ -29,7 +29,7 @@ from tinygrad_rnn_cli.options import (
 from tinygrad_rnn_cli.texts import MANY, check_text_options, tell_files, warn_of_start
 
 if TYPE_CHECKING:
-    from tinygrad_rnn import Dataset, Finished, Plan, Trainer
+    from tinygrad_rnn import Dataset, Finished, Plan
 
 RUNS = Path("runs")
 
@@ -92,6 +92,9 @@ def train(
                 refuse_idle(found.written(key), "beside --init-from, which sets every weight")
         planned = tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party) if plan else None
     if planned is not None:
+        _tell_idle(found, dataset, planned.steps)
+        for remark in planned.remarks:
+            warn(remark)
         show_plan(planned, found)
         return
     folder = out or free_folder(RUNS, f"{found.run.model.cell}-{text_name(found)}")
@@ -109,7 +112,7 @@ def train(
     from tinygrad_rnn_cli.progress import follow
 
     note(f"{dataset.source} -> {folder}")
-    _tell_idle(found, trainer)
+    _tell_idle(found, trainer.dataset, trainer.total)
     advise_size(trainer.model.count(), dataset)
     finished = follow(trainer)
     emit(str(finished.path))
@@ -152,22 +155,20 @@ def _refuse_idle(found: Settings) -> None:
         refuse_idle(found.written("train.eval_every"), "with --val-frac 0: no text is held out to validate on")
 
 
-def _tell_idle(found: Settings, trainer: Trainer) -> None:
-    """Say which options of the command line come to nothing because the run is short."""
-    train, total = found.run.train, trainer.total
+def _tell_idle(found: Settings, dataset: Dataset, total: int) -> None:
+    """Say which options of the command line come to nothing because the run has so few steps in `total`."""
+    train = found.run.train
     intervals = {
         "train.eval_every": (train.eval_every, "validates at its end only"),
         "train.save_every": (train.save_every, "saves at its start and end only"),
         "train.sample_every": (train.sample_every, "prints no sample"),
-        "train.watch": (trainer.watch_every, "watches no step"),
+        "train.watch": (int(train.watch.partition(":")[2] or 1), "watches no step"),
     }
     for key, (every, what) in intervals.items():
         if every > total and found.written(key):
             value = tr.setting_as_words(key, tr.setting_of(found.run, key))
             note(f"note: {value} has no effect: the run of {number(total)} steps {what}")
-    intervals_saved = [
-        every for every in (train.save_every, train.eval_every * (len(trainer.dataset.val) > 1)) if every
-    ]
+    intervals_saved = [every for every in (train.save_every, train.eval_every * (len(dataset.val) > 1)) if every]
     most = 2 + sum(total // every for every in intervals_saved)  # one before the first step, and the last
     if found.written("train.keep") and train.keep >= most:
         note(f"note: --keep {train.keep} has no effect: the run writes {most} checkpoints at most")

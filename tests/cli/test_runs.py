@@ -384,6 +384,25 @@ def test_resume_refuses_what_the_run_has_settled(invoke: Any, run: Path) -> None
     assert invoke(["resume", run, "--steps", "14"]).exit_code == 0
 
 
+def test_a_plan_says_what_has_no_effect_as_the_run_does(invoke: Any) -> None:
+    words = ["train", *TINY, *"--steps 6 --patience 3 --eval-every 3 --sample-every 9 --watch grads:7 --keep 9".split()]
+    words += "--lr-decay exp:0.5@9 --warmup 6".split()
+    told = [
+        [line for line in invoke([*words, *more]).stderr.splitlines() if "effect" in line or "--warmup" in line]
+        for more in ([], ["--plan"])
+    ]
+    assert len(told[0]) == 6 and sorted(told[0]) == sorted(told[1])
+
+
+def test_init_from_says_that_it_rounds(invoke: Any) -> None:
+    assert invoke(["train", *TINY, *"--steps 1 --dtype float64 --out wide".split()]).exit_code == 0
+    rounded = invoke(["train", *TINY, *"--steps 1 --init-from wide --out narrow".split()])
+    assert "--init-from wide: its weights are rounded to float32; --dtype float64 keeps them" in rounded.stderr
+    for more in ("--init-from wide --dtype float64", "--init-from narrow", "--init-from narrow --dtype float64"):
+        done = invoke(["train", *TINY, *f"--steps 1 {more}".split()])
+        assert done.exit_code == 0 and "rounded" not in done.stderr
+
+
 def test_resume_says_that_a_new_length_changes_the_schedule(invoke: Any) -> None:
     """At its end the rate of a cosine is 0; half way through it is lr / 2."""
     done = invoke(["train", *TINY, *"--lr 0.01 --lr-decay cosine --steps 4 --out run".split()])
