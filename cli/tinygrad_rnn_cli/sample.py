@@ -25,7 +25,7 @@ from tinygrad_rnn_cli.options import (
     which_checkpoint,
     written,
 )
-from tinygrad_rnn_cli.texts import as_the_run_reads
+from tinygrad_rnn_cli.texts import as_the_run_reads, tell_undecoded
 
 if TYPE_CHECKING:
     from tinygrad_rnn import LoadedModel, SampleConfig
@@ -191,7 +191,10 @@ def _aside(pieces: Iterator[list[str]]) -> Iterator[list[str]]:
 def _read(path: Path, loaded: LoadedModel) -> str:
     """The text of `path` as the run read its own: its encoding, no byte order mark; any bytes for bytes."""
     data = loaded.config.data
+    undecoded: dict[str, int] = {}
     try:
-        return tr.read_text(str(path), loaded.vocabulary.kind, data.encoding, data.errors)
+        text = tr.read_text(str(path), loaded.vocabulary.kind, data.encoding, data.errors, undecoded=undecoded)
     except tr.DataError as error:
         raise tr.DataError(f"--prime-file: {as_the_run_reads(error, loaded)}") from error
+    tell_undecoded(undecoded, data)
+    return text

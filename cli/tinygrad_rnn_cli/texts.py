@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import note, screen, warn
+from tinygrad_rnn_cli.console import note, number, screen, warn
 from tinygrad_rnn_cli.options import given, refuse_idle
 
 if TYPE_CHECKING:
@@ -58,8 +58,19 @@ def tell_files(dataset: Dataset, config: DataConfig) -> None:
         for encoding in sorted(set(dataset.encodings)):
             files = [name for name, found in zip(dataset.files, dataset.encodings, strict=True) if found == encoding]
             note(f"read as {encoding}: {_names(files)}; --encoding says otherwise where that is wrong")
+    tell_undecoded(dict(zip(dataset.files, dataset.undecoded, strict=False)), config)
     if dataset.skipped:
         note(f"skipped in the folder: {_names(dataset.skipped)}; name a file itself to read it")
+
+
+def tell_undecoded(files: Mapping[str, int], config: DataConfig) -> None:
+    """Say how many bytes --errors has changed, and where; `files` gives their number by name."""
+    changed = {name: count for name, count in files.items() if count}
+    if changed:
+        total = sum(changed.values())
+        what = "1 byte" if total == 1 else f"{number(total)} bytes"
+        done = "replaced by U+FFFD" if config.errors == "replace" else "left out"
+        note(f"note: --errors {config.errors}: {what} that cannot be decoded {done}: {_names(list(changed))}")
 
 
 def _names(files: Sequence[str]) -> str:
