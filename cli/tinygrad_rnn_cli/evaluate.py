@@ -85,7 +85,11 @@ def evaluate(
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
         if text:
-            dataset = whole_text(found.run.data, text, loaded.vocabulary, unknown)
+            try:
+                dataset = whole_text(found.run.data, text, loaded.vocabulary, unknown)
+            except tr.DataError as error:
+                told = str(error).replace("skip such symbols", "skip such symbols with --unknown skip")
+                raise tr.DataError(told) from error
             source, ids, left_out = dataset.source, dataset.train, dataset.left_out[0]
         else:
             dataset = own_text(loaded, run)

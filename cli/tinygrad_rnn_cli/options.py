@@ -781,6 +781,8 @@ def _several_numbers(key: str, value: Any) -> tuple[float, ...]:
         raise tr.InputError(f"{key}: expected a number, or several, got none")
     for number in numbers:
         tr.check_limits(_declared(key)[1], number, key)
+        if numbers.count(number) > 1:  # each would print the same text
+            raise tr.InputError(f"{key}: expected numbers that differ, got {number:g} more than once; see --num")
     return numbers
 
 

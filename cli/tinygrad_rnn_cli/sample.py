@@ -68,9 +68,9 @@ def sample(
 
     The same --seed gives the same text; without one it is that of the run. Several samples (--num) are printed one
     after the other, each under a line "=== sample 1 of 3 ===", and those at several temperatures (-t 0.2 -t 1) under
-    "=== temperature 0.2 ===" or "=== temperature 0.2, sample 1 of 3 ===". A byte model writes its bytes as they are;
-    --json, which must be Unicode, has them in samples_base64, beside samples, where bytes that are not UTF-8 are
-    U+FFFD.
+    "=== temperature 0.2 ===" or "=== temperature 0.2, sample 1 of 3 ===". With --json, temperatures has an entry for
+    each of samples, in their order. A byte model writes its bytes as they are; --json, which must be Unicode, has them
+    in samples_base64, beside samples, where bytes that are not UTF-8 are U+FFFD.
 
     \b
     tinygrad-rnn sample runs/lstm-python-docs-1 -n 1000 -t 0.7 --prime "The "

@@ -232,6 +232,18 @@ def test_samples(invoke: Any, trained: Path) -> None:
     assert greedy == invoke(["sample", trained, "-n", "10", "-t", "0"]).stdout
 
 
+def test_a_temperature_given_twice_is_refused(invoke: Any, trained: Path) -> None:
+    done = invoke(["sample", trained, "-t", "0.5", "-t", "0.50"])
+    assert done.exit_code == 2
+    assert "--temperature: expected numbers that differ, got 0.5 more than once; see --num" in done.stderr
+
+
+def test_symbols_that_the_model_does_not_know_name_the_option(invoke: Any, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("XYZQ" * 9)
+    for words in (["sample", trained, "--prime", "XYZQ"], ["eval", trained, "other.txt"]):
+        assert "skip such symbols with --unknown skip" in invoke(words).stderr
+
+
 def test_several_temperatures_in_one_call(invoke: Any, trained: Path, tmp_path: Path) -> None:
     """Each under a title, and as it would be alone; in --json each beside its sample."""
     words = ["sample", trained, "-n", "12"]
