@@ -206,6 +206,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.train import DivergedError as DivergedError
     from tinygrad_rnn.train import Plan as Plan
     from tinygrad_rnn.train import Trainer as Trainer
+    from tinygrad_rnn.train import describe_division as describe_division
     from tinygrad_rnn.train import plan as plan
     from tinygrad_rnn.train import register_callback as register_callback
     from tinygrad_rnn.train import resume_training as resume_training
@@ -281,7 +282,7 @@ _PUBLIC = {
     "tensor": "Tensor grad",
     "testing": "CellCheck CellReport check_cell",
     "textplot": "sparkline terminal_plot",
-    "train": "DivergedError Plan Trainer plan register_callback resume_training start_training",
+    "train": "DivergedError Plan Trainer describe_division plan register_callback resume_training start_training",
     "wrap": "wrap_cell",
 }
 _SOURCES = {

@@ -273,7 +273,6 @@ class Trainer:
             executor,
             reason,
             now.step,
-            describe_division(self.dataset, self.streams),
             tuple(_remarks(self.config, self.total, self.steps_per_epoch)),
         )
         if now.step == 0:
@@ -712,10 +711,14 @@ def training_streams(config: RunConfig, dataset: Dataset) -> Streams:
     return Streams(dataset.train, config.data.batch, config.data.seq_len, config.data.drop_last)
 
 
-def describe_division(dataset: Dataset, streams: Streams) -> str:
-    """In words, how the text is divided into parts, and the training part into streams and windows."""
-    held_out = f"{len(dataset.val)} for validation, {len(dataset.test)} for a test"
-    return f"{len(dataset.train)} symbols to train on: {streams.describe()}; {held_out}"
+def describe_division(config: RunConfig, dataset: Dataset, number: Callable[[int], str] = str) -> str:
+    """In words, how `config` divides the text into parts, and the training part into streams and windows.
+
+    `number` spells the numbers. Raises DataError when the training part is too short.
+    """
+    streams = training_streams(config, dataset).describe(number)
+    held_out = f"{number(len(dataset.val))} for validation, {number(len(dataset.test))} for a test"
+    return f"{number(len(dataset.train))} symbols to train on: {streams}; {held_out}"
 
 
 def _length(config: RunConfig, steps_per_epoch: int) -> int:
@@ -1036,7 +1039,6 @@ class Plan:
     activation_bytes: int
     step_bytes: int
     seconds_per_step: float
-    division: str
     remarks: tuple[str, ...] = ()
     """settings that have no effect in a run of this length, as `Started` has them"""
 
@@ -1084,7 +1086,6 @@ def plan(
         kept,
         max(peak, kept),
         seconds,
-        describe_division(dataset, trainer.streams),
         tuple(_remarks(config, trainer.total, trainer.steps_per_epoch)),
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table, warn
+from tinygrad_rnn_cli.console import aside, counted, emit, emit_json, number, table, warn
 from tinygrad_rnn_cli.options import (
     Command,
     common,
@@ -102,7 +102,8 @@ def evaluate(
         if loaded.carried is not None:
             states = tr.start_losses(loaded.model, loaded.params, ids, loaded.carried)
     if left_out:
-        warn(f"{number(left_out)} symbols of {source} are left out: the model does not know them")
+        are, them = ("is", "it") if left_out == 1 else ("are", "them")
+        warn(f"{counted(left_out, 'symbol')} of {source} {are} left out: the model does not know {them}")
     warn_of_start(states)
     symbols, kind = loaded.vocabulary.symbols, loaded.vocabulary.kind
     rows = [(symbols[index], mean, count) for index, mean, count in score.by_symbol]
@@ -127,10 +128,10 @@ def evaluate(
         emit_json(facts)
         return
     for name, value in [
-        ("text", f"{source}, {number(score.symbols)} symbols scored"),
+        ("text", f"{source}, {counted(score.symbols, 'symbol')} scored"),
         ("nats", f"{score.nats:.4f} per symbol, {_interval(score, 1.0)}"),
         ("bits", f"{score.bits:.4f} per symbol, {_interval(score, math.log(2))}"),
-        ("perplexity", f"{score.perplexity:.4g} (of {loaded.vocabulary.size} symbols)"),
+        ("perplexity", f"{score.perplexity:.4g} (of {counted(loaded.vocabulary.size, 'symbol')})"),
     ]:
         emit(f"{name:<12} {value}")
     if by_char:

@@ -421,7 +421,7 @@ def show(reports: Sequence[GradNormReport]) -> None:
     emit(
         wrapped(
             f"{TITLE}: {', '.join(report.cell for report in reports)}; {first.layers} {_plural(first.layers, 'layer')} "
-            f"of {number(first.hidden)} units, {first.steps} {_plural(first.steps, 'step')}"
+            f"of {number(first.hidden)} units, {number(first.steps)} {_plural(first.steps, 'step')}"
         ).replace(TITLE, paint(TITLE, sys.stdout, bold=True))
     )
     if any(report.series for report in reports):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import aside, detail, emit_json, is_terminal, note
+from tinygrad_rnn_cli.console import aside, counted, detail, emit_json, is_terminal, note, number
 from tinygrad_rnn_cli.options import (
     Command,
     Flag,
@@ -97,7 +97,7 @@ def sample(
     if prime_file is not None:
         options = dataclasses.replace(options, prime=_read(prime_file, loaded))
     _tell_idle(found, options, loaded)
-    detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {seed}")
+    detail(f"step {number(loaded.step)} of {run}, {counted(loaded.vocabulary.size, 'symbol')}, seed {seed}")
 
     carried = loaded.carried if state == "carried" else None
     if state == "carried" and carried is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import note, number, screen, warn
+from tinygrad_rnn_cli.console import counted, note, screen, warn
 from tinygrad_rnn_cli.options import given, refuse_idle
 
 if TYPE_CHECKING:
@@ -63,12 +63,19 @@ def tell_files(dataset: Dataset, config: DataConfig) -> None:
         note(f"skipped in the folder: {_names(dataset.skipped)}; name a file itself to read it")
 
 
+def text_size(dataset: Dataset) -> str:
+    """How long a text is, in what its symbols are made of."""
+    if dataset.vocabulary.kind == "bytes":
+        return counted(len(dataset.train) + len(dataset.val) + len(dataset.test), "byte")
+    return counted(dataset.characters, "character")
+
+
 def tell_undecoded(files: Mapping[str, int], config: DataConfig) -> None:
     """Say how many bytes --errors has changed, and where; `files` gives their number by name."""
     changed = {name: count for name, count in files.items() if count}
     if changed:
         total = sum(changed.values())
-        what = "1 byte" if total == 1 else f"{number(total)} bytes"
+        what = counted(total, "byte")
         done = "replaced by U+FFFD" if config.errors == "replace" else "left out"
         note(f"note: --errors {config.errors}: {what} that cannot be decoded {done}: {_names(list(changed))}")
 

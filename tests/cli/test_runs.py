@@ -192,8 +192,8 @@ def test_plan_writes_nothing(invoke: Any, tmp_path: Path) -> None:
     for word in ("parameters", "memory", "time", "steps"):
         assert word in done.stdout
     division = (
-        "22800 symbols to train on: 4 streams of 5700 steps a pass, in 570 windows of 10 steps; 1200 for validation, "
-        "0 for a test"
+        "22 800 symbols to train on: 4 streams of 5 700 steps a pass, in 570 windows of 10 steps; 1 200 for "
+        "validation, 0 for a test"
     )
     assert f"division     {division}\n" in done.stdout
     dropped = invoke(["train", *TINY, "--seq-len", "9", "--recipe", "min-char-rnn", "--plan"]).stdout
@@ -203,9 +203,21 @@ def test_plan_writes_nothing(invoke: Any, tmp_path: Path) -> None:
 
 def test_a_run_says_how_its_text_is_divided(invoke: Any) -> None:
     done = invoke(["train", *TINY, "--seq-len", "77", "--steps", "1"])
-    division = "4 streams of 5700 steps a pass, in 73 windows of 77 steps, 1 of 40 and 1 of 39; 1200 for validation"
-    assert f"text: 22800 symbols to train on: {division}, 0 for a test\n" in done.stderr
+    division = "4 streams of 5 700 steps a pass, in 73 windows of 77 steps, 1 of 40 and 1 of 39; 1 200 for validation"
+    assert f"text: 22 800 symbols to train on: {division}, 0 for a test\n" in done.stderr
     assert "(0.01333 epochs)" in done.stderr
+
+
+def test_numbers_are_grouped_alike_and_a_byte_is_no_character(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes("äöü ".encode() * 900)
+    words = ["train", "text", *TINY[:-2], "--tokens", "bytes", "--seq-len", "1"]
+    done = invoke([*words, "--steps", "1200", "--batch", "1", "--eval-every", "0"])
+    assert ", 6 300 bytes, 256 symbols; 1 200 steps (" in done.stderr and "step 1 200/1 200 " in done.stderr
+    assert "in 5 984 windows of 1 step; 315 for validation" in done.stderr
+    assert "text         6 300 bytes\n" in invoke([*words, "--plan"]).stdout
+    assert " symbols; 1 step (" in invoke([*words, "--steps", "1"]).stderr
+    every = (done.stderr + done.stdout).replace("--steps 2400", "")  # a command to type
+    assert not re.search(r"(?<![\d.e-])[1-9]\d{3,}", every), every
 
 
 def test_advice_on_size(invoke: Any, tmp_path: Path) -> None:
