@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.diagnostics import number_text as number_text
     from tinygrad_rnn.diagnostics import register_diagnostic as register_diagnostic
     from tinygrad_rnn.diagnostics import rnn_like as rnn_like
+    from tinygrad_rnn.diagnostics import rnn_share_text as rnn_share_text
     from tinygrad_rnn.diagnostics import run_diagnostic as run_diagnostic
     from tinygrad_rnn.diagnostics import share_text as share_text
     from tinygrad_rnn.engine import anomaly as anomaly
@@ -251,7 +252,7 @@ _PUBLIC = {
     ),
     "diagnostics": (
         "GradNormReport GradNormSeries HORIZON_EPS beside_rnn grade gradnorm gradnorm_over number_text "
-        "register_diagnostic rnn_like run_diagnostic share_text"
+        "register_diagnostic rnn_like rnn_share_text run_diagnostic share_text"
     ),
     "engine": "anomaly listen no_grad primitive tap",
     "errors": (

@@ -65,8 +65,8 @@ def demo(out: Path | None, budget: float, overwrite: bool) -> None:
     _title("1. A text")
     emit(
         f"{dataset.source}: {number(dataset.characters)} characters, {number(dataset.vocabulary.size)} different ones. "
-        f"A model that guesses blindly pays ln {dataset.vocabulary.size} = {math.log(dataset.vocabulary.size):.2f} nats "
-        "per character."
+        f"A model that guesses blindly pays ln {dataset.vocabulary.size} = {math.log(dataset.vocabulary.size):.2f} "
+        "nats per character."
     )
     emit(f"It begins: {_excerpt(dataset)}")
     reports: list[GradNormReport] = []
