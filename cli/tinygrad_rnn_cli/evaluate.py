@@ -20,7 +20,7 @@ from tinygrad_rnn_cli.options import (
     which_checkpoint,
     written,
 )
-from tinygrad_rnn_cli.texts import own_text, symbol_name, warn_of_start, whole_text
+from tinygrad_rnn_cli.texts import json_name, own_text, symbol_name, warn_of_start, whole_text
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Score
@@ -69,6 +69,7 @@ def evaluate(
     256 symbols early, unscored, so that none is cold. The validation of train does the same.
 
     The 95 % interval allows for the correlation of neighbouring symbols; a text of fewer than 100 symbols gets none.
+    --by-char names a byte of a byte model b'\\xe9' in its table, and 0xe9 with --json.
     """
     found = resolve_run(run)
     if text:
@@ -124,7 +125,9 @@ def evaluate(
             "carried_nats": states and states[1],
         }
         if by_char:
-            facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in listed]
+            facts["by_char"] = [
+                {"symbol": json_name(symbol, kind), "nats": mean, "count": count} for symbol, mean, count in listed
+            ]
         emit_json(facts)
         return
     for name, value in [

@@ -116,6 +116,11 @@ def symbol_name(symbol: str, kind: str) -> str:
     return repr(symbol.encode("latin-1")) if kind == "bytes" else repr(symbol)
 
 
+def json_name(symbol: str, kind: str) -> str:
+    """A symbol as JSON has it: the text, or 0xHH for a byte, which would look like a character of Latin-1."""
+    return f"0x{ord(symbol):02x}" if kind == "bytes" else symbol
+
+
 def as_the_run_reads(error: tr.DataError, loaded: LoadedModel) -> str:
     """An error of a text, with the remedy of a command that has no options for it: the run says how to read."""
     what, _, remedy = str(error).rpartition("; ")
