@@ -35,7 +35,9 @@ from tinygrad_rnn.diagnostics import (
     loss_step,
     register_diagnostic,
     rnn_like,
+    rnn_share_text,
     run_diagnostic,
+    share_text,
     watch_gradients,
 )
 
@@ -370,7 +372,8 @@ def test_an_underflow_is_told_from_a_path_that_is_cut() -> None:
     assert 0 < stuck.norm[0] < tiny and stuck.numbers["share_below"] == pytest.approx(tiny / stuck.norm[-1])
     assert re.match(r"vanishing: less than \de-3\d of the gradient is left 99 steps back; it halves", stuck.reason)
     report = gradnorm(*model_and_data("rnn", 100, dtype=np.float32, **linear), losses=("last",))
-    assert beside_rnn(report, report).series[0].rnn_share == 0.0
+    both = beside_rnn(report, report).series[0]
+    assert both.rnn_share == 0.0 and rnn_share_text(both) == share_text(both) and share_text(both).startswith("<")
     near = describe(stuck.norm, lag=20, tiny=tiny)
     assert near.numbers["share_below"] is None and "underflow" in near.reason
     deep = describe([0.1 ** (499 - t) for t in range(500)])

@@ -15,7 +15,9 @@ from tinygrad_rnn import (
     DtypeError,
     InputError,
     ModelConfig,
+    ShapeError,
     Tensor,
+    bench_cell,
     build_model,
     cell_to_dot,
     check_cell,
@@ -29,6 +31,8 @@ from tinygrad_rnn import (
     scan,
     select_device,
     step_graph,
+    tap,
+    truncated_windows,
     unroll,
     wrap_cell,
 )
@@ -281,3 +285,28 @@ def test_symbols_that_are_no_array_are_told() -> None:
         model.forward(params, [[1, 2]])
     with pytest.raises(InputError, match=r"^model: symbols: expected an array without a mask, got a masked array"):
         model.forward(params, np.ma.masked_array([[1, 2]]))
+
+
+MISUSES: list[tuple[Callable[[], Any], str]] = [
+    (lambda: load_cell("lstm")(3, 4), r"^expected a cell class to call, .*use load_cell\('lstm'\)\.cls"),
+    (lambda: list(truncated_windows("a", 2, 3)), "^truncated BPTT: T: expected a whole number of timesteps, got 'a'"),  # type: ignore[arg-type]
+    (lambda: list(truncated_windows(9, 2.5, 3)), "^truncated BPTT: k1: .* got 2.5"),  # type: ignore[arg-type]
+    (lambda: scan(CELL, parameters(), XS, recompute="a"), "^recompute: expected a whole number of timesteps, got 'a'"),  # type: ignore[arg-type]
+    (lambda: ops.var(XS, ddof="a"), "^var: expected a number as ddof, got 'a'"),  # type: ignore[arg-type]
+    (lambda: ops.std(XS, ddof=None), "^std: expected a number as ddof, got None"),  # type: ignore[arg-type]
+    (lambda: tap(Tensor(XS), "a"), r"^tap: expected \(name, value\)"),  # type: ignore[arg-type]
+    (lambda: bench_cell("lstm", (5, 4, 1, 2, 3)), "^bench: expected the entry of a cell, .* got 'lstm'"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("misuse", "message"), MISUSES)
+def test_a_wrong_argument_is_told_in_our_words(misuse: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        misuse()
+
+
+@pytest.mark.parametrize(("index", "place"), [(..., "it"), (0, r"its part of shape \(2, 3\)")])
+def test_values_of_another_shape_are_told_in_our_words(index: Any, place: str) -> None:
+    whole = r"assign: got a tensor of shape \(4, 2, 3\) and values of shape \(7,\), which do not broadcast to"
+    with pytest.raises(ShapeError, match=f"^{whole} {place}; reshape them$"):
+        Tensor(XS.copy())[index] = np.ones(7)

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.diagnostics import number_text as number_text
     from tinygrad_rnn.diagnostics import register_diagnostic as register_diagnostic
     from tinygrad_rnn.diagnostics import rnn_like as rnn_like
+    from tinygrad_rnn.diagnostics import rnn_share_text as rnn_share_text
     from tinygrad_rnn.diagnostics import run_diagnostic as run_diagnostic
     from tinygrad_rnn.diagnostics import share_text as share_text
     from tinygrad_rnn.engine import anomaly as anomaly
@@ -206,6 +207,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.train import DivergedError as DivergedError
     from tinygrad_rnn.train import Plan as Plan
     from tinygrad_rnn.train import Trainer as Trainer
+    from tinygrad_rnn.train import describe_division as describe_division
     from tinygrad_rnn.train import plan as plan
     from tinygrad_rnn.train import register_callback as register_callback
     from tinygrad_rnn.train import resume_training as resume_training
@@ -250,7 +252,7 @@ _PUBLIC = {
     ),
     "diagnostics": (
         "GradNormReport GradNormSeries HORIZON_EPS beside_rnn grade gradnorm gradnorm_over number_text "
-        "register_diagnostic rnn_like run_diagnostic share_text"
+        "register_diagnostic rnn_like rnn_share_text run_diagnostic share_text"
     ),
     "engine": "anomaly listen no_grad primitive tap",
     "errors": (
@@ -281,7 +283,7 @@ _PUBLIC = {
     "tensor": "Tensor grad",
     "testing": "CellCheck CellReport check_cell",
     "textplot": "sparkline terminal_plot",
-    "train": "DivergedError Plan Trainer plan register_callback resume_training start_training",
+    "train": "DivergedError Plan Trainer describe_division plan register_callback resume_training start_training",
     "wrap": "wrap_cell",
 }
 _SOURCES = {

@@ -49,6 +49,8 @@ def training_step(
     fastest. Parameters, symbols and noise come from `seed`.
     Raises InputError for a shape, an option or an executor that cannot work.
     """
+    if not isinstance(entry, CellEntry):
+        raise InputError(f"bench: expected the entry of a cell, as load_cell('lstm') gives it, got {entry!r:.60}")
     V, H, L, B, T = _checked(shape)
     name = entry.identity.name
     config = ModelConfig(cell=name, cell_options=options or {}, wrap=tuple(wrap), hidden=H, layers=L)

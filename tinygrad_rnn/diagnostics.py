@@ -60,7 +60,8 @@ class GradNormSeries:
     `at` (0-based): that of the loss, the last one for "last" and "train".
     `by` is the state whose curve the verdict goes by: the state itself, or the memory beside it where this is an output
     that the memory outlasts (c for the h of an LSTM). `rnn_share` is the share that a plain rnn of the same size keeps
-    over the same lag, where it was measured; see `beside_rnn`.
+    over the same lag, where it was measured, and `rnn_share_below` a bound on it where that is too small for its type
+    (`rnn_share` is 0 then); see `beside_rnn`.
     """
 
     loss: str
@@ -77,6 +78,7 @@ class GradNormSeries:
     at: int
     by: str
     rnn_share: float | None = None
+    rnn_share_below: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The series as JSON values. A norm that is NaN or infinite has no form in JSON and becomes None."""
@@ -94,6 +96,7 @@ class GradNormSeries:
             "at": self.at,
             "by": self.by,
             "rnn_share": self.rnn_share,
+            "rnn_share_below": self.rnn_share_below,
             "numbers": {name: _json(value) for name, value in self.numbers.items()},
         }
 
@@ -192,10 +195,18 @@ def number_text(value: float) -> str:
 
 def share_text(series: GradNormSeries) -> str:
     """The share of a series in two digits; "<1e-37" where the norm is too small for its type, "-" where it has none."""
-    below = series.numbers.get("share_below")
-    if series.share is not None and below is not None:
-        return f"<{below:.0e}"
-    return "-" if series.share is None else number_text(series.share)
+    return _share_text(series.share, series.numbers.get("share_below"))
+
+
+def rnn_share_text(series: GradNormSeries) -> str:
+    """The share that a plain rnn keeps beside a series, as `share_text` spells that of the series."""
+    return _share_text(series.rnn_share, series.rnn_share_below)
+
+
+def _share_text(share: float | None, below: float | None) -> str:
+    if share is None:
+        return "-"
+    return number_text(share) if below is None else f"<{below:.0e}"
 
 
 def grade(share: float) -> Verdict:
@@ -731,17 +742,19 @@ def rnn_like(model: Model) -> Model:
 def beside_rnn(report: GradNormReport, rnn: GradNormReport) -> GradNormReport:
     """`report` with the share that `rnn`, a report over the same steps, keeps in each layer over the same lag."""
 
-    def share(one: GradNormSeries) -> float | None:
+    def kept(one: GradNormSeries) -> tuple[float | None, float | None]:
         found = rnn.select(loss=one.loss, layer=one.layer, state="x" if one.state == "x" else "h")
         if not found:
-            return None
-        if found[0].lag == one.lag and found[0].numbers.get("share_below") is not None:
-            return 0.0  # an underflow: its norm there is rounding
-        return describe(found[0].norm[: found[0].at + 1], lag=one.lag).share
+            return None, None
+        if found[0].lag == one.lag and (below := found[0].numbers.get("share_below")) is not None:
+            return 0.0, float(below)  # an underflow: its norm there is rounding
+        return describe(found[0].norm[: found[0].at + 1], lag=one.lag).share, None
 
-    return dataclasses.replace(
-        report, series=tuple(dataclasses.replace(one, rnn_share=share(one)) for one in report.series)
-    )
+    def beside(one: GradNormSeries) -> GradNormSeries:
+        share, below = kept(one)
+        return dataclasses.replace(one, rnn_share=share, rnn_share_below=below)
+
+    return dataclasses.replace(report, series=tuple(map(beside, report.series)))
 
 
 # ------------------------------------------------------------------------------------- diagnostics of plugins

@@ -30,6 +30,7 @@ from tinygrad_rnn.errors import (
     DtypeError,
     GradientError,
     InPlaceError,
+    InputError,
     NonFiniteError,
     ShapeError,
     TinygradRNNError,
@@ -824,6 +825,8 @@ def tap(name: str, value: Any) -> Any:
 
     Inside `anomaly` what was recorded for it is labelled, so that a bad gradient there can be told by its gate.
     """
+    if not isinstance(name, str):
+        raise InputError(f"tap: expected (name, value) with a text as name, got {type(name).__name__}; swap them")
     if MODE.anomaly is not None and isinstance(value, Variable) and value.node is not None:
         _label(value.node, name, MODE.anomaly)
     if MODE.listener is not None:

@@ -24,8 +24,6 @@ class Started:
     executor: str
     reason: str
     from_step: int
-    division: str = ""
-    """in words, how the text is divided into parts, streams and windows"""
     remarks: tuple[str, ...] = ()
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tinygrad_rnn import plugins
 from tinygrad_rnn.cell import Cell
+from tinygrad_rnn.errors import InputError
 from tinygrad_rnn.plugins import CELLS, PluginIdentity, PluginRow
 
 
@@ -20,6 +21,11 @@ class CellEntry:
 
     cls: type[Cell]
     identity: PluginIdentity
+
+    def __call__(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise InputError: the class `cls` makes cells."""
+        name = self.cls.name
+        raise InputError(f"expected a cell class to call, got the entry of {name!r}; use load_cell({name!r}).cls(...)")
 
 
 C = TypeVar("C", bound=type[Cell])

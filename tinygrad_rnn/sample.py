@@ -120,7 +120,8 @@ def _first_symbols(vocabulary: Vocabulary, options: SampleConfig, rng: np.random
         try:
             first = vocabulary.encode(options.prime, options.unknown)
         except (DataError, InputError) as error:
-            raise type(error)(f"--prime with --unknown {options.unknown}: {error}") from error
+            told = str(error).replace("skip such symbols", "skip such symbols with --unknown skip")
+            raise type(error)(f"--prime with --unknown {options.unknown}: {told}") from error
         if first.size:
             return first
         raise InputError(f"--prime {options.prime!r}: expected at least one symbol that the model knows, got none")

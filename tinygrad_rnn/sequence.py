@@ -370,6 +370,8 @@ def scan(
     and is computed again on the way back: 0 never, None where the sequence would need more than 512 MB.
     Raises what `unroll` raises, and InputError for an executor that does not exist.
     """
+    if recompute is not None:
+        _check_whole("recompute", recompute)
     if recompute is not None and recompute < 0:
         raise InputError(f"recompute: expected a number of timesteps of at least 0, got {recompute}")
     if executor not in (None, *EXECUTORS):
@@ -420,12 +422,20 @@ class Window:
     stop: int
 
 
+def _check_whole(name: str, value: Any) -> None:
+    """Raise InputError for what is no number of timesteps."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise InputError(f"{name}: expected a whole number of timesteps, got {value!r:.60}")
+
+
 def truncated_windows(T: int, k1: int, k2: int) -> Iterator[Window]:
     """The windows of BPTT(k2; k1): an update every k1 steps, each through the last k2 of them.
 
     Steps behind the last multiple of k1 are left out, as an incomplete batch is.
     Source: Williams & Peng 1990 (their h = k2, h' = k1). Raises InputError unless 1 <= k1 <= k2.
     """
+    for name, value in (("T", T), ("k1", k1), ("k2", k2)):
+        _check_whole(f"truncated BPTT: {name}", value)
     if not 1 <= k1 <= k2:
         raise InputError(f"truncated BPTT: expected 1 <= k1 <= k2, got k1={k1}, k2={k2}")
     for stop in range(k1, T + 1, k1):

@@ -527,7 +527,14 @@ class Tensor(Algebra, Variable):
         try:
             self.data[index] = value
         except (ValueError, IndexError) as error:
-            raise ShapeError(f"assign: got a tensor of shape {self.shape}: {error}") from error
+            shape = getattr(value, "shape", None)
+            if shape is None or isinstance(error, IndexError):
+                raise ShapeError(f"assign: got a tensor of shape {self.shape}: {error}") from error
+            place = "it" if index is Ellipsis else f"its part of shape {self.data[index].shape}"
+            raise ShapeError(
+                f"assign: got a tensor of shape {self.shape} and values of shape {shape}, which do not broadcast to "
+                f"{place}; reshape them"
+            ) from error
         self.version[0] += 1
 
     def mark_changed(self) -> None:

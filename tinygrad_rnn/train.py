@@ -202,9 +202,10 @@ class Trainer:
         self.depth = _bptt_batches(config)
         self.watch_every = parse_watch(config.train.watch)
         self.steps_per_epoch = len(self.streams)
-        self.total = config.train.steps or config.train.epochs * self.steps_per_epoch
+        self.total = _length(config, self.steps_per_epoch)
         self.stopped = ""
         self.changes: list[dict[str, Any]] = []  # of settings, by this resume
+        self.rescheduled: tuple[float, float] | None = None  # the next rate before and after a new length changed it
         self.old_text_until = -1  # the last step on another text than this
         self._code = {CODE["cells"]: parts.cell_code, CODE["optimizers"]: parts.optimizer_code}
         self._listeners = parts.listeners
@@ -272,7 +273,6 @@ class Trainer:
             executor,
             reason,
             now.step,
-            describe_division(self.dataset, self.streams),
             tuple(_remarks(self.config, self.total, self.steps_per_epoch)),
         )
         if now.step == 0:
@@ -397,11 +397,11 @@ class Trainer:
         epoch = now.step / self.steps_per_epoch
         return StepDone(now.step, epoch, loss, norm, clipped, share, weights, lr, 0.0, 0.0), report
 
-    def _rate(self) -> float:
-        """The learning rate of the next update."""
-        now = self.progress
+    def _rate(self, total: int | None = None) -> float:
+        """The learning rate of the next update, in a run of so many updates."""
+        now, total = self.progress, self.total if total is None else total
         epoch = now.step / self.steps_per_epoch
-        rate = optim.learning_rate(self.config.optim, epoch, step=now.step, total=self.total, drops=now.drops)
+        rate = optim.learning_rate(self.config.optim, epoch, step=now.step, total=total, drops=now.drops)
         return rate * now.lr_scale
 
     def _check_slots(
@@ -711,10 +711,19 @@ def training_streams(config: RunConfig, dataset: Dataset) -> Streams:
     return Streams(dataset.train, config.data.batch, config.data.seq_len, config.data.drop_last)
 
 
-def describe_division(dataset: Dataset, streams: Streams) -> str:
-    """In words, how the text is divided into parts, and the training part into streams and windows."""
-    held_out = f"{len(dataset.val)} for validation, {len(dataset.test)} for a test"
-    return f"{len(dataset.train)} symbols to train on: {streams.describe()}; {held_out}"
+def describe_division(config: RunConfig, dataset: Dataset, number: Callable[[int], str] = str) -> str:
+    """In words, how `config` divides the text into parts, and the training part into streams and windows.
+
+    `number` spells the numbers. Raises DataError when the training part is too short.
+    """
+    streams = training_streams(config, dataset).describe(number)
+    held_out = f"{number(len(dataset.val))} for validation, {number(len(dataset.test))} for a test"
+    return f"{number(len(dataset.train))} symbols to train on: {streams}; {held_out}"
+
+
+def _length(config: RunConfig, steps_per_epoch: int) -> int:
+    """How many updates a run has in all."""
+    return config.train.steps or config.train.epochs * steps_per_epoch
 
 
 def _check_judge(config: RunConfig, dataset: Dataset) -> None:
@@ -949,6 +958,8 @@ def resume_training(
         before = dataclasses.replace(before, optim=dataclasses.replace(before.optim, lr=rate))
         now.lr_scale, now.drops = 1.0, 0
     trainer.changes = _changes(before, config, trainer.progress.step)
+    rates = trainer._rate(_length(before, trainer.steps_per_epoch)), trainer._rate()
+    trainer.rescheduled = rates if rates[0] != rates[1] else None
     listed = [*describe(run).get("changes", []), *trainer.changes]
     update_description(run, {"config": as_dict(config), "data": data, **({"changes": listed} if listed else {})})
     return trainer
@@ -1028,7 +1039,8 @@ class Plan:
     activation_bytes: int
     step_bytes: int
     seconds_per_step: float
-    division: str
+    remarks: tuple[str, ...] = ()
+    """settings that have no effect in a run of this length, as `Started` has them"""
 
     @property
     def seconds(self) -> float:
@@ -1074,7 +1086,7 @@ def plan(
         kept,
         max(peak, kept),
         seconds,
-        describe_division(dataset, trainer.streams),
+        tuple(_remarks(config, trainer.total, trainer.steps_per_epoch)),
     )
 
 

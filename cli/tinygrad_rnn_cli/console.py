@@ -204,6 +204,11 @@ def number(value: int) -> str:
     return f"{value:,}".replace(",", " ")
 
 
+def counted(value: int, word: str) -> str:
+    """So many of something, in the singular where it is one: 1 step, 4 060 steps."""
+    return f"{number(value)} {word}{'s' * (value != 1)}"
+
+
 def memory(value: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB"):

@@ -12,7 +12,7 @@ import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import aside, emit, emit_json, note, number, table
 from tinygrad_rnn_cli.main import Group
 from tinygrad_rnn_cli.options import Command, common, given, load_plugins, resolve, settings
-from tinygrad_rnn_cli.texts import check_text_options, symbol_name, whole_text
+from tinygrad_rnn_cli.texts import check_text_options, json_name, symbol_name, whole_text
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Corpus, PluginRow
@@ -84,7 +84,10 @@ def _foreign(row: PluginRow) -> dict[str, Any]:
 @settings("data.corpus", "data.between", "data.tokens", "data.min_count", "data.encoding", "data.errors")
 @common("config", "plugin")
 def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
-    """Count characters and symbols of TEXT (files, folders, '-' for standard input), or of a corpus."""
+    """Count characters and symbols of TEXT (files, folders, '-' for standard input), or of a corpus.
+
+    A byte is b'\\xe9' in the table, and 0xe9 with --json.
+    """
     settled = resolve(text=text)
     check_text_options(settled)
     config = settled.run.data
@@ -93,7 +96,8 @@ def stats(text: tuple[str, ...], top: int, as_json: bool) -> None:
         dataset = whole_text(config)
     found = tr.text_statistics(dataset, top)
     if as_json:
-        emit_json(dataclasses.asdict(found))
+        frequent = [[json_name(symbol, found.kind), count] for symbol, count in found.frequent]
+        emit_json({**dataclasses.asdict(found), "frequent": frequent})
         return
     for name, value in [
         ("text", found.source),

@@ -1,4 +1,4 @@
-"""``demo``: the whole story in about a minute."""
+"""``demo``: the whole story in some 15 seconds."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def demo(out: Path | None, budget: float, overwrite: bool) -> None:
     dataset = _text(base)
     _title("1. A text")
     emit(
-        f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} different ones. A model "
-        f"that guesses blindly pays ln {dataset.vocabulary.size} = {math.log(dataset.vocabulary.size):.2f} nats per "
-        "character."
+        f"{dataset.source}: {number(dataset.characters)} characters, {number(dataset.vocabulary.size)} different ones. "
+        f"A model that guesses blindly pays ln {dataset.vocabulary.size} = {math.log(dataset.vocabulary.size):.2f} "
+        "nats per character."
     )
     emit(f"It begins: {_excerpt(dataset)}")
     reports: list[GradNormReport] = []

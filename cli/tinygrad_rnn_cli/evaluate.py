@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import aside, emit, emit_json, number, table, warn
+from tinygrad_rnn_cli.console import aside, counted, emit, emit_json, number, table, warn
 from tinygrad_rnn_cli.options import (
     Command,
     common,
@@ -20,7 +20,7 @@ from tinygrad_rnn_cli.options import (
     which_checkpoint,
     written,
 )
-from tinygrad_rnn_cli.texts import own_text, symbol_name, warn_of_start, whole_text
+from tinygrad_rnn_cli.texts import json_name, own_text, symbol_name, warn_of_start, whole_text
 
 if TYPE_CHECKING:
     from tinygrad_rnn import Score
@@ -69,6 +69,7 @@ def evaluate(
     256 symbols early, unscored, so that none is cold. The validation of train does the same.
 
     The 95 % interval allows for the correlation of neighbouring symbols; a text of fewer than 100 symbols gets none.
+    --by-char names a byte of a byte model b'\\xe9' in its table, and 0xe9 with --json.
     """
     found = resolve_run(run)
     if text:
@@ -85,7 +86,11 @@ def evaluate(
     with aside():
         loaded = load_run(run, which, allow_changed_cell, found)
         if text:
-            dataset = whole_text(found.run.data, text, loaded.vocabulary, unknown)
+            try:
+                dataset = whole_text(found.run.data, text, loaded.vocabulary, unknown)
+            except tr.DataError as error:
+                told = str(error).replace("skip such symbols", "skip such symbols with --unknown skip")
+                raise tr.DataError(told) from error
             source, ids, left_out = dataset.source, dataset.train, dataset.left_out[0]
         else:
             dataset = own_text(loaded, run)
@@ -98,7 +103,8 @@ def evaluate(
         if loaded.carried is not None:
             states = tr.start_losses(loaded.model, loaded.params, ids, loaded.carried)
     if left_out:
-        warn(f"{number(left_out)} symbols of {source} are left out: the model does not know them")
+        are, them = ("is", "it") if left_out == 1 else ("are", "them")
+        warn(f"{counted(left_out, 'symbol')} of {source} {are} left out: the model does not know {them}")
     warn_of_start(states)
     symbols, kind = loaded.vocabulary.symbols, loaded.vocabulary.kind
     rows = [(symbols[index], mean, count) for index, mean, count in score.by_symbol]
@@ -121,15 +127,17 @@ def evaluate(
             "carried_nats": states and states[1],
         }
         if by_char:
-            facts["by_char"] = [{"symbol": symbol, "nats": mean, "count": count} for symbol, mean, count in listed]
+            facts["by_char"] = [
+                {"symbol": json_name(symbol, kind), "nats": mean, "count": count} for symbol, mean, count in listed
+            ]
         emit_json(facts)
         return
     streams = f" in {score.streams} streams, each but the first behind {score.warm_up} symbols of warm-up"
     for name, value in [
-        ("text", f"{source}, {number(score.symbols)} symbols scored{streams * (score.streams > 1)}"),
+        ("text", f"{source}, {counted(score.symbols, 'symbol')} scored{streams * (score.streams > 1)}"),
         ("nats", f"{score.nats:.4f} per symbol, {_interval(score, 1.0)}"),
         ("bits", f"{score.bits:.4f} per symbol, {_interval(score, math.log(2))}"),
-        ("perplexity", f"{score.perplexity:.4g} (of {loaded.vocabulary.size} symbols)"),
+        ("perplexity", f"{score.perplexity:.4g} (of {counted(loaded.vocabulary.size, 'symbol')})"),
     ]:
         emit(f"{name:<12} {value}")
     if by_char:

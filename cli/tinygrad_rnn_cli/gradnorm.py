@@ -65,7 +65,7 @@ TRAP = (
     multiple=True,
     metavar="[CELL.]KEY=VALUE",
     help="an option of the cell, as in activation=identity; of one among several: rnn.activation=identity; where one "
-    "--cell stands more than once, of the one before it",
+    "--cell stands more than once, of the one before it, and before the first --cell, of all",
 )
 @click.option(
     "--steps",
@@ -421,7 +421,7 @@ def show(reports: Sequence[GradNormReport]) -> None:
     emit(
         wrapped(
             f"{TITLE}: {', '.join(report.cell for report in reports)}; {first.layers} {_plural(first.layers, 'layer')} "
-            f"of {number(first.hidden)} units, {first.steps} {_plural(first.steps, 'step')}"
+            f"of {number(first.hidden)} units, {number(first.steps)} {_plural(first.steps, 'step')}"
         ).replace(TITLE, paint(TITLE, sys.stdout, bold=True))
     )
     if any(report.series for report in reports):
@@ -443,7 +443,7 @@ def show(reports: Sequence[GradNormReport]) -> None:
                         f"{s.slope:+.4f}" if _fitted(s) else "-",
                         "-" if s.horizon is None else str(s.horizon),
                         tr.share_text(s),
-                        "-" if s.rnn_share is None else tr.number_text(s.rnn_share),
+                        tr.rnn_share_text(s),
                         s.verdict + (f" (as {s.by})" if s.by != s.state else ""),
                     ]
                 )

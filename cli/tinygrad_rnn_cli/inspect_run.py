@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import emit, emit_json, number, paint, table
+from tinygrad_rnn_cli.console import counted, emit, emit_json, number, paint, table
 from tinygrad_rnn_cli.options import Command, common, given, spell
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _print(facts: dict[str, Any]) -> None:
     line("parameters", number(facts["parameters"]) if facts["parameters"] is not None else "unknown")
     line(
         "trained",
-        f"{number(progress['steps'])} step{'s' * (progress['steps'] != 1)}, {progress['epoch']:.2f} epochs"
+        f"{counted(progress['steps'], 'step')}, {progress['epoch']:.2f} epochs"
         + (f", last loss {progress['loss']:.4f}" if progress["loss"] is not None else ""),
     )
     if progress["clipped_share"]:

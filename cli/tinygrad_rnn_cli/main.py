@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -11,7 +12,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -28,7 +29,7 @@ PROGRAM = "tinygrad-rnn"
 # command -> where it is, and its line of --help. A module is imported when its command is used: none of them imports
 # NumPy, rich or a plugin before it runs, but even a dozen small ones would make --help wait.
 COMMANDS = {
-    "demo": ("demo:demo", "the whole story in about a minute: start here"),
+    "demo": ("demo:demo", "the whole story in some 15 seconds: start here"),
     "train": ("train:train", "train a model on a text, into a run folder"),
     "resume": ("resume:resume", "continue a run exactly where it stopped"),
     "sample": ("sample:sample", "let a trained model write"),
@@ -45,6 +46,7 @@ COMMANDS = {
 }
 
 OK, ERROR, USAGE, CHECK_FAILED, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 4, 128 + signal.SIGINT
+READER_GONE = 128 + 13  # SIGPIPE, which ends other tools at once; Windows has no name for it
 
 
 class Group(click.Group):
@@ -81,9 +83,14 @@ class Program(Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
         write_plugins(formatter, plugin_commands(ctx))
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _quiet_without_reader():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _quiet_without_reader():
+                return super().invoke(ctx)
         except Exception as error:
             name = ctx.invoked_subcommand
             if name is None or name in COMMANDS or isinstance(error, _CLICKS) or _expected(error, ()) is not None:
@@ -105,6 +112,16 @@ class Program(Group):
         except KeyboardInterrupt:
             code = report(click.Abort(), arguments)
         sys.exit(code if isinstance(code, int) else OK)
+
+
+@contextlib.contextmanager
+def _quiet_without_reader() -> Iterator[None]:
+    """End with our code where nobody reads the output any more; click itself would end with 1."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        console.forget(sys.stdout)  # the interpreter's last flush must not complain
+        raise click.exceptions.Exit(READER_GONE) from error
 
 
 _CLICKS = (click.exceptions.Exit, click.Abort)  # no errors, but how click ends a program
@@ -145,8 +162,8 @@ def _plugin_command(ctx: click.Context, name: str) -> click.Command | None:
 def report(error: Exception, arguments: Sequence[str]) -> int:
     """Say what went wrong, in one line (with its traceback under -vv; a bug always has one), and the exit code."""
     if isinstance(error, BrokenPipeError):
-        console.forget(sys.stdout)  # the reader has gone: the interpreter's last flush must not complain
-        return ERROR
+        console.forget(sys.stdout)
+        return READER_GONE
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.Abort):
@@ -245,7 +262,7 @@ def cli() -> None:
     Settings can also stand in the environment (--seq-len as TINYGRAD_RNN_SEQ_LEN) or in a file (--config).
     TINYGRAD_RNN_CELLS=lstm,mut1 leaves only these cells; so do _OPTIMIZERS, _CALLBACKS, _DIAGNOSTICS, _DATASETS and
     _COMMANDS for the other groups of plugins. Exit codes: 0 fine, 1 error, 2 usage, 3 a check failed, 4 diverged, 130
-    interrupted.
+    interrupted, 141 the reader of the output is gone.
     """
 
 

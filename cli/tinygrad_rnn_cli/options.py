@@ -739,6 +739,9 @@ def _check_weights(found: Settings, init_from: Path, bound: Mapping[str, Any]) -
     ]
     if brought:
         note(f"note: --init-from {init_from} brings {' '.join(brought)}")
+    stored_type, dtype = tr.run_config(tr.open_run(init_from)).train.dtype, found.run.train.dtype
+    if stored_type == "float64" != dtype:
+        note(f"note: --init-from {init_from}: its weights are rounded to {dtype}; --dtype float64 keeps them")
 
 
 # What a setting takes back of the layers below it: options belong to one cell or optimiser, a corpus replaces a text,
@@ -779,6 +782,8 @@ def _several_numbers(key: str, value: Any) -> tuple[float, ...]:
         raise tr.InputError(f"{key}: expected a number, or several, got none")
     for number in numbers:
         tr.check_limits(_declared(key)[1], number, key)
+        if numbers.count(number) > 1:  # each would print the same text
+            raise tr.InputError(f"{key}: expected numbers that differ, got {number:g} more than once; see --num")
     return numbers
 
 

@@ -24,6 +24,7 @@ import click
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.console import (
     aside,
+    counted,
     detail,
     is_terminal,
     is_unicode,
@@ -37,6 +38,7 @@ from tinygrad_rnn_cli.console import (
 )
 from tinygrad_rnn_cli.drawing import plot_text
 from tinygrad_rnn_cli.gradnorm import judged, plot_curves
+from tinygrad_rnn_cli.texts import text_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,6 +55,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class View:
     """What is shown of a run in progress."""
 
+    text: str  # its length
+    division: str
     total: int = 0
     from_step: int = 0
     done: StepDone | None = None
@@ -70,7 +74,8 @@ def follow(trainer: Trainer, limit: float = math.inf) -> Finished:
     The first SIGINT or SIGTERM lets it finish its step and save; the second ends the program at once. Exits with
     128 + the signal's number when it was interrupted.
     """
-    view = View()
+    division = tr.describe_division(trainer.config, trainer.dataset, number)
+    view = View(text_size(trainer.dataset), division)
     live = is_terminal(sys.stderr) and not screen().quiet
     finished: Finished | None = None
     with aside(), _signals(trainer, view, live), _display(view) if live else nullcontext() as display:
@@ -124,11 +129,11 @@ def _take(event: Event, view: View, say: Callable[[str], None], live: bool) -> N
             view.total, view.from_step = event.steps, event.from_step
             begun = f", from step {number(event.from_step)}" if event.from_step else ""
             say(
-                f"{number(event.params)} parameters, {number(event.characters)} characters, {event.V} symbols; "
-                f"{number(event.steps)} steps ({event.steps / event.steps_per_epoch:.4g} epochs){begun} on "
+                f"{counted(event.params, 'parameter')}, {view.text}, {counted(event.V, 'symbol')}; "
+                f"{counted(event.steps, 'step')} ({event.steps / event.steps_per_epoch:.4g} epochs){begun} on "
                 f"{event.device}"
             )
-            say(f"text: {event.division}")
+            say(f"text: {view.division}")
             tell = say if event.executor == "unroll" and event.device == "cpu" else detail
             tell(f"cells run by {event.executor}: {event.reason}")
             for remark in event.remarks:
@@ -182,7 +187,7 @@ def _plain(text: str) -> str:
 def step_line(done: StepDone, view: View) -> str:
     """One line of a log, as char-rnn prints it and more."""
     return (
-        f"step {done.step}/{view.total}  epoch {done.epoch:.2f}  loss {done.loss:.4f}  "
+        f"step {number(done.step)}/{number(view.total)}  epoch {done.epoch:.2f}  loss {done.loss:.4f}  "
         f"grad {_norms(done)}  grad/param {_ratio(done):.2e}  lr {done.lr:.3g}  "
         f"{_rate(done.symbols_per_s)}  {seconds(done.seconds_left)} left"
     )
@@ -231,7 +236,7 @@ class _Frame:
         bar.add_column(justify="right")
         left = f"{seconds(done.seconds_left)} left" if done is not None else "starting"
         bar.add_row(
-            Text(f"step {step}/{view.total}", style="bold"),
+            Text(f"step {number(step)}/{number(view.total)}", style="bold"),
             ProgressBar(total=max(view.total, 1), completed=step),
             Text(left),
         )

@@ -86,6 +86,11 @@ def resume(run: Path, allow_changed_cell: bool, text: tuple[Path, ...], allow_ot
             f"{change['setting']}: {spell(change['from'])} -> {spell(change['to'])}, from step "
             f"{number(change['step'])} on"
         )
+    if trainer.rescheduled is not None:
+        old, new = trainer.rescheduled
+        decay = trainer.config.optim.lr_decay
+        what = f"note: the new length changes --lr-decay {decay}"
+        note(f"{what}: the rate of the next step is {new:.4g} and not {old:.4g}")
     finished = follow(trainer)
     emit(str(finished.path))
     advise_next(finished)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import aside, detail, emit_json, is_terminal, note
+from tinygrad_rnn_cli.console import aside, counted, detail, emit_json, is_terminal, note, number
 from tinygrad_rnn_cli.options import (
     Command,
     Flag,
@@ -25,7 +25,7 @@ from tinygrad_rnn_cli.options import (
     which_checkpoint,
     written,
 )
-from tinygrad_rnn_cli.texts import as_the_run_reads
+from tinygrad_rnn_cli.texts import as_the_run_reads, tell_undecoded
 
 if TYPE_CHECKING:
     from tinygrad_rnn import LoadedModel, SampleConfig
@@ -68,9 +68,9 @@ def sample(
 
     The same --seed gives the same text; without one it is that of the run. Several samples (--num) are printed one
     after the other, each under a line "=== sample 1 of 3 ===", and those at several temperatures (-t 0.2 -t 1) under
-    "=== temperature 0.2 ===" or "=== temperature 0.2, sample 1 of 3 ===". A byte model writes its bytes as they are;
-    --json, which must be Unicode, has them in samples_base64, beside samples, where bytes that are not UTF-8 are
-    U+FFFD.
+    "=== temperature 0.2 ===" or "=== temperature 0.2, sample 1 of 3 ===". With --json, temperatures has an entry for
+    each of samples, in their order. A byte model writes its bytes as they are; --json, which must be Unicode, has them
+    in samples_base64, beside samples, where bytes that are not UTF-8 are U+FFFD.
 
     \b
     tinygrad-rnn sample runs/lstm-python-docs-1 -n 1000 -t 0.7 --prime "The "
@@ -97,7 +97,7 @@ def sample(
     if prime_file is not None:
         options = dataclasses.replace(options, prime=_read(prime_file, loaded))
     _tell_idle(found, options, loaded)
-    detail(f"step {loaded.step} of {run}, {loaded.vocabulary.size} symbols, seed {seed}")
+    detail(f"step {number(loaded.step)} of {run}, {counted(loaded.vocabulary.size, 'symbol')}, seed {seed}")
 
     carried = loaded.carried if state == "carried" else None
     if state == "carried" and carried is None:
@@ -199,7 +199,10 @@ def _aside(pieces: Iterator[list[str]]) -> Iterator[list[str]]:
 def _read(path: Path, loaded: LoadedModel) -> str:
     """The text of `path` as the run read its own: its encoding, no byte order mark; any bytes for bytes."""
     data = loaded.config.data
+    undecoded: dict[str, int] = {}
     try:
-        return tr.read_text(str(path), loaded.vocabulary.kind, data.encoding, data.errors)
+        text = tr.read_text(str(path), loaded.vocabulary.kind, data.encoding, data.errors, undecoded=undecoded)
     except tr.DataError as error:
         raise tr.DataError(f"--prime-file: {as_the_run_reads(error, loaded)}") from error
+    tell_undecoded(undecoded, data)
+    return text

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import note, screen, warn
+from tinygrad_rnn_cli.console import counted, note, screen, warn
 from tinygrad_rnn_cli.options import given, refuse_idle
 
 if TYPE_CHECKING:
@@ -58,8 +58,26 @@ def tell_files(dataset: Dataset, config: DataConfig) -> None:
         for encoding in sorted(set(dataset.encodings)):
             files = [name for name, found in zip(dataset.files, dataset.encodings, strict=True) if found == encoding]
             note(f"read as {encoding}: {_names(files)}; --encoding says otherwise where that is wrong")
+    tell_undecoded(dict(zip(dataset.files, dataset.undecoded, strict=False)), config)
     if dataset.skipped:
         note(f"skipped in the folder: {_names(dataset.skipped)}; name a file itself to read it")
+
+
+def text_size(dataset: Dataset) -> str:
+    """How long a text is, in what its symbols are made of."""
+    if dataset.vocabulary.kind == "bytes":
+        return counted(len(dataset.train) + len(dataset.val) + len(dataset.test), "byte")
+    return counted(dataset.characters, "character")
+
+
+def tell_undecoded(files: Mapping[str, int], config: DataConfig) -> None:
+    """Say how many bytes --errors has changed, and where; `files` gives their number by name."""
+    changed = {name: count for name, count in files.items() if count}
+    if changed:
+        total = sum(changed.values())
+        what = counted(total, "byte")
+        done = "replaced by U+FFFD" if config.errors == "replace" else "left out"
+        note(f"note: --errors {config.errors}: {what} that cannot be decoded {done}: {_names(list(changed))}")
 
 
 def _names(files: Sequence[str]) -> str:
@@ -98,9 +116,15 @@ def symbol_name(symbol: str, kind: str) -> str:
     return repr(symbol.encode("latin-1")) if kind == "bytes" else repr(symbol)
 
 
+def json_name(symbol: str, kind: str) -> str:
+    """A symbol as JSON has it: the text, or 0xHH for a byte, which would look like a character of Latin-1."""
+    return f"0x{ord(symbol):02x}" if kind == "bytes" else symbol
+
+
 def as_the_run_reads(error: tr.DataError, loaded: LoadedModel) -> str:
     """An error of a text, with the remedy of a command that has no options for it: the run says how to read."""
     what, _, remedy = str(error).rpartition("; ")
+    remedy = remedy if "skip such symbols" not in remedy else "take such symbols out of it"
     return f"{what}; {f'convert it to {loaded.config.data.encoding}' if remedy.startswith('pass ') else remedy}"
 
 

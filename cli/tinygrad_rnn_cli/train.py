@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import tinygrad_rnn as tr
-from tinygrad_rnn_cli.console import aside, detail, emit, memory, note, number, seconds, warn
+from tinygrad_rnn_cli.console import aside, counted, detail, emit, memory, note, number, seconds, warn
 from tinygrad_rnn_cli.options import (
     Command,
     Settings,
@@ -26,10 +26,10 @@ from tinygrad_rnn_cli.options import (
     settings,
     written,
 )
-from tinygrad_rnn_cli.texts import MANY, check_text_options, tell_files, warn_of_start
+from tinygrad_rnn_cli.texts import MANY, check_text_options, tell_files, text_size, warn_of_start
 
 if TYPE_CHECKING:
-    from tinygrad_rnn import Dataset, Finished, Plan, Trainer
+    from tinygrad_rnn import Dataset, Finished, Plan
 
 RUNS = Path("runs")
 
@@ -92,7 +92,10 @@ def train(
                 refuse_idle(found.written(key), "beside --init-from, which sets every weight")
         planned = tr.plan(found.run, dataset, plugins=found.plugins, third_party=found.third_party) if plan else None
     if planned is not None:
-        show_plan(planned, found)
+        _tell_idle(found, dataset, planned.steps)
+        for remark in planned.remarks:
+            warn(remark)
+        show_plan(planned, found, dataset)
         return
     folder = out or free_folder(RUNS, f"{found.run.model.cell}-{text_name(found)}")
     with aside():
@@ -109,7 +112,7 @@ def train(
     from tinygrad_rnn_cli.progress import follow
 
     note(f"{dataset.source} -> {folder}")
-    _tell_idle(found, trainer)
+    _tell_idle(found, trainer.dataset, trainer.total)
     advise_size(trainer.model.count(), dataset)
     finished = follow(trainer)
     emit(str(finished.path))
@@ -129,7 +132,9 @@ def warn_of_unknown(dataset: Dataset) -> None:
     """Say how many symbols of the held-out parts are not scored, because the training part has none like them."""
     for part, count in zip(("validation", "test"), dataset.left_out[1:], strict=True):
         if count:
-            warn(f"{number(count)} symbols of the {part} part occur nowhere in the training part: they are left out")
+            occur = "occurs" if count == 1 else "occur"
+            where = f"of the {part} part {occur} nowhere in the training part"
+            warn(f"{counted(count, 'symbol')} {where}: {'it is' if count == 1 else 'they are'} left out")
 
 
 def _tell_leak(dataset: Dataset, found: Settings) -> None:
@@ -138,8 +143,8 @@ def _tell_leak(dataset: Dataset, found: Settings) -> None:
         held_out = {*dataset.val.tolist(), *dataset.test.tolist()}
         if alone := len(held_out - set(dataset.train.tolist())):
             note(
-                f"note: {alone} of the {dataset.vocabulary.size} symbols occur in the held-out parts alone, and the "
-                f"model knows them from there: --vocab-from text ({found.origins['data.vocab_from']})"
+                f"note: {number(alone)} of the {number(dataset.vocabulary.size)} symbols occur in the held-out parts "
+                f"alone, and the model knows them from there: --vocab-from text ({found.origins['data.vocab_from']})"
             )
 
 
@@ -152,25 +157,23 @@ def _refuse_idle(found: Settings) -> None:
         refuse_idle(found.written("train.eval_every"), "with --val-frac 0: no text is held out to validate on")
 
 
-def _tell_idle(found: Settings, trainer: Trainer) -> None:
-    """Say which options of the command line come to nothing because the run is short."""
-    train, total = found.run.train, trainer.total
+def _tell_idle(found: Settings, dataset: Dataset, total: int) -> None:
+    """Say which options of the command line come to nothing because the run has so few steps in `total`."""
+    train = found.run.train
     intervals = {
         "train.eval_every": (train.eval_every, "validates at its end only"),
         "train.save_every": (train.save_every, "saves at its start and end only"),
         "train.sample_every": (train.sample_every, "prints no sample"),
-        "train.watch": (trainer.watch_every, "watches no step"),
+        "train.watch": (int(train.watch.partition(":")[2] or 1), "watches no step"),
     }
     for key, (every, what) in intervals.items():
         if every > total and found.written(key):
             value = tr.setting_as_words(key, tr.setting_of(found.run, key))
-            note(f"note: {value} has no effect: the run of {number(total)} steps {what}")
-    intervals_saved = [
-        every for every in (train.save_every, train.eval_every * (len(trainer.dataset.val) > 1)) if every
-    ]
+            note(f"note: {value} has no effect: the run of {counted(total, 'step')} {what}")
+    intervals_saved = [every for every in (train.save_every, train.eval_every * (len(dataset.val) > 1)) if every]
     most = 2 + sum(total // every for every in intervals_saved)  # one before the first step, and the last
     if found.written("train.keep") and train.keep >= most:
-        note(f"note: --keep {train.keep} has no effect: the run writes {most} checkpoints at most")
+        note(f"note: --keep {train.keep} has no effect: the run writes {number(most)} checkpoints at most")
 
 
 def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, bytes | None]:
@@ -193,10 +196,10 @@ def load_text(found: Settings, init_from: Path | None = None) -> tuple[Dataset, 
     dataset = tr.load_dataset(found.run.data, vocabulary, stdin, extend=True, third_party=found.third_party)
     if vocabulary is not None and (new := dataset.vocabulary.symbols[vocabulary.size :]):
         shown = ", ".join(map(repr, new[:MANY])) + (", ..." if len(new) > MANY else "")
-        what = "1 symbol" if len(new) == 1 else f"{number(len(new))} symbols"
+        what = counted(len(new), "symbol")
         note(f"note: {what} of the text that {init_from} does not know ({shown}): new rows, drawn at random")
     detail(
-        f"{dataset.source}: {number(dataset.characters)} characters, {dataset.vocabulary.size} symbols, sha256 "
+        f"{dataset.source}: {text_size(dataset)}, {counted(dataset.vocabulary.size, 'symbol')}, sha256 "
         f"{dataset.sha256[:16]}"
     )
     tell_files(dataset, found.run.data)
@@ -220,13 +223,13 @@ def text_name(found: Settings) -> str:
     return (Path(path.stem).stem if path.suffix.lower() in tr.COMPRESSED else path.stem) or "text"
 
 
-def show_plan(plan: Plan, found: Settings) -> None:
+def show_plan(plan: Plan, found: Settings, dataset: Dataset) -> None:
     """What the run would cost, on stdout."""
     width = 8 if found.run.train.dtype == "float64" else 4
     for name, value in [
         ("parameters", f"{number(plan.params)} ({memory(plan.params * width)})"),
-        ("text", f"{number(plan.characters)} characters"),
-        ("division", plan.division),
+        ("text", text_size(dataset)),
+        ("division", tr.describe_division(found.run, dataset, number)),
         ("steps", f"{number(plan.steps)} ({number(plan.steps_per_epoch)} per epoch)"),
         (
             "memory",
@@ -248,13 +251,13 @@ def advise_size(params: int, dataset: Dataset) -> None:
     ratio = params / max(dataset.characters, 1)
     if ratio > 5:
         note(
-            f"advice: {ratio:.0f} times as many parameters as characters: the model can learn the text by heart; give "
-            "more text, a smaller --hidden, or --dropout 0.5"
+            f"advice: {number(round(ratio))} times as many parameters as characters: the model can learn the text by "
+            "heart; give more text, a smaller --hidden, or --dropout 0.5"
         )
     elif ratio < 0.1:
         note(
-            f"advice: {1 / ratio:.0f} times as many characters as parameters: a larger model (--hidden) can learn "
-            "more, if you have the time"
+            f"advice: {number(round(1 / ratio))} times as many characters as parameters: a larger model (--hidden) can "
+            "learn more, if you have the time"
         )
 
 
@@ -266,7 +269,9 @@ def advise_next(finished: Finished) -> None:
         note(f"best validation loss {finished.best_loss:.4f} nats per symbol")
     if finished.clipped:
         share = finished.clipped / finished.step
-        note(f"the gradient was clipped in {number(finished.clipped)} of {number(finished.step)} steps ({share:.0%})")
+        note(
+            f"the gradient was clipped in {number(finished.clipped)} of {counted(finished.step, 'step')} ({share:.0%})"
+        )
     warn_of_start(finished.start_losses)
     note("next:")
     for command, why in [

@@ -289,6 +289,32 @@ def test_training_outlives_the_reader_of_its_log(tmp_path: Path) -> None:
     assert "step-00000020" in checkpoints(tmp_path / "run")[-1].name
 
 
+def test_ctrl_c_during_the_imports_is_quiet() -> None:
+    interrupt = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'click': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from tinygrad_rnn_cli.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", interrupt], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_reader_that_has_gone_ends_the_program_as_it_ends_other_tools(run: Path) -> None:
+    """As in `sample RUN -n 100000 | head -c 30`."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        words = [sys.executable, "-m", "tinygrad_rnn_cli", "sample", str(run), "-n", "20"]
+        done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, timeout=120)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (128 + 13, b"")
+
+
 def test_a_long_name_with_one_dash_is_named_whole(invoke: Any, run: Path) -> None:
     refused(invoke(["sample", run, "-verbos", "3"]), 2, "-verbos")
 

@@ -83,3 +83,14 @@ def test_json_is_json_on_an_ascii_stdout(program: Any, run: Path, tmp_path: Path
     (tmp_path / "text.txt").write_text("é€" * 30, encoding="utf-8")
     done = program("data", "stats", "text.txt", "--json", PYTHONIOENCODING="ascii")
     assert {symbol for symbol, _ in json.loads(done.stdout)["frequent"]} == {"é", "€"}
+
+
+def test_json_names_a_byte_as_a_number(invoke: Any, tmp_path: Path) -> None:
+    """The bytes of é, c3 and a9, would be two characters of Latin-1."""
+    (tmp_path / "text").write_bytes("é".encode() * 300)
+    counted = json.loads(invoke("data stats text --tokens bytes --json").stdout)
+    assert counted["frequent"] == [["0xa9", 300], ["0xc3", 300]]
+    words = "--tokens bytes --hidden 4 --layers 1 --batch 2 --seq-len 5 --steps 1 --out run".split()
+    assert invoke(["train", "text", *words]).exit_code == 0
+    scored = json.loads(invoke("eval run text --by-char --json").stdout)["by_char"]
+    assert {row["symbol"] for row in scored} == {"0xa9", "0xc3"}

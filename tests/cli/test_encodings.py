@@ -45,6 +45,22 @@ def test_a_text_in_latin_1(invoke: Any, tmp_path: Path) -> None:
     assert counted["sha256"] == json.loads(invoke("data stats utf8.txt --json").stdout)["sha256"]
 
 
+def test_bytes_that_are_changed_are_counted(invoke: Any, tmp_path: Path) -> None:
+    """Of the first file 2 bytes a line are no UTF-8, and 3 at the end are a character cut short; of the second none."""
+    (tmp_path / "a.txt").write_bytes(b"good text, then \xff\xfe\n" * 600 + b"\xf0\x9f\x98")
+    (tmp_path / "b.txt").write_bytes(b"good text")
+    for how, what in (("replace", "replaced by U+FFFD"), ("ignore", "left out")):
+        done = trained(invoke, "a.txt", "b.txt", "--errors", how, "--overwrite")
+        assert f"note: --errors {how}: 1 203 bytes that cannot be decoded {what}: a.txt" in done.stderr
+        assert data_of(tmp_path / "run")[1]["undecoded"] == [1203, 0]
+        assert json.loads(invoke(f"data stats a.txt --errors {how} --json").stdout)["undecoded"] == [1203]
+    (tmp_path / "prime.txt").write_bytes(b"good \xff")
+    assert (
+        "1 byte that cannot be decoded left out: prime.txt" in invoke("sample run -n 3 --prime-file prime.txt").stderr
+    )
+    assert "decoded" not in invoke("data stats b.txt --errors replace").stderr
+
+
 def test_a_guess_is_told_and_recorded(invoke: Any, tmp_path: Path) -> None:
     pytest.importorskip("charset_normalizer")
     (tmp_path / "a.txt").write_bytes(FRENCH.encode("cp1252"))

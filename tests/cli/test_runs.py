@@ -192,8 +192,8 @@ def test_plan_writes_nothing(invoke: Any, tmp_path: Path) -> None:
     for word in ("parameters", "memory", "time", "steps"):
         assert word in done.stdout
     division = (
-        "22800 symbols to train on: 4 streams of 5700 steps a pass, in 570 windows of 10 steps; 1200 for validation, "
-        "0 for a test"
+        "22 800 symbols to train on: 4 streams of 5 700 steps a pass, in 570 windows of 10 steps; 1 200 for "
+        "validation, 0 for a test"
     )
     assert f"division     {division}\n" in done.stdout
     dropped = invoke(["train", *TINY, "--seq-len", "9", "--recipe", "min-char-rnn", "--plan"]).stdout
@@ -203,9 +203,21 @@ def test_plan_writes_nothing(invoke: Any, tmp_path: Path) -> None:
 
 def test_a_run_says_how_its_text_is_divided(invoke: Any) -> None:
     done = invoke(["train", *TINY, "--seq-len", "77", "--steps", "1"])
-    division = "4 streams of 5700 steps a pass, in 73 windows of 77 steps, 1 of 40 and 1 of 39; 1200 for validation"
-    assert f"text: 22800 symbols to train on: {division}, 0 for a test\n" in done.stderr
+    division = "4 streams of 5 700 steps a pass, in 73 windows of 77 steps, 1 of 40 and 1 of 39; 1 200 for validation"
+    assert f"text: 22 800 symbols to train on: {division}, 0 for a test\n" in done.stderr
     assert "(0.01333 epochs)" in done.stderr
+
+
+def test_numbers_are_grouped_alike_and_a_byte_is_no_character(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes("äöü ".encode() * 900)
+    words = ["train", "text", *TINY[:-2], "--tokens", "bytes", "--seq-len", "1"]
+    done = invoke([*words, "--steps", "1200", "--batch", "1", "--eval-every", "0"])
+    assert ", 6 300 bytes, 256 symbols; 1 200 steps (" in done.stderr and "step 1 200/1 200 " in done.stderr
+    assert "in 5 984 windows of 1 step; 315 for validation" in done.stderr
+    assert "text         6 300 bytes\n" in invoke([*words, "--plan"]).stdout
+    assert " symbols; 1 step (" in invoke([*words, "--steps", "1"]).stderr
+    every = (done.stderr + done.stdout).replace("--steps 2400", "")  # a command to type
+    assert not re.search(r"(?<![\d.e-])[1-9]\d{3,}", every), every
 
 
 def test_advice_on_size(invoke: Any, tmp_path: Path) -> None:
@@ -230,6 +242,18 @@ def test_samples(invoke: Any, trained: Path) -> None:
     assert stopped.endswith("l") and stopped.count("l") == 1
     greedy = invoke(["sample", trained, "-n", "10", "--greedy", "--seed", "5"]).stdout
     assert greedy == invoke(["sample", trained, "-n", "10", "-t", "0"]).stdout
+
+
+def test_a_temperature_given_twice_is_refused(invoke: Any, trained: Path) -> None:
+    done = invoke(["sample", trained, "-t", "0.5", "-t", "0.50"])
+    assert done.exit_code == 2
+    assert "--temperature: expected numbers that differ, got 0.5 more than once; see --num" in done.stderr
+
+
+def test_symbols_that_the_model_does_not_know_name_the_option(invoke: Any, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("XYZQ" * 9)
+    for words in (["sample", trained, "--prime", "XYZQ"], ["eval", trained, "other.txt"]):
+        assert "skip such symbols with --unknown skip" in invoke(words).stderr
 
 
 def test_several_temperatures_in_one_call(invoke: Any, trained: Path, tmp_path: Path) -> None:
@@ -385,6 +409,37 @@ def test_resume_refuses_what_the_run_has_settled(invoke: Any, run: Path) -> None
     short = invoke(["resume", run, "--steps", "5"])
     assert short.exit_code == 2 and "done already" in short.stderr
     assert invoke(["resume", run, "--steps", "14"]).exit_code == 0
+
+
+def test_a_plan_says_what_has_no_effect_as_the_run_does(invoke: Any) -> None:
+    words = ["train", *TINY, *"--steps 6 --patience 3 --eval-every 3 --sample-every 9 --watch grads:7 --keep 9".split()]
+    words += "--lr-decay exp:0.5@9 --warmup 6".split()
+    told = [
+        [line for line in invoke([*words, *more]).stderr.splitlines() if "effect" in line or "--warmup" in line]
+        for more in ([], ["--plan"])
+    ]
+    assert len(told[0]) == 6 and sorted(told[0]) == sorted(told[1])
+
+
+def test_init_from_says_that_it_rounds(invoke: Any) -> None:
+    assert invoke(["train", *TINY, *"--steps 1 --dtype float64 --out wide".split()]).exit_code == 0
+    rounded = invoke(["train", *TINY, *"--steps 1 --init-from wide --out narrow".split()])
+    assert "--init-from wide: its weights are rounded to float32; --dtype float64 keeps them" in rounded.stderr
+    for more in ("--init-from wide --dtype float64", "--init-from narrow", "--init-from narrow --dtype float64"):
+        done = invoke(["train", *TINY, *f"--steps 1 {more}".split()])
+        assert done.exit_code == 0 and "rounded" not in done.stderr
+
+
+def test_resume_says_that_a_new_length_changes_the_schedule(invoke: Any) -> None:
+    """At its end the rate of a cosine is 0; half way through it is lr / 2."""
+    done = invoke(["train", *TINY, *"--lr 0.01 --lr-decay cosine --steps 4 --out run".split()])
+    assert done.exit_code == 0, done.stderr
+    told = invoke("resume run --steps 8").stderr
+    assert "note: the new length changes --lr-decay cosine: the rate of the next step is 0.005 and not 0" in told
+    assert "the new length" not in invoke("resume run --steps 8").stderr
+    plain = ["train", *TINY, *"--steps 2 --out plain".split()]
+    assert invoke(plain).exit_code == 0
+    assert "the new length" not in invoke("resume plain --steps 4").stderr
 
 
 def test_resume_with_other_settings_is_recorded_and_shown(invoke: Any, run: Path) -> None:

@@ -60,6 +60,7 @@ def test_a_batch_by_hand() -> None:
     [
         (100, 1, 50, False, "1 stream of 99 steps a pass, in 1 window of 50 steps and 1 of 49"),
         (100, 1, 50, True, "1 stream of 50 steps a pass, in 1 window of 50 steps; the last 49 symbols are left out"),
+        (7, 5, 1, True, "5 streams of 1 step a pass, in 1 window of 1 step; the last symbol is left out"),
         (1201, 3, 100, False, "3 streams of 400 steps a pass, in 4 windows of 100 steps"),
         (1204, 3, 100, False, "3 streams of 401 steps a pass, in 3 windows of 100 steps, 1 of 51 and 1 of 50"),
     ],

@@ -13,7 +13,9 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -392,3 +394,12 @@ def test_an_xz_file_that_asks_for_much_memory_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(compressed, "XZ_MEMORY", 1 << 20)
     with pytest.raises(DataError, match=r"expected xz data in .*Memory usage limit"):
         list(read_chunks([written(tmp_path, "a.xz", lzma.compress(b"a text"))]))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "cp1252", "shift_jis", "gb18030", "utf-7"])
+@pytest.mark.parametrize("errors", ["replace", "ignore"])
+def test_bytes_of_no_character_are_treated_as_python_treats_them(tmp_path: Path, encoding: str, errors: Any) -> None:
+    data = np.random.default_rng(0).integers(1, 256, 999, np.uint8).tobytes()
+    (tmp_path / "a").write_bytes(data)
+    chunks = read_chunks([str(tmp_path / "a")], errors, encoding=encoding, chunk_bytes=7)
+    assert "".join(chunks) == data.decode(encoding, errors).removeprefix("\ufeff")

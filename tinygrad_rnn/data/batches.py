@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
@@ -80,17 +80,22 @@ class Streams:
         first: npt.NDArray[np.intp] = self._read(self._edge(k), 1)[0]
         return first
 
-    def describe(self) -> str:
-        """In words, how a pass over the text is divided."""
+    def describe(self, number: Callable[[int], str] = str) -> str:
+        """In words, how a pass over the text is divided; `number` spells the numbers."""
+
+        def counted(count: int, word: str) -> str:
+            return f"{number(count)} {word}{'s' * (count != 1)}"
+
         tail = range(max(0, len(self) - 2), len(self))
         sizes = Counter({self.seq_len: tail.start}) + Counter(self.steps(k) for k in tail)
         longest, *shorter = sorted(sizes, reverse=True)
-        windows = [f"{sizes[longest]} window{'s' * (sizes[longest] > 1)} of {longest} steps"]
-        windows += [f"{sizes[size]} of {size}" for size in shorter]
+        windows = [f"{counted(sizes[longest], 'window')} of {counted(longest, 'step')}"]
+        windows += [f"{number(sizes[size])} of {number(size)}" for size in shorter]
         listed = " and ".join([", ".join(windows[:-1]), windows[-1]] if shorter else windows)
-        rest = f"; the last {self.left_out} symbols are left out (--drop-last)" if self.left_out else ""
-        streams = f"{self.batch} streams" if self.batch > 1 else "1 stream"
-        return f"{streams} of {self.stream_length} steps a pass, in {listed}{rest}"
+        last = "the last symbol is" if self.left_out == 1 else f"the last {number(self.left_out)} symbols are"
+        rest = f"; {last} left out (--drop-last)" if self.left_out else ""
+        streams = f"{counted(self.batch, 'stream')} of {counted(self.stream_length, 'step')}"
+        return f"{streams} a pass, in {listed}{rest}"
 
     @cached_property
     def _division(self) -> tuple[int, int, int]:

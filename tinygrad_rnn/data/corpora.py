@@ -102,10 +102,12 @@ class Dataset:
     files: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     encodings: tuple[str, ...] = ()
+    undecoded: tuple[int, ...] = ()
+    """how many bytes of each file are none of its encoding, and were replaced or ignored"""
 
     def facts(self) -> dict[str, Any]:
         """Which text this is, as run.json records it."""
-        names = ("sha256", "source", "characters", "left_out", "files", "skipped", "encodings")
+        names = ("sha256", "source", "characters", "left_out", "files", "skipped", "encodings", "undecoded")
         return {name: getattr(self, name) for name in names}
 
 
@@ -132,6 +134,8 @@ class TextStatistics:
     """what was read, in this order; none for a corpus"""
     skipped: tuple[str, ...]
     """what the folders hold besides"""
+    undecoded: tuple[int, ...]
+    """how many bytes of each file are none of its encoding, and were replaced or ignored"""
 
 
 def corpora() -> list[Corpus]:
@@ -246,13 +250,16 @@ def load_dataset(
     check_sizes(config.batch, config.seq_len)
     _check_fractions(config)
     kind = config.tokens if vocabulary is None else vocabulary.kind
+    undecoded: dict[str, int] = {}
     with ExitStack() as stack:
         encoding = "utf-8" if kind == "bytes" else config.encoding  # nothing is decoded
         opened = stack.enter_context(open_sources(config.text, stdin, encoding))
         sources, between = opened.sources, _between_bytes(config.between, kind)
         if config.text:
             name = _source_name(config.text, len(sources))
-            text: Callable[[], Iterator[str]] = partial(decoded_chunks, sources, config.errors, between=config.between)
+            text: Callable[[], Iterator[str]] = partial(
+                decoded_chunks, sources, config.errors, between=config.between, undecoded=undecoded
+            )
             raw: Callable[[], Iterator[bytes]] = partial(raw_chunks, sources, between=between)
         else:
             name, text = _open_corpus(config.corpus, third_party)
@@ -292,6 +299,7 @@ def load_dataset(
         files=tuple(source.name for source in sources),
         skipped=opened.skipped,
         encodings=() if kind == "bytes" else tuple(source.encoding for source in sources),
+        undecoded=() if kind == "bytes" else tuple(undecoded.get(source.name, 0) for source in sources),
     )
 
 
@@ -316,6 +324,7 @@ def text_statistics(dataset: Dataset, top: int = 10) -> TextStatistics:
         sha256=dataset.sha256,
         files=dataset.files,
         skipped=dataset.skipped,
+        undecoded=dataset.undecoded,
     )
 
 

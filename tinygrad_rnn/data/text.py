@@ -14,7 +14,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +73,22 @@ def read_chunks(
 
 
 def read_text(
-    source: str, kind: str, encoding: str = "utf-8", errors: ErrorPolicy = "strict", stdin: IO[bytes] | None = None
+    source: str,
+    kind: str,
+    encoding: str = "utf-8",
+    errors: ErrorPolicy = "strict",
+    stdin: IO[bytes] | None = None,
+    *,
+    undecoded: MutableMapping[str, int] | None = None,
 ) -> str:
     """All of one source as `Vocabulary.encode` takes it: any bytes for a byte vocabulary, else decoded characters.
 
-    Raises what `read_chunks` raises.
+    `undecoded` receives what `decoded_chunks` puts there. Raises what `read_chunks` raises.
     """
     if kind == "bytes":
         return b"".join(read_byte_chunks([source], stdin)).decode("utf-8", "surrogateescape")
-    return "".join(read_chunks([source], errors, stdin, encoding=encoding))
+    with open_sources([source], stdin, encoding) as opened:
+        return "".join(decoded_chunks(opened.sources, errors, undecoded=undecoded))
 
 
 def read_byte_chunks(
@@ -135,14 +143,23 @@ def _with_encoding(source: Source, codec: str) -> Source:
 
 
 def decoded_chunks(
-    sources: Sequence[Source], errors: ErrorPolicy = "strict", *, between: str = "", chunk_bytes: int = CHUNK_BYTES
+    sources: Sequence[Source],
+    errors: ErrorPolicy = "strict",
+    *,
+    between: str = "",
+    chunk_bytes: int = CHUNK_BYTES,
+    undecoded: MutableMapping[str, int] | None = None,
 ) -> Iterator[str]:
-    """The characters of opened sources; see `read_chunks`. The result does not depend on `chunk_bytes`."""
+    """The characters of opened sources; see `read_chunks`. The result does not depend on `chunk_bytes`.
+
+    `undecoded` receives, by the name of each source with such bytes, how many are none of its encoding and were
+    therefore replaced or ignored.
+    """
     known = ("strict", "replace", "ignore")
     if errors not in known:
         raise InputError(f"no way {errors!r} to treat bytes that are not UTF-8{nearest(errors, known)}")
     empty = True
-    for text in _joined((_decoded(source, errors, chunk_bytes) for source in sources), between):
+    for text in _joined((_decoded(source, errors, chunk_bytes, undecoded) for source in sources), between):
         empty = False
         yield text
     if empty:
@@ -173,15 +190,44 @@ def _joined(texts: Iterable[Iterator[AnyStr]], between: AnyStr) -> Iterator[AnyS
         yield from chunks
 
 
-def _decoded(source: Source, errors: ErrorPolicy, chunk_bytes: int) -> Iterator[str]:
+class _Undecoded(threading.local):
+    """The bytes that the handlers below have replaced or ignored in this thread. A codec knows a handler by its name
+    alone, so none can be made for one source."""
+
+    total = 0
+
+
+_undecoded = _Undecoded()
+
+
+def _counted(
+    handle: Callable[[UnicodeError], tuple[str | bytes, int]],
+) -> Callable[[UnicodeError], tuple[str | bytes, int]]:
+    def count(error: UnicodeError) -> tuple[str | bytes, int]:
+        if isinstance(error, UnicodeDecodeError):
+            _undecoded.total += error.end - error.start
+        return handle(error)
+
+    return count
+
+
+COUNTED = "tinygrad_rnn."  # in front of the names of handlers that count
+codecs.register_error(f"{COUNTED}replace", _counted(codecs.replace_errors))
+codecs.register_error(f"{COUNTED}ignore", _counted(codecs.ignore_errors))
+
+
+def _decoded(
+    source: Source, errors: ErrorPolicy, chunk_bytes: int, undecoded: MutableMapping[str, int] | None
+) -> Iterator[str]:
     if not source.compression and (ending := looks_compressed(_start(source))):
         raise DataError(
             f"expected text, got {COMPRESSED[ending]} data from {source.name!r}; decompress it, or "
             f"give a file whose name ends in {ending}"
         )
-    decoder = codecs.getincrementaldecoder(source.encoding)(errors)
+    decoder = codecs.getincrementaldecoder(source.encoding)(errors if errors == "strict" else f"{COUNTED}{errors}")
     plain = has_plain_nul(source.encoding)
     offset = 0  # bytes given to the decoder so far
+    lost = 0
     started = False
     for raw in _with_end(_raw(source, chunk_bytes)):
         nul = raw.find(0) if plain else -1
@@ -191,6 +237,7 @@ def _decoded(source: Source, errors: ErrorPolicy, chunk_bytes: int) -> Iterator[
                 "pass --tokens bytes, or --encoding with the one that it is in, as utf-16"
             )
         pending = len(decoder.getstate()[0])  # the start of a character that the last chunk cut
+        before = _undecoded.total
         try:
             text = decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
@@ -210,12 +257,15 @@ def _decoded(source: Source, errors: ErrorPolicy, chunk_bytes: int) -> Iterator[
                 f"expected text in {source.encoding}, got a NUL character behind byte {offset} of {source.name!r}; "
                 "pass --encoding with another one, or --tokens bytes"
             )
+        lost += _undecoded.total - before
         offset += len(raw)
         if text and not started:
             started = True
             text = text.removeprefix("\ufeff")
         if text:
             yield text
+    if lost and undecoded is not None:
+        undecoded[source.name] = lost
 
 
 def _likelier(source: Source) -> str:

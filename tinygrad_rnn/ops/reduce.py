@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn.engine import broadcast_to, primitive
+from tinygrad_rnn.errors import InputError
 from tinygrad_rnn.ops.arguments import checked_axes, checked_axis, shape_of
 from tinygrad_rnn.ops.elementwise import astype, at_kink, equal, exp, tied, where
 from tinygrad_rnn.ops.shape import concatenate, diagonal, flip, moveaxis, ravel, reshape
@@ -70,8 +71,14 @@ def _count(x: Any, axes: tuple[int, ...]) -> int:
     return math.prod(x.shape[a] for a in axes)
 
 
+def _check_ddof(ddof: Any, what: str) -> None:
+    if not isinstance(ddof, int | float | np.integer | np.floating):
+        raise InputError(f"{what}: expected a number as ddof, got {ddof!r:.60}; give 0, or 1 for the unbiased estimate")
+
+
 def var(x: Any, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -> Any:
     """The variance over `axis`: the sum of squared distances from the mean divided by their number less `ddof`."""
+    _check_ddof(ddof, "var")
     axes = _axes(x, axis, "var")
     if x.dtype == np.float16:
         return astype(var(astype(x, np.float32), axes, keepdims, ddof=ddof), np.float16)
@@ -81,6 +88,7 @@ def var(x: Any, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -
 
 def std(x: Any, axis: Axis = None, keepdims: bool = False, *, ddof: float = 0) -> Any:
     """The standard deviation over `axis`, the root of `var`; its gradient where all elements are equal is 0."""
+    _check_ddof(ddof, "std")
     axes = _axes(x, axis, "std")
     if x.dtype == np.float16:
         return astype(std(astype(x, np.float32), axes, keepdims, ddof=ddof), np.float16)
