@@ -150,12 +150,10 @@ def _refuse_idle(found: Settings, primed: bool, as_json: bool) -> None:
 
 
 def _tell_idle(found: Settings, options: SampleConfig, loaded: LoadedModel) -> None:
-    """Say what comes to nothing: a temperature given twice, a top-k of all symbols, and what greedy sampling ignores.
+    """Say what comes to nothing: a top-k of all symbols, and what greedy sampling ignores.
 
     A script may pass these to every call.
     """
-    for temperature in sorted({t for t in found.temperatures if found.temperatures.count(t) > 1}):
-        note(f"note: -t {temperature:g} is given more than once: the samples are the same, because the seed is")
     if not (options.greedy or not any(found.temperatures)):
         size = loaded.vocabulary.size
         if found.written("sample.top_k") and options.top_k >= size:
