@@ -41,6 +41,9 @@ def unit_power(rng: np.random.Generator, shape: tuple[int, ...], arrays: Mapping
     return 0.5 * np.log(-np.expm1(-2.0 * np.exp(arrays["nu_log"])))
 
 
+R_MIN = {"help": "smallest |lambda| at the start; long memories: 0.9", "keeps": "a larger r_min"}
+
+
 class LRU(Cell):
     """h' = lambda h + gamma (x B), complex and elementwise, and y' = Re(h' C) + D x. The output is y.
 
@@ -59,10 +62,7 @@ class LRU(Cell):
 
     @dataclass(frozen=True)
     class Options:
-        r_min: float = field(
-            default=0.0,
-            metadata={"help": "smallest |lambda| at the start; long memories: 0.9", "keeps": "a larger r_min"},
-        )
+        r_min: float = field(default=0.0, metadata=R_MIN)
         r_max: float = field(default=1.0, metadata={"help": "largest |lambda| at the start; long memories: 0.999"})
         max_phase: float = field(default=6.28, metadata={"help": "largest phase of lambda at the start, in radians"})
 

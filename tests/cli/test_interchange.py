@@ -78,7 +78,7 @@ def test_a_run_of_anybody_s_weights_is_a_run(invoke: Any, tmp_path: Path, one_li
     assert facts["data"]["source"] == str(tmp_path / "text.txt") and facts["progress"]["steps"] == 0
     page = invoke("inspect got").stdout
     assert "imported from" in page and "text.txt: 150 characters" in page
-    assert "no optimiser" in one_line(invoke("resume got --steps 5").stderr)
+    assert "no training to continue" in one_line(invoke("resume got --steps 5").stderr)
     assert "expected metrics with a loss, got none" in one_line(invoke("plot got").stderr)
     assert invoke("export torch got -q").exit_code == 0
     (advice,) = [line for line in done.stderr.splitlines() if "--init-from" in line]

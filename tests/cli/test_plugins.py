@@ -198,7 +198,7 @@ def test_train_with_everything_of_a_kit(kit: Any, tmp_path: Path, one_line: Any)
     sampled = [kit("sample", run, "-n", "30", "--which", "latest").stdout for run in ("run", "whole")]
     assert sampled[0] == sampled[1] and len(sampled[0]) == 30
     table = kit("diagnose", "shares", "run", "--opt", "top=1", "--text", "site/acme_kit.py")
-    assert "no" in table.stderr  # the file has symbols that the run does not know
+    assert "expected one of the 10 symbols of the vocabulary, got the character 'f'" in table.stderr
     found = json.loads(kit("diagnose", "shares", "run", "--opt", "top=1", "--json").stdout)
     assert [row["symbol"] for row in found["rows"]] == ["\n"] and sum(found["curve"]) == found["symbols"]
     shown = kit("diagnose", "shares", "run").stdout.splitlines()
