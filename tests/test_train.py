@@ -364,7 +364,7 @@ def test_what_has_no_effect_is_refused_before_the_folder_is_made(
     [
         ({"optim__lr_decay": "exp:0.5@9"}, "--lr-decay exp:0.5@9 has no effect: it begins after "),
         ({"optim__lr_decay": "step:0.5@9"}, "--lr-decay step:0.5@9 has no effect: it begins after "),
-        ({"optim__lr_decay": "plateau:0.5@3"}, "and 3 of the validations that count, one every "),
+        ({"optim__lr_decay": "plateau:0.5@3"}, "gives it 3 validations to judge by"),
         ({"optim__warmup": 30}, "--warmup 30: the rate never reaches --lr"),
         ({"train__patience": 3}, "--patience 3 has no effect"),
     ],

@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     from tinygrad_rnn.errors import PluginError as PluginError
     from tinygrad_rnn.errors import ShapeError as ShapeError
     from tinygrad_rnn.errors import TinygradRNNError as TinygradRNNError
+    from tinygrad_rnn.errors import UnknownSymbolError as UnknownSymbolError
     from tinygrad_rnn.errors import nearest as nearest
     from tinygrad_rnn.evaluate import Score as Score
     from tinygrad_rnn.evaluate import is_cold as is_cold
@@ -257,7 +258,7 @@ _PUBLIC = {
     "engine": "anomaly listen no_grad primitive tap",
     "errors": (
         "CheckpointError DataError DeviceError DtypeError FileError GradientError InPlaceError InputError "
-        "NonFiniteError PluginError ShapeError TinygradRNNError nearest"
+        "NonFiniteError PluginError ShapeError TinygradRNNError UnknownSymbolError nearest"
     ),
     "evaluate": "Score is_cold score start_losses",
     "events": "Event Finished RolledBack Sampled Saved Started StepDone Validated Watched",

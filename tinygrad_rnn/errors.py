@@ -57,6 +57,12 @@ class DataError(FileError):
     """A text or corpus that cannot be used: missing, empty, badly encoded, too short."""
 
 
+class UnknownSymbolError(DataError):
+    """A symbol that a vocabulary lacks; `what` is the message without its remedy, which may be a caller's option."""
+
+    what: str = ""
+
+
 class CheckpointError(FileError):
     """A checkpoint that is truncated, changed, foreign or does not fit."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from tinygrad_rnn import backend
 from tinygrad_rnn.config import SampleConfig, check_memory
 from tinygrad_rnn.data import Vocabulary
-from tinygrad_rnn.errors import DataError, InputError, NonFiniteError
+from tinygrad_rnn.errors import DataError, InputError, NonFiniteError, UnknownSymbolError
 from tinygrad_rnn.model import Carried, Model, Params
 
 SAMPLE_BYTES = 100  # what the objects of one sample take at least
@@ -119,9 +119,11 @@ def _first_symbols(vocabulary: Vocabulary, options: SampleConfig, rng: np.random
     if options.prime:
         try:
             first = vocabulary.encode(options.prime, options.unknown)
-        except (DataError, InputError) as error:
-            told = str(error).replace("skip such symbols", "skip such symbols with --unknown skip")
-            raise type(error)(f"--prime with --unknown {options.unknown}: {told}") from error
+        except UnknownSymbolError as error:
+            told = f"--prime with --unknown {options.unknown}: {error.what}"
+            raise DataError(f"{told}; skip such symbols with --unknown skip") from error
+        except InputError as error:
+            raise InputError(f"--prime with --unknown {options.unknown}: {error}") from error
         if first.size:
             return first
         raise InputError(f"--prime {options.prime!r}: expected at least one symbol that the model knows, got none")

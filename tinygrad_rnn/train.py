@@ -753,7 +753,7 @@ def _remarks(config: RunConfig, total: int, steps_per_epoch: int) -> Iterator[st
         yield f"--warmup {warmup}: the rate never reaches --lr, for {ends}"
     if config.train.eval_every:
         validations = total // config.train.eval_every
-        judges = f"{ends} and {validations} of the validations that count, one every {config.train.eval_every}"
+        judges = f"{ends}, and --eval-every {config.train.eval_every} gives it {validations} validations to judge by"
         if decay.kind == "plateau" and validations <= decay.every:
             yield f"--lr-decay {config.optim.lr_decay} has no effect: {judges}"
         if config.train.patience and validations <= config.train.patience:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 
-INTERRUPTED = 128 + signal.SIGINT
-
 
 def main() -> None:
     """Import the program, and run it."""
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else the parent ignores it, as nohup does
     if ours:  # an exception could be raised in the middle of any import, and be printed or swallowed there
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     from tinygrad_rnn_cli.main import main as run
 
     if ours:

@@ -75,8 +75,8 @@ def demo(out: Path | None, budget: float, overwrite: bool) -> None:
     paces = {cell: seconds_per_step(config, dataset) for cell, config in configs.items()}
     steps = affordable_steps(max(paces.values()), budget)  # the same for both, or they could not be compared
     for index, (cell, config) in enumerate(configs.items(), start=2):
-        told = f"{number(steps)} steps, about {seconds(steps * paces[cell])}"
-        _title(f"{index}. Train {_article(cell)} {cell}: {told}")
+        duration = seconds(steps * paces[cell])
+        _title(f"{index}. Train {_article(cell)} {cell}: {number(steps)} steps, about {duration}")
         trainer = tr.start_training(
             tr.replace_config(config, {"train.steps": steps}), dataset, folder / cell, overwrite=overwrite
         )

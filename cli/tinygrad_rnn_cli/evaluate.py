@@ -88,9 +88,8 @@ def evaluate(
         if text:
             try:
                 dataset = whole_text(found.run.data, text, loaded.vocabulary, unknown)
-            except tr.DataError as error:
-                told = str(error).replace("skip such symbols", "skip such symbols with --unknown skip")
-                raise tr.DataError(told) from error
+            except tr.UnknownSymbolError as error:
+                raise tr.DataError(f"{error.what}; skip such symbols with --unknown skip") from error
             source, ids, left_out = dataset.source, dataset.train, dataset.left_out[0]
         else:
             dataset = own_text(loaded, run)

@@ -16,7 +16,19 @@ from click.core import ParameterSource
 
 import tinygrad_rnn as tr
 from tinygrad_rnn_cli.cells import complete_cell
-from tinygrad_rnn_cli.console import aside, emit, emit_json, fail, is_terminal, note, number, paint, table, wrapped
+from tinygrad_rnn_cli.console import (
+    aside,
+    counted,
+    emit,
+    emit_json,
+    fail,
+    is_terminal,
+    note,
+    number,
+    paint,
+    table,
+    wrapped,
+)
 from tinygrad_rnn_cli.drawing import draw_curves
 from tinygrad_rnn_cli.main import CHECK_FAILED
 from tinygrad_rnn_cli.options import (
@@ -332,7 +344,7 @@ def _of_cells(
 def _check_lag(choice: dict[str, Any], T: int) -> None:
     if choice.get("lag", 0) >= T:
         raise click.UsageError(
-            f"--lag {choice['lag']}: expected at most {T - 1} steps back, for {T} {_plural(T, 'step')}; "
+            f"--lag {choice['lag']}: expected at most {T - 1} steps back, for {counted(T, 'step')}; "
             "lower it, or raise --steps"
         )
 
@@ -420,8 +432,8 @@ def show(reports: Sequence[GradNormReport]) -> None:
     several = len(reports) > 1
     emit(
         wrapped(
-            f"{TITLE}: {', '.join(report.cell for report in reports)}; {first.layers} {_plural(first.layers, 'layer')} "
-            f"of {number(first.hidden)} units, {number(first.steps)} {_plural(first.steps, 'step')}"
+            f"{TITLE}: {', '.join(report.cell for report in reports)}; {counted(first.layers, 'layer')} "
+            f"of {number(first.hidden)} units, {counted(first.steps, 'step')}"
         ).replace(TITLE, paint(TITLE, sys.stdout, bold=True))
     )
     if any(report.series for report in reports):
@@ -485,7 +497,7 @@ def _lags(report: GradNormReport) -> str:
     lags = {s.loss: s.lag for s in report.series}
     usual = max(lags.values())
     others = "".join(f", {lag} for {loss}" for loss, lag in lags.items() if lag != usual)
-    return f"{usual} {_plural(usual, 'step')} back{others}"
+    return f"{counted(usual, 'step')} back{others}"
 
 
 def _horizon_eps(reports: Sequence[GradNormReport]) -> float:
@@ -538,7 +550,3 @@ def plot_curves(reports: Sequence[GradNormReport], training: bool = True) -> lis
 def _fitted(series: GradNormSeries) -> bool:
     """Whether there was a slope to fit: a line needs two points."""
     return sum(0.0 < norm < math.inf for norm in series.norm[: series.at + 1]) > 1
-
-
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else f"{word}s"

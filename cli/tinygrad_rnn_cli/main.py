@@ -116,7 +116,7 @@ class Program(Group):
 
 @contextlib.contextmanager
 def _quiet_without_reader() -> Iterator[None]:
-    """End with our code where nobody reads the output any more; click itself would end with 1."""
+    """Exit with 141 when the reader of the output has gone; click would exit with 1."""
     try:
         yield
     except BrokenPipeError as error:

@@ -650,14 +650,10 @@ def resolve(
         of_sample = {key[7:]: value for key, value in layer.items() if key.startswith("sample.")}
         undone = _undone(run, of_run)
         for key, (cause, _) in undone.items():
-            asked = [where for known, where in origins.items() if known == key or known.startswith(f"{key}.")]
-            asked = [where for where in asked if where.startswith(("file", "--set", "environment"))]
-            if asked and tr.setting_of(run, key) and key not in of_run:
-                lost, gained = (
-                    tr.setting_as_words(key, tr.setting_of(run, key)),
-                    tr.setting_as_words(cause, layer[cause]),
-                )
-                note(f"note: {lost} ({asked[0]}) gives way to {gained} ({here.origins.get(cause, name)})")
+            lost = _asked_for(run, key, origins)
+            if lost and key not in of_run:
+                gained = f"{tr.setting_as_words(cause, layer[cause])} ({here.origins.get(cause, name)})"
+                note(f"note: {lost} gives way to {gained}")
         try:
             if "temperature" in of_sample:
                 temperatures = _several_numbers("sample.temperature", of_sample["temperature"])
@@ -754,6 +750,14 @@ _TAKES_BACK: Mapping[str, tuple[str, Any]] = {
 }
 
 
+def _asked_for(run: tr.RunConfig, key: str, origins: Mapping[str, str]) -> str:
+    """A setting that a file, --set or the environment made, in words with where; '' for one that nobody asked for."""
+    made = [where for known, where in origins.items() if known == key or known.startswith(f"{key}.")]
+    made = [where for where in made if where.startswith(("file", "--set", "environment"))]
+    value = tr.setting_of(run, key)
+    return f"{tr.setting_as_words(key, value)} ({made[0]})" if made and value else ""
+
+
 def _undone(run: tr.RunConfig, layer: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """The settings that a layer takes back by what it says: each with the setting that does it, and what is left."""
     return {
@@ -806,7 +810,7 @@ def _known_keys() -> set[str]:
 
 
 def _warn_of_misspelt_variables() -> None:
-    """Say which variables of the environment are nearly a setting; one that is far from all may be somebody else's."""
+    """Warn of environment variables that look like a misspelt setting; any other may belong to another program."""
     names = {flag[2:].upper().replace("-", "_") for flag in option_names().values()} | OTHER_VARIABLES
     names |= {group.variable.removeprefix(PREFIX) for group in tr.PLUGIN_GROUPS}
     for variable in sorted(os.environ):

@@ -25,7 +25,7 @@ The program is `tinygrad-rnn`, also `python -m tinygrad_rnn_cli`.
   environment under its name: `--seq-len` is `TINYGRAD_RNN_SEQ_LEN`.
 * **Exit codes**: 0 fine; 1 an error (a file, a run, a plugin); 2 usage (a flag or a value that cannot be meant);
   3 a check failed (`--fail-on`, `doctor`); 4 training diverged; 130 and 143 interrupted by SIGINT and SIGTERM
-  (a checkpoint is written first; a second signal stops at once).
+  (a checkpoint is written first; a second signal stops at once); 141 the reader of the output has gone.
 * **An option that does nothing** beside the others is a usage error; one that comes to nothing only because the run is
   short, or that a later one overrides, is a line on stderr.
 * **An error** is one line. `-vv` adds the traceback; a bug always keeps its own.

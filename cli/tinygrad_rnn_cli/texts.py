@@ -123,8 +123,9 @@ def json_name(symbol: str, kind: str) -> str:
 
 def as_the_run_reads(error: tr.DataError, loaded: LoadedModel) -> str:
     """An error of a text, with the remedy of a command that has no options for it: the run says how to read."""
+    if isinstance(error, tr.UnknownSymbolError):
+        return f"{error.what}; take such symbols out of it"
     what, _, remedy = str(error).rpartition("; ")
-    remedy = remedy if "skip such symbols" not in remedy else "take such symbols out of it"
     return f"{what}; {f'convert it to {loaded.config.data.encoding}' if remedy.startswith('pass ') else remedy}"
 
 

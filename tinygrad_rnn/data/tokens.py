@@ -14,7 +14,7 @@ from typing import Any, Literal, final, get_args
 import numpy as np
 import numpy.typing as npt
 
-from tinygrad_rnn.errors import DataError, InputError, nearest
+from tinygrad_rnn.errors import DataError, InputError, UnknownSymbolError, nearest
 
 Kind = Literal["chars", "bytes", "words"]
 UnknownPolicy = Literal["error", "skip", "replace"]
@@ -171,18 +171,21 @@ class Vocabulary:
             return np.take(self._table, code_points(text), mode="clip")
         return np.fromiter(map(self._numbers.get, symbols, repeat(-1)), np.int32, len(symbols))
 
-    def _not_known(self, symbol: str, position: int) -> DataError:
+    def _not_known(self, symbol: str, position: int) -> UnknownSymbolError:
         code = f" (U+{ord(symbol):04X})" if len(symbol) == 1 else ""
         what = "character" if self.kind == "chars" else "word"
         remedy = (
-            "; skip such symbols, or train with --min-count 2 or more, which adds an unknown symbol"
+            "skip such symbols, or train with --min-count 2 or more, which adds an unknown symbol"
             if self.unknown is None
-            else "; skip such symbols, or replace them by the unknown one"
+            else "skip such symbols, or replace them by the unknown one"
         )
-        return DataError(
+        told = (
             f"expected one of the {self.size} symbols of the vocabulary, got the {what} {symbol!r}{code} "
-            f"at position {position}{remedy}"
+            f"at position {position}"
         )
+        error = UnknownSymbolError(f"{told}; {remedy}")
+        error.what = told
+        return error
 
 
 @final
